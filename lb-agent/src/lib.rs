@@ -1,0 +1,1 @@
+//! The agent as a library, so that tests reach every module.

@@ -1,0 +1,77 @@
+//! Counters: one per reason, per CPU.
+
+/// Number of elements of `COUNTERS`.
+pub const COUNTERS: u32 = 64;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $index:literal, $name:literal;)+) => {
+        /// Index of a counter in `COUNTERS`. Numbers are part of the ABI.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant = $index,)+ }
+
+        impl Counter {
+            /// All counters in use.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Name, for metrics and tables.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it counts, in one sentence.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections that the socket engine sent to a backend.
+    SocketTranslated = 0, "socket_translated";
+    /// Sockets refused because the service port has no backend at all (V-3).
+    SocketRejected = 1, "socket_rejected";
+    /// Sockets refused because a Local policy has no backend here (V-4).
+    SocketDropped = 2, "socket_dropped";
+    /// Translations that could not be remembered, because socket storage or `SOCKET_PEERS` is full.
+    SocketUnrecorded = 3, "socket_unrecorded";
+    /// New flows that the packet engine sent to a backend.
+    FlowCreated = 8, "flow_created";
+    /// New flows whose source port had to change, because another flow used the reply tuple.
+    FlowReported = 9, "flow_source_port_changed";
+    /// UDP flows that moved to another backend, because theirs stopped serving.
+    FlowMoved = 10, "flow_moved";
+    /// Flow insertions that failed; the packet went on, its next one tries again.
+    FlowTableFull = 11, "flow_table_full";
+    /// Frontend or backend lookups that met an element being reused twice in a row.
+    TornRead = 12, "torn_read";
+    /// Drop: the service port has no backend at all (V-3).
+    DropNoBackend = 16, "drop_no_backend";
+    /// Drop: a Local policy has no backend here (V-4).
+    DropNoLocalBackend = 17, "drop_no_local_backend";
+    /// Drop: a TCP packet to a VIP in the middle of a connection that we have no record of.
+    DropNoFlow = 18, "drop_no_flow";
+    /// Drop: a packet to a VIP whose headers are cut off or contradict themselves.
+    DropMalformed = 19, "drop_malformed";
+    /// Drop: a fragment to a VIP that is not the first one and whose first one was not seen.
+    DropFragment = 20, "drop_fragment";
+    /// Drop: no source port free for a flow whose reply tuple is in use.
+    DropNoPort = 21, "drop_no_port";
+    /// Drop: SCTP to a service port whose target port differs; its CRC32c cannot be kept.
+    DropSctpPort = 22, "drop_sctp_port";
+    /// Drop: the packet could not be rewritten.
+    DropRewrite = 23, "drop_rewrite";
+    /// Drop: the flow table refused the records of a new flow.
+    DropTableFull = 24, "drop_table_full";
+}
+
+const _: () = {
+    let mut i = 0;
+    while i < Counter::ALL.len() {
+        #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+        let counter = Counter::ALL[i];
+        assert!((counter as u32) < COUNTERS);
+        i += 1;
+    }
+};

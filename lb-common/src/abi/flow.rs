@@ -1,0 +1,125 @@
+//! Flows of the packet engine: one record for each direction, each with the translation it applies.
+
+use super::{BackendId, Ip, Mix};
+
+/// At which hook of an interface a record applies.
+pub struct FlowKind;
+
+impl FlowKind {
+    /// Packets that arrive from the interface (client to VIP; replies of a hairpin flow).
+    pub const INGRESS: u8 = 1;
+    /// Packets that leave by the interface (backend to client).
+    pub const EGRESS: u8 = 2;
+}
+
+/// Key of the flow tables: the packet as seen, before translation. 16 or 40 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey<const N: usize> {
+    /// Source address.
+    pub src: Ip<N>,
+    /// Destination address.
+    pub dst: Ip<N>,
+    /// Source port, network order.
+    pub sport: u16,
+    /// Destination port, network order.
+    pub dport: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// See [`FlowKind`].
+    pub kind: u8,
+    /// Zero.
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<FlowKey<1>>() == 16 && size_of::<FlowKey<4>>() == 40);
+
+/// Value of the flow tables: 48 or 72 bytes. Fixed once inserted, but for [`Flow::live`].
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow<const N: usize> {
+    /// The only word written after insertion: coarse time and TCP state, see [`Live`]. A stray
+    /// write to a reused element is harmless: it only ages that record wrongly.
+    pub live: u64,
+    /// Source address after translation.
+    pub src: Ip<N>,
+    /// Destination address after translation.
+    pub dst: Ip<N>,
+    /// Source port after translation, network order.
+    pub sport: u16,
+    /// Destination port after translation, network order.
+    pub dport: u16,
+    /// See the associated constants.
+    pub flags: u32,
+    /// The backend; TCP never depends on it.
+    pub backend: BackendId,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+    /// [`Flow::tag_for`] of the key and all of the above but `live`.
+    pub tag: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Flow<1>>() == 40 && size_of::<Flow<4>>() == 64);
+
+impl<const N: usize> Flow<N> {
+    /// The packet goes back out of the interface it came from (backend = client).
+    pub const HAIRPIN: u32 = 1;
+    /// This record is the reply direction.
+    pub const REPLY: u32 = 1 << 1;
+
+    /// The tag of a record with these contents under `key`. It covers the translation too, so that
+    /// a record torn by the reuse of its element is never applied.
+    #[inline(always)]
+    pub fn tag_for(&self, key: &FlowKey<N>) -> u32 {
+        let ports = |sport: u16, dport: u16| ((sport as u64) << 16) | dport as u64;
+        Mix::new()
+            .ip(&key.src)
+            .ip(&key.dst)
+            .word(ports(key.sport, key.dport) | ((key.proto as u64) << 32) | ((key.kind as u64) << 40))
+            .ip(&self.src)
+            .ip(&self.dst)
+            .word(ports(self.sport, self.dport) | ((self.flags as u64) << 32))
+            .word(self.backend as u64 | ((self.generation as u64) << 32))
+            .tag()
+    }
+
+    /// Whether this record belongs to `key` and is whole.
+    #[inline(always)]
+    pub fn is_for(&self, key: &FlowKey<N>) -> bool {
+        self.tag == self.tag_for(key)
+    }
+}
+
+/// The word of a flow that changes: seconds of the coarse clock when it was last seen in the low
+/// half, TCP state bits in the high one.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Live(pub u64);
+
+impl Live {
+    /// This direction sent FIN.
+    pub const FIN: u32 = 1;
+    /// This direction sent RST and nothing since.
+    pub const RST: u32 = 1 << 1;
+
+    /// A word.
+    #[inline(always)]
+    pub const fn new(seen_s: u32, state: u32) -> Self {
+        Self(seen_s as u64 | ((state as u64) << 32))
+    }
+
+    /// Seconds of the coarse clock when the flow was last seen.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half")]
+    pub const fn seen_s(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// TCP state bits.
+    #[inline(always)]
+    pub const fn state(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}

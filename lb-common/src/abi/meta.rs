@@ -1,0 +1,33 @@
+//! What tools want to know and no kernel program reads: names of service ports, state of the agent.
+
+/// Bytes of an element of `NAMES`.
+pub const NAME_LEN: usize = 168;
+
+/// Element of `NAMES`: `namespace/name:port-name/PROTOCOL`, UTF-8, zero-filled; the port name may
+/// be empty. The longest that the API allows is 63 + 1 + 63 + 1 + 15 + 1 + 4 bytes.
+pub type Name = [u8; NAME_LEN];
+
+/// Number of words of `META`.
+pub const META_WORDS: u32 = 16;
+
+/// Index of a word in `META`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaWord {
+    /// [`super::ABI_VERSION`].
+    AbiVersion = 0,
+    /// Process id of the agent that wrote last.
+    AgentPid = 1,
+    /// Unix time in milliseconds of the last commit.
+    LastCommitMs = 2,
+    /// 1 once the first complete list was programmed.
+    Synced = 3,
+    /// Objects skipped as bad at the last commit.
+    SkippedObjects = 4,
+    /// Commits since the maps were made.
+    Commits = 5,
+    /// Unix time in milliseconds when the source last answered.
+    SourceSeenMs = 6,
+    /// Conflicting frontends at the last commit (contract S-15).
+    Conflicts = 7,
+}

@@ -1,0 +1,134 @@
+//! The layout of every map: what the agent writes and the kernel programs read.
+//!
+//! Rules (design section 3): `repr(C)`, no implicit padding, no `bool`, no enum, no reference.
+//! Addresses and ports are in network byte order, as the bytes lie in a packet; everything else is
+//! in the machine's order. A value that decides is one aligned 64-bit word, loaded once, or cannot
+//! change while it is visible. A change of anything here bumps [`ABI_VERSION`]: the agent pins its
+//! maps in a folder of that name and never reinterprets another one.
+
+mod backend;
+mod counter;
+mod flow;
+mod frontend;
+mod meta;
+mod set;
+mod socket;
+
+pub use backend::{Backend, BackendFlags, BackendId, BackendWord};
+pub use counter::{COUNTERS, Counter};
+pub use flow::{Flow, FlowKey, FlowKind, Live};
+pub use frontend::{FrontendKey, FrontendWord, ServicePortId};
+pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
+pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
+pub use socket::{SocketKey, SocketPeer, SocketRecord};
+
+/// Version of this layout; the name of the pin folder is `v` followed by it.
+pub const ABI_VERSION: u32 = 1;
+
+/// Words of an IPv4 address in keys and records.
+pub const V4: usize = 1;
+/// Words of an IPv6 address in keys and records.
+pub const V6: usize = 4;
+
+/// An address as 32-bit words whose bytes in memory are the bytes on the wire; `N` is [`V4`] or [`V6`].
+pub type Ip<const N: usize> = [u32; N];
+
+/// IP protocol numbers that Services know (IANA protocol numbers).
+pub mod proto {
+    /// ICMP, RFC 792.
+    pub const ICMP: u8 = 1;
+    /// TCP, RFC 9293.
+    pub const TCP: u8 = 6;
+    /// UDP, RFC 768.
+    pub const UDP: u8 = 17;
+    /// `ICMPv6`, RFC 4443.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP, RFC 9260.
+    pub const SCTP: u8 = 132;
+}
+
+/// Names of the maps, as pinned; `docs/maps.md` describes each.
+pub mod map {
+    /// Hash: IPv4 frontend key to frontend word.
+    pub const FRONTENDS4: &str = "FRONTENDS4";
+    /// Hash: IPv6 frontend key to frontend word.
+    pub const FRONTENDS6: &str = "FRONTENDS6";
+    /// Array of set words, by service port id and scope.
+    pub const SETS: &str = "SETS";
+    /// Array of facts words, by service port id.
+    pub const FACTS: &str = "FACTS";
+    /// Array of 64-bit elements, each two 32-bit slots.
+    pub const SLOTS: &str = "SLOTS";
+    /// Array of backends, by backend id.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Array of names, by service port id; never read by a kernel program.
+    pub const NAMES: &str = "NAMES";
+    /// Array of words that tell the state of the agent; never read by a kernel program.
+    pub const META: &str = "META";
+    /// LRU hash: IPv4 flows.
+    pub const FLOWS4: &str = "FLOWS4";
+    /// LRU hash: IPv6 flows.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// LRU hash: half-open IPv4 TCP flows.
+    pub const HALF_OPEN4: &str = "HALF_OPEN4";
+    /// LRU hash: half-open IPv6 TCP flows.
+    pub const HALF_OPEN6: &str = "HALF_OPEN6";
+    /// Socket storage: what `connect` translated.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// Hash: what an unconnected UDP socket's datagrams to a VIP were translated to.
+    pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
+    /// Per-CPU array of counters.
+    pub const COUNTERS: &str = "COUNTERS";
+}
+
+/// Mixes 64-bit words into a tag: a multiply and a fold for each, no 128-bit arithmetic.
+///
+/// A tag tells a record of this key from one that a reused element holds by now; it is no defence
+/// against an adversary, who cannot choose what a reused element holds.
+#[derive(Clone, Copy)]
+pub struct Mix(u64);
+
+impl Mix {
+    /// A fresh state.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Adds one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self, word: u64) -> Self {
+        let x = (self.0 ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        Self(x ^ (x >> 32))
+    }
+
+    /// Adds an address.
+    #[inline(always)]
+    #[must_use]
+    pub fn ip<const N: usize>(self, ip: &Ip<N>) -> Self {
+        let mut mix = self;
+        let mut words = ip.iter();
+        while let Some(&low) = words.next() {
+            let high = match words.next() {
+                Some(&high) => high,
+                None => 0,
+            };
+            mix = mix.word(((high as u64) << 32) | low as u64);
+        }
+        mix
+    }
+
+    /// The tag: never zero, so that zeroed memory never matches.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a tag is the low half")]
+    pub const fn tag(self) -> u32 {
+        (self.0 as u32) | 1
+    }
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,23 @@
+//! Everything that decides, as `no_std` code without dependencies: the kernel programs, host tests
+//! and `lb-agent explain` all run what is here.
+//!
+//! [`abi`] is the layout of every map; the rest is packet logic, generic over [`packet::Packet`]
+//! and [`tables::Tables`].
+#![cfg_attr(not(test), no_std)]
+#![warn(missing_docs)]
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::cast_possible_truncation,
+        clippy::allow_attributes,
+        reason = "tests fail by panicking"
+    )
+)]
+
+pub mod abi;
