@@ -21,3 +21,13 @@
 )]
 
 pub mod abi;
+pub mod csum;
+pub mod decide;
+pub mod flow;
+pub mod packet;
+pub mod parse;
+pub mod rewrite;
+pub mod select;
+pub mod socket;
+pub mod tables;
+pub mod verdict;

@@ -42,7 +42,7 @@ counters! {
     FlowReported = 9, "flow_source_port_changed";
     /// UDP flows that moved to another backend, because theirs stopped serving.
     FlowMoved = 10, "flow_moved";
-    /// Flow insertions that failed; the packet went on, its next one tries again.
+    /// Flow insertions that a table refused.
     FlowTableFull = 11, "flow_table_full";
     /// Frontend or backend lookups that met an element being reused twice in a row.
     TornRead = 12, "torn_read";
@@ -52,13 +52,9 @@ counters! {
     DropNoLocalBackend = 17, "drop_no_local_backend";
     /// Drop: a TCP packet to a VIP in the middle of a connection that we have no record of.
     DropNoFlow = 18, "drop_no_flow";
-    /// Drop: a packet to a VIP whose headers are cut off or contradict themselves.
-    DropMalformed = 19, "drop_malformed";
-    /// Drop: a fragment to a VIP that is not the first one and whose first one was not seen.
-    DropFragment = 20, "drop_fragment";
     /// Drop: no source port free for a flow whose reply tuple is in use.
     DropNoPort = 21, "drop_no_port";
-    /// Drop: SCTP to a service port whose target port differs; its CRC32c cannot be kept.
+    /// Drop: SCTP to a service port whose target port differs; its `CRC32c` cannot be kept.
     DropSctpPort = 22, "drop_sctp_port";
     /// Drop: the packet could not be rewritten.
     DropRewrite = 23, "drop_rewrite";

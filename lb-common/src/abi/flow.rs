@@ -34,7 +34,7 @@ pub struct FlowKey<const N: usize> {
 
 const _: () = assert!(size_of::<FlowKey<1>>() == 16 && size_of::<FlowKey<4>>() == 40);
 
-/// Value of the flow tables: 48 or 72 bytes. Fixed once inserted, but for [`Flow::live`].
+/// Value of the flow tables: 40 or 64 bytes. Fixed once inserted, but for [`Flow::live`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<const N: usize> {
@@ -77,7 +77,11 @@ impl<const N: usize> Flow<N> {
         Mix::new()
             .ip(&key.src)
             .ip(&key.dst)
-            .word(ports(key.sport, key.dport) | ((key.proto as u64) << 32) | ((key.kind as u64) << 40))
+            .word(
+                ports(key.sport, key.dport)
+                    | ((key.proto as u64) << 32)
+                    | ((key.kind as u64) << 40),
+            )
             .ip(&self.src)
             .ip(&self.dst)
             .word(ports(self.sport, self.dport) | ((self.flags as u64) << 32))
@@ -92,8 +96,8 @@ impl<const N: usize> Flow<N> {
     }
 }
 
-/// The word of a flow that changes: seconds of the coarse clock when it was last seen in the low
-/// half, TCP state bits in the high one.
+/// The word of a flow that changes: coarse time when it was last seen in the low half, in units of
+/// 2^30 ns (1.07 s, a shift where seconds would take a division), TCP state bits in the high one.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Live(pub u64);
@@ -106,14 +110,14 @@ impl Live {
 
     /// A word.
     #[inline(always)]
-    pub const fn new(seen_s: u32, state: u32) -> Self {
-        Self(seen_s as u64 | ((state as u64) << 32))
+    pub const fn new(seen: u32, state: u32) -> Self {
+        Self(seen as u64 | ((state as u64) << 32))
     }
 
-    /// Seconds of the coarse clock when the flow was last seen.
+    /// When the flow was last seen, in units of 2^30 ns since boot.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the low half")]
-    pub const fn seen_s(self) -> u32 {
+    pub const fn seen(self) -> u32 {
         self.0 as u32
     }
 

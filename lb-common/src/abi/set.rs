@@ -54,7 +54,6 @@ impl SetWord {
 
     /// Number of backends.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
     pub const fn count(self) -> u32 {
         (self.0 >> 32) as u32 & Self::MAX_COUNT
     }

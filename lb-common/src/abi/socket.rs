@@ -30,7 +30,7 @@ impl SocketKey {
     pub const REVERSE: u8 = 2;
 }
 
-/// Value of `SOCKET_PEERS`, 56 bytes.
+/// Value of `SOCKET_PEERS`, 48 bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketPeer {
@@ -56,7 +56,7 @@ pub struct SocketPeer {
 
 const _: () = assert!(size_of::<SocketPeer>() == 48);
 
-/// Value of `SOCKETS`, the socket's own storage, freed with it: 72 bytes.
+/// Value of `SOCKETS`, the socket's own storage, freed with it: 64 bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketRecord {

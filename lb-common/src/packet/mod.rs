@@ -1,0 +1,40 @@
+//! How packet logic reads and writes a packet, whatever holds it: an skb, an XDP buffer, a slice.
+
+mod slice;
+
+pub use slice::SlicePacket;
+
+/// Typed access at an offset from the first byte of the packet.
+///
+/// Values are raw: the bytes of the wire in an integer of the machine's order, so that equality
+/// works and arithmetic does not. Every access is checked on its own; `None` means that the packet
+/// ends before. Implementations keep a context, never a pointer: nothing survives a call that
+/// moves the data.
+pub trait Packet {
+    /// Reads one byte.
+    fn u8(&self, at: usize) -> Option<u8>;
+    /// Reads two bytes.
+    fn u16(&self, at: usize) -> Option<u16>;
+    /// Reads `N` consecutive 32-bit words with one check.
+    fn words<const N: usize>(&self, at: usize) -> Option<[u32; N]>;
+    /// Writes two bytes.
+    fn set_u16(&mut self, at: usize, value: u16) -> Option<()>;
+    /// Writes `N` consecutive 32-bit words with one check.
+    fn set_words<const N: usize>(&mut self, at: usize, value: &[u32; N]) -> Option<()>;
+    /// Adjusts the transport checksum at `at` by two differences ([`crate::csum::Diff`]): of the
+    /// addresses, which a partial checksum covers, and of the rest, which it does not.
+    fn adjust_checksum(&mut self, at: usize, change: &ChecksumChange) -> Option<()>;
+}
+
+/// What a rewrite does to a transport checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChecksumChange {
+    /// Difference of the pseudo header, unfolded (RFC 1071 sum of 16-bit words).
+    pub pseudo: u32,
+    /// Difference of the transport header.
+    pub header: u32,
+    /// UDP: zero means "no checksum" and stays, and a computed zero becomes 0xffff (RFC 768).
+    pub udp: bool,
+    /// The addresses are IPv6: no header checksum makes up for their change.
+    pub ipv6: bool,
+}

@@ -1,0 +1,255 @@
+//! From bytes to the flow key of a packet, or the reason why it has none.
+//!
+//! Everything read here is hostile: no length is believed before it is compared, every offset is
+//! masked or bounded so that the verifier can see it, and no loop depends on the packet.
+
+use crate::abi::{FlowKey, Ip, V4, V6, proto};
+use crate::packet::Packet;
+use crate::verdict::PassReason;
+
+/// What lies before the IP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// An Ethernet header, with up to two VLAN tags.
+    Ethernet,
+    /// Nothing: tun, `WireGuard`, ipip.
+    None,
+}
+
+/// Where the IP header begins, by family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// IPv4 at this offset.
+    V4(usize),
+    /// IPv6 at this offset.
+    V6(usize),
+}
+
+/// Headers of a TCP, UDP or SCTP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers<const N: usize> {
+    /// The packet's tuple; `kind` is the hook's.
+    pub key: FlowKey<N>,
+    /// Offset of the IP header.
+    pub l3: usize,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// TCP flags (RFC 9293 section 3.1), 0 for others.
+    pub tcp_flags: u8,
+}
+
+/// TCP flag bits.
+pub mod tcp {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Synchronise.
+    pub const SYN: u8 = 1 << 1;
+    /// Reset.
+    pub const RST: u8 = 1 << 2;
+    /// Acknowledgement.
+    pub const ACK: u8 = 1 << 4;
+}
+
+impl<const N: usize> Headers<N> {
+    /// Whether this is TCP.
+    #[inline(always)]
+    pub const fn is_tcp(&self) -> bool {
+        self.key.proto == proto::TCP
+    }
+
+    /// Whether this asks for a new TCP connection: SYN without ACK.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    }
+}
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+const ETHERNET: usize = 14;
+const VLAN: usize = 4;
+
+/// Finds the IP header.
+#[inline(always)]
+pub fn network<P: Packet>(packet: &P, link: Link) -> Result<Network, PassReason> {
+    if link == Link::None {
+        return match packet.u8(0).ok_or(PassReason::Unparsed)? >> 4 {
+            4 => Ok(Network::V4(0)),
+            6 => Ok(Network::V6(0)),
+            _ => Err(PassReason::NotTransport),
+        };
+    }
+    let mut l3 = ETHERNET;
+    // The tags that hardware or the kernel took off are not in the packet; these are the others.
+    for _ in 0..3 {
+        let ethertype = packet.u16(l3.wrapping_sub(2)).ok_or(PassReason::Unparsed)?;
+        match u16::from_be(ethertype) {
+            ETH_P_IP => return Ok(Network::V4(l3)),
+            ETH_P_IPV6 => return Ok(Network::V6(l3)),
+            ETH_P_8021Q | ETH_P_8021AD => l3 = l3.wrapping_add(VLAN),
+            _ => return Err(PassReason::NotTransport),
+        }
+    }
+    Err(PassReason::Unparsed)
+}
+
+/// A family's header, as far as the flow key needs it.
+pub trait Header<const N: usize> {
+    /// Reads addresses and protocol; returns them with the offset of the transport header and the
+    /// bytes that follow it according to the IP header.
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<N>, PassReason>;
+}
+
+/// What both families' headers say.
+#[derive(Clone, Copy, Debug)]
+pub struct IpHeader<const N: usize> {
+    src: Ip<N>,
+    dst: Ip<N>,
+    proto: u8,
+    l4: usize,
+    l4_len: usize,
+}
+
+/// Selects the header of an address width.
+pub struct Ipv<const N: usize>;
+
+impl Header<V4> for Ipv<V4> {
+    /// RFC 791: options are skipped, a first fragment counts as a packet, a later one has no ports.
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V4>, PassReason> {
+        let [first, fragment, ttl_proto, src, dst] =
+            packet.words::<5>(l3).ok_or(PassReason::Unparsed)?;
+        let first = u32::from_be(first);
+        let header = ((first >> 22) & 0x3c) as usize;
+        let total = (first & 0xffff) as usize;
+        if first >> 28 != 4 || header < 20 || total < header {
+            return Err(PassReason::Unparsed);
+        }
+        if u32::from_be(fragment) & 0x1fff != 0 {
+            return Err(PassReason::Fragment);
+        }
+        let proto = (u32::from_be(ttl_proto) >> 16 & 0xff) as u8;
+        Ok(IpHeader {
+            src: [src],
+            dst: [dst],
+            proto,
+            l4: l3.wrapping_add(header),
+            l4_len: total.wrapping_sub(header),
+        })
+    }
+}
+
+impl Header<V6> for Ipv<V6> {
+    /// RFC 8200: up to [`MAX_EXTENSIONS`] extension headers are skipped.
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V6>, PassReason> {
+        let [first, length, s0, s1, s2, s3, d0, d1, d2, d3] =
+            packet.words::<10>(l3).ok_or(PassReason::Unparsed)?;
+        if u32::from_be(first) >> 28 != 6 {
+            return Err(PassReason::Unparsed);
+        }
+        let length = u32::from_be(length);
+        let payload = (length >> 16) as usize;
+        let next = (length >> 8 & 0xff) as u8;
+        let l4 = l3.wrapping_add(40);
+        let (proto, l4, skipped) = match next {
+            proto::TCP | proto::UDP | proto::SCTP => (next, l4, 0),
+            _ => extensions(packet, next, l4)?,
+        };
+        if payload < skipped {
+            return Err(PassReason::Unparsed);
+        }
+        Ok(IpHeader {
+            src: [s0, s1, s2, s3],
+            dst: [d0, d1, d2, d3],
+            proto,
+            l4,
+            l4_len: payload.wrapping_sub(skipped),
+        })
+    }
+}
+
+/// Extension headers that are followed; a packet with more is not ours to judge.
+pub const MAX_EXTENSIONS: usize = 4;
+
+/// Follows extension headers: returns protocol, offset of the transport header, bytes skipped.
+#[inline(always)]
+fn extensions<P: Packet>(
+    packet: &P,
+    mut next: u8,
+    start: usize,
+) -> Result<(u8, usize, usize), PassReason> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
+    let mut skipped = 0_usize;
+    for _ in 0..=MAX_EXTENSIONS {
+        let at = start.wrapping_add(skipped);
+        let length = match next {
+            proto::TCP | proto::UDP | proto::SCTP => return Ok((next, at, skipped)),
+            HOP_BY_HOP | ROUTING | DESTINATION => {
+                let units = packet.u8(at.wrapping_add(1)).ok_or(PassReason::Unparsed)?;
+                (units as usize).wrapping_add(1) << 3
+            }
+            FRAGMENT => {
+                let offset = packet.u16(at.wrapping_add(2)).ok_or(PassReason::Unparsed)?;
+                if u16::from_be(offset) & 0xfff8 != 0 {
+                    return Err(PassReason::Fragment);
+                }
+                8
+            }
+            _ => return Err(PassReason::NotTransport),
+        };
+        next = packet.u8(at).ok_or(PassReason::Unparsed)?;
+        skipped = skipped.wrapping_add(length);
+    }
+    Err(PassReason::Unparsed)
+}
+
+/// Reads the headers of a packet whose IP header is at `l3`, as seen at a hook of `kind`.
+#[inline(always)]
+pub fn headers<const N: usize, P: Packet>(
+    packet: &P,
+    l3: usize,
+    kind: u8,
+) -> Result<Headers<N>, PassReason>
+where
+    Ipv<N>: Header<N>,
+{
+    let ip = Ipv::<N>::read(packet, l3)?;
+    let (smallest, flags_at) = match ip.proto {
+        proto::TCP => (20, Some(ip.l4.wrapping_add(13))),
+        proto::UDP => (8, None),
+        proto::SCTP => (12, None),
+        _ => return Err(PassReason::NotTransport),
+    };
+    if ip.l4_len < smallest {
+        return Err(PassReason::Unparsed);
+    }
+    let [ports] = packet.words::<1>(ip.l4).ok_or(PassReason::Unparsed)?;
+    let (sport, dport) = split_ports(ports);
+    let tcp_flags = match flags_at {
+        Some(at) => packet.u8(at).ok_or(PassReason::Unparsed)?,
+        None => 0,
+    };
+    let key = FlowKey { src: ip.src, dst: ip.dst, sport, dport, proto: ip.proto, kind, pad: 0 };
+    Ok(Headers { key, l3, l4: ip.l4, tcp_flags })
+}
+
+/// Splits the word of both ports, each in network order.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "halves of a word")]
+pub(crate) const fn split_ports(word: u32) -> (u16, u16) {
+    let (low, high) = (word as u16, (word >> 16) as u16);
+    if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
+}
+
+/// The word of both ports, each in network order.
+#[inline(always)]
+pub(crate) const fn join_ports(sport: u16, dport: u16) -> u32 {
+    let (low, high) = if cfg!(target_endian = "little") { (sport, dport) } else { (dport, sport) };
+    low as u32 | ((high as u32) << 16)
+}

@@ -1,0 +1,291 @@
+//! The decisions of the socket engine: a Service address becomes a backend's before a packet
+//! exists, and the application keeps seeing the address it asked for.
+//!
+//! Addresses are four words, IPv4 in the first; an IPv4-mapped IPv6 address is IPv4 here.
+
+use crate::abi::{Counter, FrontendKey, SocketKey, SocketPeer, SocketRecord, V4, V6, proto};
+use crate::select::{Choice, choose, internal_scope, narrow, service_port, still_serves, widen};
+use crate::tables::{FrontendTables, SocketTables};
+use crate::verdict::NoBackend;
+
+/// An address that an application names, or that it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address<const N: usize> {
+    /// Network order.
+    pub ip: [u32; N],
+    /// Network order.
+    pub port: u16,
+}
+
+/// What becomes of a call that names a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<const N: usize> {
+    /// Not a Service's address: untouched.
+    Pass,
+    /// The call goes to this address instead.
+    Translated(Address<N>),
+    /// Refused with ECONNREFUSED (V-3).
+    Reject,
+    /// Refused with EHOSTUNREACH (V-4, departure c of the design).
+    Drop,
+}
+
+/// Linked records of one socket that `release` removes; further ones would need a second release.
+const MAX_PEERS: u32 = 64;
+
+const fn family<const N: usize>() -> u8 {
+    if N == V4 { 4 } else { 6 }
+}
+
+/// `connect`: chooses a backend and remembers the VIP in the socket's storage.
+#[inline(always)]
+pub fn connect<const N: usize, T>(tables: &T, protocol: u8, to: &Address<N>) -> Outcome<N>
+where
+    T: FrontendTables<N> + SocketTables,
+{
+    let choice = match select(tables, protocol, to) {
+        Selected::Choice(choice) => choice,
+        Selected::Other(outcome) => {
+            forget(tables);
+            return outcome;
+        }
+    };
+    let mut record = tables.record().unwrap_or(EMPTY);
+    record.vip = widen(&to.ip);
+    record.vip_port = to.port;
+    record.peer = choice.addr;
+    record.peer_port = choice.port;
+    record.backend = choice.id;
+    record.generation = choice.generation;
+    if !tables.set_record(&record) {
+        tables.count(Counter::SocketUnrecorded);
+    }
+    tables.count(Counter::SocketTranslated);
+    Outcome::Translated(Address { ip: choice.ip(), port: choice.port })
+}
+
+/// `sendmsg` with a destination on an unconnected UDP socket: one socket stays with one backend of
+/// a VIP while that backend serves.
+#[inline(always)]
+pub fn sendmsg<const N: usize, T>(tables: &T, to: &Address<N>) -> Outcome<N>
+where
+    T: FrontendTables<N> + SocketTables,
+{
+    let frontend = FrontendKey::new(to.ip, to.port, proto::UDP);
+    let Some(id) = service_port(tables, &frontend) else { return Outcome::Pass };
+    let key = key_of(tables, SocketKey::FORWARD, to);
+    let known = tables.peer(&key);
+    if let Some(peer) = known
+        && still_serves(tables, peer.backend, peer.generation)
+    {
+        return Outcome::Translated(Address { ip: narrow(&peer.addr), port: peer.port });
+    }
+    let choice = match choose(tables, id, internal_scope(tables, id)) {
+        Ok(choice) => choice,
+        Err(none) => return refuse(tables, none),
+    };
+    let backend = Address { ip: choice.ip::<N>(), port: choice.port };
+    let forward = SocketPeer {
+        addr: choice.addr,
+        port: choice.port,
+        backend: choice.id,
+        generation: choice.generation,
+        ..NO_PEER
+    };
+    let reverse = SocketPeer { addr: widen(&to.ip), port: to.port, ..NO_PEER };
+    let reverse_key = key_of(tables, SocketKey::REVERSE, &backend);
+    // The reverse record first: an answer must never arrive without it.
+    if !(remember(tables, &reverse_key, reverse) && remember(tables, &key, forward)) {
+        tables.count(Counter::SocketUnrecorded);
+    }
+    tables.count(Counter::SocketTranslated);
+    Outcome::Translated(backend)
+}
+
+/// The address that `recvmsg` reports: the VIP, if the sender is a backend that we put there.
+#[inline(always)]
+pub fn recvmsg<const N: usize, T: SocketTables>(
+    tables: &T,
+    from: &Address<N>,
+) -> Option<Address<N>> {
+    let record = tables.record()?;
+    if let Some(vip) = connected(&record, from) {
+        return Some(vip);
+    }
+    if record.head_kind == 0 {
+        return None;
+    }
+    let peer = tables.peer(&key_of(tables, SocketKey::REVERSE, from))?;
+    Some(Address { ip: narrow(&peer.addr), port: peer.port })
+}
+
+/// The address that `getpeername` reports.
+#[inline(always)]
+pub fn getpeername<const N: usize, T: SocketTables>(
+    tables: &T,
+    peer: &Address<N>,
+) -> Option<Address<N>> {
+    connected(&tables.record()?, peer)
+}
+
+/// A socket goes: its records of unconnected peers go with it.
+#[inline(always)]
+pub fn release<T: SocketTables>(tables: &T) {
+    let Some(record) = tables.record() else { return };
+    let mut key = SocketKey {
+        cookie: tables.cookie(),
+        addr: record.head_addr,
+        port: record.head_port,
+        kind: record.head_kind,
+        family: record.head_family,
+        pad: 0,
+    };
+    for _ in 0..MAX_PEERS {
+        if key.kind == 0 {
+            return;
+        }
+        let Some(peer) = tables.peer(&key) else { return };
+        tables.remove_peer(&key);
+        key.addr = peer.next_addr;
+        key.port = peer.next_port;
+        key.kind = peer.next_kind;
+        key.family = peer.next_family;
+    }
+}
+
+enum Selected<const N: usize> {
+    Choice(Choice),
+    Other(Outcome<N>),
+}
+
+#[inline(always)]
+fn select<const N: usize, T: FrontendTables<N>>(
+    tables: &T,
+    protocol: u8,
+    to: &Address<N>,
+) -> Selected<N> {
+    let frontend = FrontendKey::new(to.ip, to.port, protocol);
+    let Some(id) = service_port(tables, &frontend) else { return Selected::Other(Outcome::Pass) };
+    match choose(tables, id, internal_scope(tables, id)) {
+        Ok(choice) => Selected::Choice(choice),
+        Err(none) => Selected::Other(refuse(tables, none)),
+    }
+}
+
+#[inline(always)]
+fn refuse<const N: usize, T: FrontendTables<N>>(tables: &T, none: NoBackend) -> Outcome<N> {
+    match none {
+        NoBackend::Reject => {
+            tables.count(Counter::SocketRejected);
+            Outcome::Reject
+        }
+        NoBackend::Drop => {
+            tables.count(Counter::SocketDropped);
+            Outcome::Drop
+        }
+    }
+}
+
+/// A socket that connects elsewhere is no longer connected to a VIP.
+#[inline(always)]
+fn forget<T: SocketTables>(tables: &T) {
+    if let Some(record) = tables.record()
+        && record.vip_port != 0
+    {
+        // The storage exists already, so this cannot fail.
+        let _stored = tables.set_record(&SocketRecord { vip_port: 0, ..record });
+    }
+}
+
+#[inline(always)]
+fn connected<const N: usize>(record: &SocketRecord, peer: &Address<N>) -> Option<Address<N>> {
+    let same = record.vip_port != 0
+        && record.peer_port == peer.port
+        && narrow::<N>(&record.peer) == peer.ip;
+    if same { Some(Address { ip: narrow(&record.vip), port: record.vip_port }) } else { None }
+}
+
+#[inline(always)]
+fn key_of<const N: usize, T: SocketTables>(
+    tables: &T,
+    kind: u8,
+    address: &Address<N>,
+) -> SocketKey {
+    SocketKey {
+        cookie: tables.cookie(),
+        addr: widen(&address.ip),
+        port: address.port,
+        kind,
+        family: family::<N>(),
+        pad: 0,
+    }
+}
+
+/// Stores a peer. A new one becomes the head of the socket's list, so that `release` finds it.
+#[inline(always)]
+fn remember<T: SocketTables>(tables: &T, key: &SocketKey, mut peer: SocketPeer) -> bool {
+    if let Some(old) = tables.peer(key) {
+        peer.next_addr = old.next_addr;
+        peer.next_port = old.next_port;
+        peer.next_kind = old.next_kind;
+        peer.next_family = old.next_family;
+        return tables.set_peer(key, &peer);
+    }
+    let mut record = tables.record().unwrap_or(EMPTY);
+    peer.next_addr = record.head_addr;
+    peer.next_port = record.head_port;
+    peer.next_kind = record.head_kind;
+    peer.next_family = record.head_family;
+    if !tables.set_peer(key, &peer) {
+        return false;
+    }
+    record.head_addr = key.addr;
+    record.head_port = key.port;
+    record.head_kind = key.kind;
+    record.head_family = key.family;
+    let linked = tables.set_record(&record);
+    if !linked {
+        // Nothing would ever remove it.
+        tables.remove_peer(key);
+    }
+    linked
+}
+
+const EMPTY: SocketRecord = SocketRecord {
+    vip: [0; 4],
+    peer: [0; 4],
+    head_addr: [0; 4],
+    backend: 0,
+    generation: 0,
+    vip_port: 0,
+    peer_port: 0,
+    head_port: 0,
+    head_kind: 0,
+    head_family: 0,
+};
+
+const NO_PEER: SocketPeer = SocketPeer {
+    addr: [0; 4],
+    next_addr: [0; 4],
+    backend: 0,
+    generation: 0,
+    port: 0,
+    next_port: 0,
+    next_kind: 0,
+    next_family: 0,
+    pad: 0,
+};
+
+/// The IPv4 address inside an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2).
+#[inline(always)]
+pub const fn unmapped(ip: &[u32; V6]) -> Option<[u32; V4]> {
+    let [a, b, c, d] = *ip;
+    if a == 0 && b == 0 && c == 0xffff_u32.to_be() { Some([d]) } else { None }
+}
+
+/// The IPv4-mapped form of an IPv4 address.
+#[inline(always)]
+pub const fn mapped(ip: [u32; V4]) -> [u32; V6] {
+    let [d] = ip;
+    [0, 0, 0xffff_u32.to_be(), d]
+}

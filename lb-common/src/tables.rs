@@ -1,0 +1,93 @@
+//! All state that a decision may touch, with time and randomness: kernel maps in the programs,
+//! hash maps in tests, the pinned maps in `explain`.
+
+use crate::abi::{
+    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Live,
+    ServicePortId, SetWord, SocketKey, SocketPeer, SocketRecord,
+};
+
+/// What has no family: sets, backends, counters, time, randomness.
+pub trait ServiceTables {
+    /// Element of `SETS`; an index out of range reads as [`SetWord::REJECT`].
+    fn set(&self, index: u32) -> SetWord;
+    /// Element of `FACTS`.
+    fn facts(&self, id: ServicePortId) -> FactsWord;
+    /// A slot: the backend id at this index of `SLOTS`, 0 out of range.
+    fn slot(&self, index: u32) -> BackendId;
+    /// A backend.
+    fn backend(&self, id: BackendId) -> Option<Backend>;
+    /// Coarse time since boot in units of 2^30 ns.
+    fn now(&self) -> u32;
+    /// A random number.
+    fn random(&self) -> u32;
+    /// Adds one to a counter.
+    fn count(&self, counter: Counter);
+}
+
+/// Frontends of one family.
+pub trait FrontendTables<const N: usize>: ServiceTables {
+    /// One lookup; the caller checks the tag.
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord>;
+}
+
+/// Which flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowTable {
+    /// Flows whose client answered.
+    Main,
+    /// TCP flows of which only the SYN was seen.
+    HalfOpen,
+}
+
+/// A looked-up flow record, still in its table.
+pub trait FlowRef<const N: usize> {
+    /// A copy. The caller checks [`Flow::is_for`] before it believes it.
+    fn read(&self) -> Flow<N>;
+    /// Stores the word that may change, in place.
+    fn set_live(&self, live: Live);
+}
+
+/// Why an insertion did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insert {
+    /// The record is there now.
+    Done,
+    /// There was one, and it was to stay.
+    Exists,
+    /// The table refused it.
+    Full,
+}
+
+/// Flows of one family.
+pub trait FlowTables<const N: usize>: FrontendTables<N> {
+    /// A looked-up record.
+    type Ref: FlowRef<N>;
+    /// Looks a record up.
+    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Self::Ref>;
+    /// Inserts a record; `replace` says what happens to one that is there.
+    fn insert_flow(
+        &self,
+        table: FlowTable,
+        key: &FlowKey<N>,
+        flow: &Flow<N>,
+        replace: bool,
+    ) -> Insert;
+    /// Removes a record.
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey<N>);
+}
+
+/// What the socket engine remembers of the socket at hand.
+pub trait SocketTables: ServiceTables {
+    /// The socket's cookie.
+    fn cookie(&self) -> u64;
+    /// The socket's own record, if it has one.
+    fn record(&self) -> Option<SocketRecord>;
+    /// Stores it; `false` if there is no memory for it.
+    fn set_record(&self, record: &SocketRecord) -> bool;
+    /// A peer of an unconnected socket.
+    fn peer(&self, key: &SocketKey) -> Option<SocketPeer>;
+    /// Stores a peer; `false` if the table is full.
+    fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) -> bool;
+    /// Removes a peer.
+    fn remove_peer(&self, key: &SocketKey);
+}
