@@ -1,11 +1,18 @@
 //! What tools want to know and no kernel program reads: names of service ports, state of the agent.
 
 /// Bytes of an element of `NAMES`.
-pub const NAME_LEN: usize = 168;
+pub const NAME_LEN: usize = 200;
 
-/// Element of `NAMES`: `namespace/name:port-name/PROTOCOL`, UTF-8, zero-filled; the port name may
-/// be empty. The longest that the API allows is 63 + 1 + 63 + 1 + 15 + 1 + 4 bytes.
+/// Element of `NAMES`, UTF-8, zero-filled: `namespace/service:port/PROTOCOL` and the IP family, as
+/// in `default/web:http/TCP4`.
+///
+/// It is the identity of a service port (contract S-7): a restarted agent knows by it which ids are
+/// whose. The port name may be empty; the protocol is `TCP`, `UDP` or `SCTP`, the family `4` or
+/// `6`. No part holds a `/` or `:`, and each name is a DNS label, so that the longest takes
+/// 63 + 1 + 63 + 1 + 63 + 1 + 5 bytes.
 pub type Name = [u8; NAME_LEN];
+
+const _: () = assert!(NAME_LEN >= 63 + 1 + 63 + 1 + 63 + 1 + 5 && NAME_LEN.is_multiple_of(8));
 
 /// Number of words of `META`.
 pub const META_WORDS: u32 = 16;
