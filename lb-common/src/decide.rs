@@ -3,6 +3,9 @@
 //! At ingress a packet of a known flow is translated as its record says. Otherwise it is looked up
 //! as a frontend, and if it begins a connection, a backend is chosen and both records are made. At
 //! egress only records count: a packet without one is not a reply to anything of ours.
+//!
+//! The steps are functions of their own in the kernel too: their frames then use the same part of
+//! the stack, and the verifier follows each once.
 
 use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
 use crate::flow::{create, ended, promote, touch};
@@ -10,8 +13,8 @@ use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::{choose, internal_scope, service_port, still_serves};
-use crate::tables::{FlowRef, FlowTable, FlowTables};
-use crate::verdict::{DropReason, NoBackend, PassReason, Verdict};
+use crate::tables::{FlowRef, FlowTable, FlowTables, ServiceTables};
+use crate::verdict::{NoBackend, Verdict};
 
 /// A packet that arrives from an interface.
 #[inline(always)]
@@ -20,14 +23,12 @@ where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
-    finish::<T>(
-        tables,
-        match network(packet, link) {
-            Ok(Network::V4(l3)) => ingress_ip::<V4, P, T>(packet, tables, l3, link),
-            Ok(Network::V6(l3)) => ingress_ip::<V6, P, T>(packet, tables, l3, link),
-            Err(reason) => Verdict::Pass(reason),
-        },
-    )
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => ingress_ip::<V4, P, T>(packet, tables, l3, link),
+        Ok(Network::V6(l3)) => ingress_ip::<V6, P, T>(packet, tables, l3, link),
+        Err(verdict) => verdict,
+    };
+    counted(tables, verdict)
 }
 
 /// A packet that leaves by an interface.
@@ -37,21 +38,19 @@ where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
-    finish::<T>(
-        tables,
-        match network(packet, link) {
-            Ok(Network::V4(l3)) => egress_ip::<V4, P, T>(packet, tables, l3),
-            Ok(Network::V6(l3)) => egress_ip::<V6, P, T>(packet, tables, l3),
-            Err(reason) => Verdict::Pass(reason),
-        },
-    )
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => egress_ip::<V4, P, T>(packet, tables, l3),
+        Ok(Network::V6(l3)) => egress_ip::<V6, P, T>(packet, tables, l3),
+        Err(verdict) => verdict,
+    };
+    counted(tables, verdict)
 }
 
 /// The one place where drops are counted.
 #[inline(always)]
-fn finish<T: FlowTables<V4>>(tables: &T, verdict: Verdict) -> Verdict {
-    if let Verdict::Drop(reason) = verdict {
-        tables.count(reason.counter());
+fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict {
+    if let Some(counter) = verdict.drop_counter() {
+        tables.count(counter);
     }
     verdict
 }
@@ -63,28 +62,19 @@ where
     T: FlowTables<N>,
     Ipv<N>: Header<N>,
 {
-    let headers = match headers::<N, P>(packet, l3, FlowKind::INGRESS) {
-        Ok(headers) => headers,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    if let Some(record) = tables.flow(FlowTable::Main, &headers.key) {
-        let flow = record.read();
-        if flow.is_for(&headers.key) {
-            match standing(tables, &headers, &flow) {
-                Standing::Goes => {
-                    touch(tables, &record, &flow, &headers);
-                    return translate(packet, &headers, &flow, link);
-                }
-                Standing::Moves => tables.count(Counter::FlowMoved),
-                Standing::Over => {}
-            }
-            tables.remove_flow(FlowTable::Main, &headers.key);
-        }
+    let mut parsed = Headers::<N>::empty();
+    if let Err(verdict) = headers(packet, l3, FlowKind::INGRESS, &mut parsed) {
+        return verdict;
     }
-    match first(tables, &headers) {
-        Ok(flow) => translate(packet, &headers, &flow, link),
-        Err(verdict) => verdict,
+    if let Some(verdict) = known(packet, tables, &parsed, link) {
+        return verdict;
     }
+    if parsed.is_tcp()
+        && let Some(verdict) = half_open(packet, tables, &parsed, link)
+    {
+        return verdict;
+    }
+    fresh(packet, tables, &parsed, link)
 }
 
 #[inline(always)]
@@ -94,25 +84,40 @@ where
     T: FlowTables<N>,
     Ipv<N>: Header<N>,
 {
-    let headers = match headers::<N, P>(packet, l3, FlowKind::EGRESS) {
-        Ok(headers) => headers,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    let record = match tables.flow(FlowTable::Main, &headers.key) {
-        Some(record) => record,
-        // Until the client's second packet only the half-open table knows the flow.
-        None if headers.is_tcp() => match tables.flow(FlowTable::HalfOpen, &headers.key) {
-            Some(record) => record,
-            None => return Verdict::Pass(PassReason::NotService),
-        },
-        None => return Verdict::Pass(PassReason::NotService),
-    };
+    let mut parsed = Headers::<N>::empty();
+    if let Err(verdict) = headers(packet, l3, FlowKind::EGRESS, &mut parsed) {
+        return verdict;
+    }
+    returning(packet, tables, &parsed)
+}
+
+/// A packet that arrives, of a flow in the main table.
+#[inline(never)]
+fn known<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    link: Link,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: FlowTables<N>,
+{
+    let record = tables.flow(FlowTable::Main, &headers.key)?;
     let flow = record.read();
     if !flow.is_for(&headers.key) {
-        return Verdict::Pass(PassReason::NotService);
+        return None;
     }
-    touch(tables, &record, &flow, &headers);
-    translate(packet, &headers, &flow, Link::None)
+    match standing(tables, headers, &flow) {
+        Standing::Goes => {
+            touch(tables, &record, &flow, headers);
+            return Some(translate(packet, headers, &flow, link));
+        }
+        Standing::Moves => tables.count(Counter::FlowMoved),
+        Standing::Over => {}
+    }
+    tables.remove_flow(FlowTable::Main, &headers.key);
+    None
 }
 
 /// What a known flow's record is worth for this packet.
@@ -151,41 +156,82 @@ fn standing<const N: usize, T: FlowTables<N>>(
     Standing::Goes
 }
 
-/// A packet without a record in the main table: a half-open connection, a new one, or not ours.
-#[inline(always)]
-fn first<const N: usize, T: FlowTables<N>>(
+/// A TCP packet that arrives, of a flow whose SYN was seen, but nothing since.
+#[inline(never)]
+fn half_open<const N: usize, P, T>(
+    packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-) -> Result<Flow<N>, Verdict> {
-    let key = &headers.key;
-    if headers.is_tcp()
-        && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
-    {
-        let flow = record.read();
-        if flow.is_for(key) {
-            if !headers.opens() {
-                promote(tables, key, &flow);
-                return Ok(flow);
-            }
-            if still_serves(tables, flow.backend, flow.generation) {
-                return Ok(flow);
-            }
-        }
+    link: Link,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: FlowTables<N>,
+{
+    let flow = tables.flow(FlowTable::HalfOpen, &headers.key)?.read();
+    if !flow.is_for(&headers.key) {
+        return None;
     }
-    let frontend = FrontendKey::new(key.dst, key.dport, key.proto);
-    let Some(id) = service_port(tables, &frontend) else {
-        return Err(Verdict::Pass(PassReason::NotService));
+    if !headers.opens() {
+        promote(tables, &headers.key, &flow);
+    } else if !still_serves(tables, flow.backend, flow.generation) {
+        return None;
+    }
+    Some(translate(packet, headers, &flow, link))
+}
+
+/// A packet that arrives and has no record: it begins a connection, or is not ours.
+#[inline(never)]
+fn fresh<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    link: Link,
+) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<N>,
+{
+    let key = &headers.key;
+    let Some(id) = service_port(tables, &FrontendKey::new(key.dst, key.dport, key.proto)) else {
+        return Verdict::NotService;
     };
     if headers.is_tcp() && !headers.opens() {
-        return Err(Verdict::Drop(DropReason::NoFlow));
+        return Verdict::NoFlow;
     }
-    let choice = choose(tables, id, internal_scope(tables, id)).map_err(|none| {
-        Verdict::Drop(match none {
-            NoBackend::Reject => DropReason::NoBackend,
-            NoBackend::Drop => DropReason::NoLocalBackend,
-        })
-    })?;
-    create(tables, key, &choice).map_err(Verdict::Drop)
+    let choice = match choose(tables, id, internal_scope(tables, id)) {
+        Ok(choice) => choice,
+        Err(NoBackend::Reject) => return Verdict::NoBackend,
+        Err(NoBackend::Drop) => return Verdict::NoLocalBackend,
+    };
+    match create(tables, key, &choice) {
+        Ok(flow) => translate(packet, headers, &flow, link),
+        Err(verdict) => verdict,
+    }
+}
+
+/// A packet that leaves and may be a reply.
+#[inline(never)]
+fn returning<const N: usize, P, T>(packet: &mut P, tables: &T, headers: &Headers<N>) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<N>,
+{
+    let record = match tables.flow(FlowTable::Main, &headers.key) {
+        Some(record) => record,
+        // Until the client's second packet only the half-open table knows the flow.
+        None if headers.is_tcp() => match tables.flow(FlowTable::HalfOpen, &headers.key) {
+            Some(record) => record,
+            None => return Verdict::NotService,
+        },
+        None => return Verdict::NotService,
+    };
+    let flow = record.read();
+    if !flow.is_for(&headers.key) {
+        return Verdict::NotService;
+    }
+    touch(tables, &record, &flow, headers);
+    translate(packet, headers, &flow, Link::None)
 }
 
 #[inline(always)]
@@ -195,15 +241,14 @@ fn translate<const N: usize, P: Packet>(
     flow: &Flow<N>,
     link: Link,
 ) -> Verdict {
-    let hairpin = flow.flags & Flow::<N>::HAIRPIN != 0;
     if apply(packet, headers, flow).is_none() {
-        return Verdict::Drop(DropReason::Rewrite);
+        return Verdict::Rewrite;
     }
-    if !hairpin {
+    if flow.flags & Flow::<N>::HAIRPIN == 0 {
         return Verdict::Translated;
     }
     if link == Link::Ethernet && swap_ethernet(packet).is_none() {
-        return Verdict::Drop(DropReason::Rewrite);
+        return Verdict::Rewrite;
     }
     Verdict::Reflected
 }

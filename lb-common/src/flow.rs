@@ -8,7 +8,7 @@ use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, proto};
 use crate::parse::{Headers, tcp};
 use crate::select::Choice;
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert};
-use crate::verdict::DropReason;
+use crate::verdict::Verdict;
 
 /// After this long without a packet, in units of 2^30 ns, a record may be replaced by another
 /// flow's: TCP 24 h as netfilter's default, closing TCP 2 min, others 3 min (contract 6.3).
@@ -22,34 +22,39 @@ const PORT_TRIES: u32 = 8;
 const FIRST_PORT: u32 = 61_000;
 const PORTS: u32 = 65_536 - FIRST_PORT;
 
-/// The record of the other direction: what a reply looks like when it comes, and what it becomes.
+/// The key under which replies to a flow are met.
 #[inline(always)]
-pub fn reply<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> (FlowKey<N>, Flow<N>) {
+pub fn reply_key<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> FlowKey<N> {
     // A hairpin flow's replies come from the pod itself, so they are met where it sends.
-    let hairpin = flow.flags & Flow::<N>::HAIRPIN;
-    let reply_key = FlowKey {
+    let hairpin = flow.flags & Flow::<N>::HAIRPIN != 0;
+    FlowKey {
         src: flow.dst,
         dst: flow.src,
         sport: flow.dport,
         dport: flow.sport,
         proto: key.proto,
-        kind: if hairpin == 0 { FlowKind::EGRESS } else { FlowKind::INGRESS },
+        kind: if hairpin { FlowKind::INGRESS } else { FlowKind::EGRESS },
         pad: 0,
-    };
+    }
+}
+
+/// The record of the other direction: what a reply becomes.
+#[inline(always)]
+pub fn reply<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>, reply_key: &FlowKey<N>) -> Flow<N> {
     let mut reply = Flow {
         live: flow.live,
         src: key.dst,
         dst: key.src,
         sport: key.dport,
         dport: key.sport,
-        flags: Flow::<N>::REPLY | hairpin,
+        flags: Flow::<N>::REPLY | (flow.flags & Flow::<N>::HAIRPIN),
         backend: flow.backend,
         generation: flow.generation,
         tag: 0,
         pad: 0,
     };
-    reply.tag = reply.tag_for(&reply_key);
-    (reply_key, reply)
+    reply.tag = reply.tag_for(reply_key);
+    reply
 }
 
 /// Notes that a packet of this flow passed. Writes only when the word changes: once in a time
@@ -81,7 +86,7 @@ pub fn touch<const N: usize, T: FlowTables<N>>(
 }
 
 /// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one.
-#[inline(always)]
+#[inline(never)]
 pub fn ended<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &FlowKey<N>,
@@ -90,17 +95,16 @@ pub fn ended<const N: usize, T: FlowTables<N>>(
     if Live(flow.live).state() != 0 {
         return true;
     }
-    let (reply_key, _) = reply(key, flow);
-    match tables.flow(FlowTable::Main, &reply_key) {
-        Some(record) => Live(record.read().live).state() != 0,
+    match tables.flow(FlowTable::Main, &reply_key(key, flow)) {
+        Some(record) => record.live().state() != 0,
         None => true,
     }
 }
 
+/// Whether a record was idle for so long that another flow may have its key.
 #[inline(always)]
-fn expired<const N: usize>(now: u32, key: &FlowKey<N>, flow: &Flow<N>) -> bool {
-    let live = Live(flow.live);
-    let limit = match (key.proto, live.state()) {
+fn expired(now: u32, proto: u8, live: Live) -> bool {
+    let limit = match (proto, live.state()) {
         (proto::TCP | proto::SCTP, 0) => TCP_ESTABLISHED,
         (proto::TCP, _) => TCP_CLOSING,
         _ => OTHERS,
@@ -111,7 +115,8 @@ fn expired<const N: usize>(now: u32, key: &FlowKey<N>, flow: &Flow<N>) -> bool {
 /// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it.
 #[inline(always)]
 pub fn promote<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>, flow: &Flow<N>) {
-    let (reply_key, reply) = reply(key, flow);
+    let reply_key = reply_key(key, flow);
+    let reply = reply(key, flow, &reply_key);
     // The reply record first: with only it, replies are right and the next packet tries again.
     if insert(tables, FlowTable::Main, &reply_key, &reply)
         && insert(tables, FlowTable::Main, key, flow)
@@ -135,14 +140,13 @@ fn insert<const N: usize, T: FlowTables<N>>(
     done
 }
 
-/// Makes both records of a new flow and returns the forward one.
+/// Makes both records of a new flow: fills in `flow`, the forward one, and tells why not.
 #[inline(always)]
 pub fn create<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     choice: &Choice,
-) -> Result<Flow<N>, DropReason> {
-    let table = if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main };
+) -> Result<Flow<N>, Verdict> {
     let dst = choice.ip::<N>();
     // The pod would refuse its own address as a source; the VIP is one that it answers through us.
     let hairpin = dst == key.src;
@@ -159,14 +163,14 @@ pub fn create<const N: usize, T: FlowTables<N>>(
         pad: 0,
     };
     if key.proto == proto::SCTP && flow.dport != key.dport {
-        return Err(DropReason::SctpPort);
+        return Err(Verdict::SctpPort);
     }
     for _ in 0..PORT_TRIES {
-        match insert_reply(tables, table, key, &flow) {
+        match reserve(tables, key, &flow) {
             Insert::Done => {
                 flow.tag = flow.tag_for(key);
-                if !insert(tables, table, key, &flow) {
-                    return Err(DropReason::TableFull);
+                if !insert(tables, table_of(key), key, &flow) {
+                    return Err(Verdict::TableFull);
                 }
                 tables.count(if flow.sport == key.sport {
                     Counter::FlowCreated
@@ -177,51 +181,42 @@ pub fn create<const N: usize, T: FlowTables<N>>(
             }
             Insert::Full => {
                 tables.count(Counter::FlowTableFull);
-                return Err(DropReason::TableFull);
+                return Err(Verdict::TableFull);
             }
-            Insert::Exists if key.proto == proto::SCTP => return Err(DropReason::NoPort),
+            Insert::Exists if key.proto == proto::SCTP => return Err(Verdict::NoPort),
             Insert::Exists => flow.sport = random_port(tables.random()),
         }
     }
-    Err(DropReason::NoPort)
+    Err(Verdict::NoPort)
+}
+
+/// Where a new flow's records go.
+#[inline(always)]
+fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
+    if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 
 /// Inserts the reply record unless a live flow of another client tuple has it (the same client
 /// port to two VIPs that share a backend).
-#[inline(always)]
-fn insert_reply<const N: usize, T: FlowTables<N>>(
+#[inline(never)]
+fn reserve<const N: usize, T: FlowTables<N>>(
     tables: &T,
-    table: FlowTable,
     key: &FlowKey<N>,
     flow: &Flow<N>,
 ) -> Insert {
-    let (reply_key, reply) = reply(key, flow);
-    if table == FlowTable::HalfOpen && taken(tables, FlowTable::Main, &reply_key, &reply) {
+    let table = table_of(key);
+    let reply_key = reply_key(key, flow);
+    let reply = reply(key, flow, &reply_key);
+    let taken = |table| match tables.flow(table, &reply_key) {
+        Some(record) => {
+            record.tag() != reply.tag && !expired(tables.now(), key.proto, record.live())
+        }
+        None => false,
+    };
+    if taken(FlowTable::Main) || (table == FlowTable::HalfOpen && taken(table)) {
         return Insert::Exists;
     }
-    match tables.insert_flow(table, &reply_key, &reply, false) {
-        Insert::Exists if !taken(tables, table, &reply_key, &reply) => {
-            tables.insert_flow(table, &reply_key, &reply, true)
-        }
-        other => other,
-    }
-}
-
-/// Whether a live record of another flow is under the key of `reply`.
-#[inline(always)]
-fn taken<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    table: FlowTable,
-    key: &FlowKey<N>,
-    reply: &Flow<N>,
-) -> bool {
-    let Some(record) = tables.flow(table, key) else { return false };
-    let other = record.read();
-    let same = other.src == reply.src
-        && other.dst == reply.dst
-        && other.sport == reply.sport
-        && other.dport == reply.dport;
-    other.is_for(key) && !same && !expired(tables.now(), key, &other)
+    tables.insert_flow(table, &reply_key, &reply, true)
 }
 
 #[inline(always)]

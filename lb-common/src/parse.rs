@@ -5,7 +5,7 @@
 
 use crate::abi::{FlowKey, Ip, V4, V6, proto};
 use crate::packet::Packet;
-use crate::verdict::PassReason;
+use crate::verdict::Verdict;
 
 /// What lies before the IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,17 +26,23 @@ pub enum Network {
 }
 
 /// Headers of a TCP, UDP or SCTP packet.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers<const N: usize> {
     /// The packet's tuple; `kind` is the hook's.
     pub key: FlowKey<N>,
-    /// Offset of the IP header.
-    pub l3: usize,
-    /// Offset of the transport header.
-    pub l4: usize,
     /// TCP flags (RFC 9293 section 3.1), 0 for others.
     pub tcp_flags: u8,
+    /// Offset of the IP header. Bytes and halves on purpose: what the verifier reads back from
+    /// them is an unknown number of known size, so it follows what comes next once and not once
+    /// for each combination of tags, options and extensions.
+    l3: u8,
+    /// Offset of the transport header, at most [`MAX_L4`].
+    l4: u16,
 }
+
+/// The transport header must begin within this many bytes.
+pub const MAX_L4: usize = 0x3ff;
 
 /// TCP flag bits.
 pub mod tcp {
@@ -51,6 +57,26 @@ pub mod tcp {
 }
 
 impl<const N: usize> Headers<N> {
+    /// Headers to be filled in by [`headers`].
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        let key =
+            FlowKey { src: [0; N], dst: [0; N], sport: 0, dport: 0, proto: 0, kind: 0, pad: 0 };
+        Self { key, tcp_flags: 0, l3: 0, l4: 0 }
+    }
+
+    /// Offset of the IP header.
+    #[inline(always)]
+    pub const fn l3(&self) -> usize {
+        self.l3 as usize
+    }
+
+    /// Offset of the transport header.
+    #[inline(always)]
+    pub const fn l4(&self) -> usize {
+        self.l4 as usize & MAX_L4
+    }
+
     /// Whether this is TCP.
     #[inline(always)]
     pub const fn is_tcp(&self) -> bool {
@@ -73,33 +99,35 @@ const VLAN: usize = 4;
 
 /// Finds the IP header.
 #[inline(always)]
-pub fn network<P: Packet>(packet: &P, link: Link) -> Result<Network, PassReason> {
+pub fn network<P: Packet>(packet: &P, link: Link) -> Result<Network, Verdict> {
     if link == Link::None {
-        return match packet.u8(0).ok_or(PassReason::Unparsed)? >> 4 {
+        // A whole word: a check of one byte at offset 0 is one that the verifier does not see.
+        let [first] = packet.words::<1>(0).ok_or(Verdict::Unparsed)?;
+        return match u32::from_be(first) >> 28 {
             4 => Ok(Network::V4(0)),
             6 => Ok(Network::V6(0)),
-            _ => Err(PassReason::NotTransport),
+            _ => Err(Verdict::NotTransport),
         };
     }
     let mut l3 = ETHERNET;
     // The tags that hardware or the kernel took off are not in the packet; these are the others.
     for _ in 0..3 {
-        let ethertype = packet.u16(l3.wrapping_sub(2)).ok_or(PassReason::Unparsed)?;
+        let ethertype = packet.u16(l3.wrapping_sub(2)).ok_or(Verdict::Unparsed)?;
         match u16::from_be(ethertype) {
             ETH_P_IP => return Ok(Network::V4(l3)),
             ETH_P_IPV6 => return Ok(Network::V6(l3)),
             ETH_P_8021Q | ETH_P_8021AD => l3 = l3.wrapping_add(VLAN),
-            _ => return Err(PassReason::NotTransport),
+            _ => return Err(Verdict::NotTransport),
         }
     }
-    Err(PassReason::Unparsed)
+    Err(Verdict::Unparsed)
 }
 
 /// A family's header, as far as the flow key needs it.
 pub trait Header<const N: usize> {
     /// Reads addresses and protocol; returns them with the offset of the transport header and the
     /// bytes that follow it according to the IP header.
-    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<N>, PassReason>;
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<N>, Verdict>;
 }
 
 /// What both families' headers say.
@@ -118,17 +146,17 @@ pub struct Ipv<const N: usize>;
 impl Header<V4> for Ipv<V4> {
     /// RFC 791: options are skipped, a first fragment counts as a packet, a later one has no ports.
     #[inline(always)]
-    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V4>, PassReason> {
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V4>, Verdict> {
         let [first, fragment, ttl_proto, src, dst] =
-            packet.words::<5>(l3).ok_or(PassReason::Unparsed)?;
+            packet.words::<5>(l3).ok_or(Verdict::Unparsed)?;
         let first = u32::from_be(first);
         let header = ((first >> 22) & 0x3c) as usize;
         let total = (first & 0xffff) as usize;
         if first >> 28 != 4 || header < 20 || total < header {
-            return Err(PassReason::Unparsed);
+            return Err(Verdict::Unparsed);
         }
         if u32::from_be(fragment) & 0x1fff != 0 {
-            return Err(PassReason::Fragment);
+            return Err(Verdict::Fragment);
         }
         let proto = (u32::from_be(ttl_proto) >> 16 & 0xff) as u8;
         Ok(IpHeader {
@@ -144,11 +172,11 @@ impl Header<V4> for Ipv<V4> {
 impl Header<V6> for Ipv<V6> {
     /// RFC 8200: up to [`MAX_EXTENSIONS`] extension headers are skipped.
     #[inline(always)]
-    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V6>, PassReason> {
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V6>, Verdict> {
         let [first, length, s0, s1, s2, s3, d0, d1, d2, d3] =
-            packet.words::<10>(l3).ok_or(PassReason::Unparsed)?;
+            packet.words::<10>(l3).ok_or(Verdict::Unparsed)?;
         if u32::from_be(first) >> 28 != 6 {
-            return Err(PassReason::Unparsed);
+            return Err(Verdict::Unparsed);
         }
         let length = u32::from_be(length);
         let payload = (length >> 16) as usize;
@@ -159,7 +187,7 @@ impl Header<V6> for Ipv<V6> {
             _ => extensions(packet, next, l4)?,
         };
         if payload < skipped {
-            return Err(PassReason::Unparsed);
+            return Err(Verdict::Unparsed);
         }
         Ok(IpHeader {
             src: [s0, s1, s2, s3],
@@ -180,7 +208,7 @@ fn extensions<P: Packet>(
     packet: &P,
     mut next: u8,
     start: usize,
-) -> Result<(u8, usize, usize), PassReason> {
+) -> Result<(u8, usize, usize), Verdict> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -191,31 +219,35 @@ fn extensions<P: Packet>(
         let length = match next {
             proto::TCP | proto::UDP | proto::SCTP => return Ok((next, at, skipped)),
             HOP_BY_HOP | ROUTING | DESTINATION => {
-                let units = packet.u8(at.wrapping_add(1)).ok_or(PassReason::Unparsed)?;
+                let units = packet.u8(at.wrapping_add(1)).ok_or(Verdict::Unparsed)?;
                 (units as usize).wrapping_add(1) << 3
             }
             FRAGMENT => {
-                let offset = packet.u16(at.wrapping_add(2)).ok_or(PassReason::Unparsed)?;
+                let offset = packet.u16(at.wrapping_add(2)).ok_or(Verdict::Unparsed)?;
                 if u16::from_be(offset) & 0xfff8 != 0 {
-                    return Err(PassReason::Fragment);
+                    return Err(Verdict::Fragment);
                 }
                 8
             }
-            _ => return Err(PassReason::NotTransport),
+            _ => return Err(Verdict::NotTransport),
         };
-        next = packet.u8(at).ok_or(PassReason::Unparsed)?;
+        next = packet.u8(at).ok_or(Verdict::Unparsed)?;
         skipped = skipped.wrapping_add(length);
     }
-    Err(PassReason::Unparsed)
+    Err(Verdict::Unparsed)
 }
 
 /// Reads the headers of a packet whose IP header is at `l3`, as seen at a hook of `kind`.
-#[inline(always)]
+///
+/// A function of its own in the kernel too, so that all its paths meet at its end.
+#[inline(never)]
+#[expect(clippy::cast_possible_truncation, reason = "both are masked")]
 pub fn headers<const N: usize, P: Packet>(
     packet: &P,
     l3: usize,
     kind: u8,
-) -> Result<Headers<N>, PassReason>
+    headers: &mut Headers<N>,
+) -> Result<(), Verdict>
 where
     Ipv<N>: Header<N>,
 {
@@ -224,19 +256,22 @@ where
         proto::TCP => (20, Some(ip.l4.wrapping_add(13))),
         proto::UDP => (8, None),
         proto::SCTP => (12, None),
-        _ => return Err(PassReason::NotTransport),
+        _ => return Err(Verdict::NotTransport),
     };
-    if ip.l4_len < smallest {
-        return Err(PassReason::Unparsed);
+    if ip.l4_len < smallest || ip.l4 > MAX_L4 {
+        return Err(Verdict::Unparsed);
     }
-    let [ports] = packet.words::<1>(ip.l4).ok_or(PassReason::Unparsed)?;
+    let [ports] = packet.words::<1>(ip.l4).ok_or(Verdict::Unparsed)?;
     let (sport, dport) = split_ports(ports);
-    let tcp_flags = match flags_at {
-        Some(at) => packet.u8(at).ok_or(PassReason::Unparsed)?,
+    headers.tcp_flags = match flags_at {
+        Some(at) => packet.u8(at).ok_or(Verdict::Unparsed)?,
         None => 0,
     };
-    let key = FlowKey { src: ip.src, dst: ip.dst, sport, dport, proto: ip.proto, kind, pad: 0 };
-    Ok(Headers { key, l3, l4: ip.l4, tcp_flags })
+    headers.key = FlowKey { src: ip.src, dst: ip.dst, sport, dport, proto: ip.proto, kind, pad: 0 };
+    // Both were compared above; `try_from` would leave a path that the verifier cannot rule out.
+    headers.l3 = (l3 & 0xff) as u8;
+    headers.l4 = (ip.l4 & MAX_L4) as u16;
+    Ok(())
 }
 
 /// Splits the word of both ports, each in network order.

@@ -19,22 +19,22 @@ pub fn apply<const N: usize, P: Packet>(
     let udp = key.proto == proto::UDP;
     let change = ChecksumChange { pseudo: addresses, header: ports, udp, ipv6: N != V4 };
     match key.proto {
-        proto::TCP => packet.adjust_checksum(headers.l4.wrapping_add(16), &change)?,
-        proto::UDP => packet.adjust_checksum(headers.l4.wrapping_add(6), &change)?,
+        proto::TCP => packet.adjust_checksum(headers.l4().wrapping_add(16), &change)?,
+        proto::UDP => packet.adjust_checksum(headers.l4().wrapping_add(6), &change)?,
         // SCTP's CRC32c covers no address, and its ports are kept (see `decide`).
         _ => {}
     }
     let addresses_at = if N == V4 {
-        let at = headers.l3.wrapping_add(10);
+        let at = headers.l3().wrapping_add(10);
         let old = packet.u16(at)?;
         packet.set_u16(at, updated(old, addresses))?;
-        headers.l3.wrapping_add(12)
+        headers.l3().wrapping_add(12)
     } else {
-        headers.l3.wrapping_add(8)
+        headers.l3().wrapping_add(8)
     };
     packet.set_words(addresses_at, &flow.src)?;
     packet.set_words(addresses_at.wrapping_add(size_of::<[u32; N]>()), &flow.dst)?;
-    packet.set_words(headers.l4, &[join_ports(flow.sport, flow.dport)])
+    packet.set_words(headers.l4(), &[join_ports(flow.sport, flow.dport)])
 }
 
 /// Swaps the Ethernet addresses of a packet that goes back to where it came from.

@@ -43,6 +43,10 @@ pub enum FlowTable {
 pub trait FlowRef<const N: usize> {
     /// A copy. The caller checks [`Flow::is_for`] before it believes it.
     fn read(&self) -> Flow<N>;
+    /// Only the tag.
+    fn tag(&self) -> u32;
+    /// Only the word that changes.
+    fn live(&self) -> Live;
     /// Stores the word that may change, in place.
     fn set_live(&self, live: Live);
 }

@@ -2,63 +2,56 @@
 
 use crate::abi::Counter;
 
-/// What a hook does with a packet.
+/// What a hook does with a packet, and why. Without payload, so that it fits a register.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Not ours: untouched, the next program sees it.
-    Pass(PassReason),
     /// Translated; it goes on its way and the next program sees it.
-    Translated,
+    Translated = 0,
     /// Translated; it goes back out of the interface it came from (hairpin).
-    Reflected,
-    /// Dropped and counted.
-    Drop(DropReason),
+    Reflected = 1,
+    /// Pass: no flow and no frontend.
+    NotService = 16,
+    /// Pass: neither IPv4 nor IPv6, or a protocol that Services do not know.
+    NotTransport = 17,
+    /// Pass: a fragment without ports.
+    Fragment = 18,
+    /// Pass: headers cut off, contradictory or beyond our bounds; whoever is addressed decides.
+    Unparsed = 19,
+    /// Drop: the service port has no backend at all (V-3).
+    NoBackend = 32,
+    /// Drop: a Local policy has no backend here (V-4).
+    NoLocalBackend = 33,
+    /// Drop: TCP in the middle of a connection without a record; never a fresh random choice.
+    NoFlow = 34,
+    /// Drop: no source port is left for a flow whose reply tuple another flow uses.
+    NoPort = 35,
+    /// Drop: SCTP whose port would change; its `CRC32c` covers it.
+    SctpPort = 36,
+    /// Drop: the packet ended inside the headers to be written.
+    Rewrite = 37,
+    /// Drop: the flow tables refused a record.
+    TableFull = 38,
 }
 
-/// Why a packet passes untouched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PassReason {
-    /// Neither IPv4 nor IPv6, or a protocol that Services do not know.
-    NotTransport,
-    /// No flow and no frontend.
-    NotService,
-    /// A fragment without ports.
-    Fragment,
-    /// Headers cut off, contradictory or beyond our bounds: whoever is addressed decides.
-    Unparsed,
-}
-
-/// Why a packet to a VIP is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// V-3.
-    NoBackend,
-    /// V-4.
-    NoLocalBackend,
-    /// TCP in the middle of a connection that has no record: never a fresh random choice.
-    NoFlow,
-    /// No source port is left for a flow whose reply tuple another flow uses.
-    NoPort,
-    /// SCTP whose port would change: its `CRC32c` covers it.
-    SctpPort,
-    /// The packet ended inside the headers to be written.
-    Rewrite,
-    /// The flow tables refused a record.
-    TableFull,
-}
-
-impl DropReason {
-    /// Its counter.
+impl Verdict {
+    /// The counter of a drop; `None` for everything else.
     #[inline(always)]
-    pub const fn counter(self) -> Counter {
+    pub const fn drop_counter(self) -> Option<Counter> {
         match self {
-            Self::NoBackend => Counter::DropNoBackend,
-            Self::NoLocalBackend => Counter::DropNoLocalBackend,
-            Self::NoFlow => Counter::DropNoFlow,
-            Self::NoPort => Counter::DropNoPort,
-            Self::SctpPort => Counter::DropSctpPort,
-            Self::Rewrite => Counter::DropRewrite,
-            Self::TableFull => Counter::DropTableFull,
+            Self::Translated
+            | Self::Reflected
+            | Self::NotService
+            | Self::NotTransport
+            | Self::Fragment
+            | Self::Unparsed => None,
+            Self::NoBackend => Some(Counter::DropNoBackend),
+            Self::NoLocalBackend => Some(Counter::DropNoLocalBackend),
+            Self::NoFlow => Some(Counter::DropNoFlow),
+            Self::NoPort => Some(Counter::DropNoPort),
+            Self::SctpPort => Some(Counter::DropSctpPort),
+            Self::Rewrite => Some(Counter::DropRewrite),
+            Self::TableFull => Some(Counter::DropTableFull),
         }
     }
 }

@@ -1,4 +1,99 @@
+//! The kernel programs: entry points of a few lines each over `lb-common`.
+//!
+//! A panic handler that loops makes the verifier refuse any program in which a panic is reachable.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod config;
+mod ctx;
+mod maps;
+mod tables;
+
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
+use lb_common::abi::{V4, V6};
+use lb_common::decide;
+use lb_common::parse::Link;
+
+use ctx::{sock_addr, tc, xdp as xdp_hook};
+
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[expect(unsafe_code, reason = "the kernel reads the licence from this section")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[classifier]
+pub fn tc_ingress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, decide::ingress)
+}
+
+#[classifier]
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, decide::egress)
+}
+
+#[classifier]
+pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, decide::ingress)
+}
+
+#[classifier]
+pub fn tc_egress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, decide::egress)
+}
+
+#[xdp]
+pub fn xdp_ingress(ctx: XdpContext) -> u32 {
+    xdp_hook::run(ctx)
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    sock_addr::connect::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    sock_addr::connect::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    sock_addr::sendmsg::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    sock_addr::sendmsg::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    sock_addr::recvmsg::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    sock_addr::recvmsg::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    sock_addr::getpeername::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    sock_addr::getpeername::<V6>(&ctx)
+}
+
+#[cgroup_sock(sock_release)]
+pub fn sock_release(ctx: SockContext) -> i32 {
+    sock_addr::release(&ctx)
+}

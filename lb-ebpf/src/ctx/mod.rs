@@ -1,0 +1,6 @@
+//! Contexts of the hooks as `lb-common` wants to see them.
+
+mod direct;
+pub mod sock_addr;
+pub mod tc;
+pub mod xdp;

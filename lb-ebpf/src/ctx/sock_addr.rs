@@ -1,0 +1,341 @@
+//! Sockets at cgroup hooks: addresses in and out, and the socket's own state.
+#![expect(unsafe_code, reason = "context fields and socket storage are raw pointers")]
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
+use lb_common::abi::{
+    Backend, BackendId, Counter, FactsWord, FrontendKey, FrontendWord, ServicePortId, SetWord,
+    SocketKey, SocketPeer, SocketRecord, V4, V6,
+};
+use lb_common::socket::{self, Address, Outcome};
+use lb_common::tables::{FrontendTables, ServiceTables, SocketTables};
+
+use crate::tables::Maps;
+use crate::{config, maps};
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = -111;
+const EHOSTUNREACH: i32 = -113;
+
+/// The maps, and the socket of this call.
+struct Socket {
+    context: *mut c_void,
+    sk: *mut bpf_sock,
+}
+
+impl Socket {
+    #[inline(always)]
+    fn storage(&self, init: *mut SocketRecord, flags: u32) -> *mut SocketRecord {
+        let map = ptr::from_ref(&maps::SOCKETS).cast_mut().cast();
+        // SAFETY: the map of this program and the socket of its context; `init` is null or a
+        // record on the stack that the helper copies.
+        unsafe { bpf_sk_storage_get(map, self.sk.cast(), init.cast(), u64::from(flags)) }.cast()
+    }
+}
+
+impl SocketTables for Socket {
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the context of this program.
+        unsafe { bpf_get_socket_cookie(self.context) }
+    }
+
+    #[inline(always)]
+    fn record(&self) -> Option<SocketRecord> {
+        let record = self.storage(ptr::null_mut(), 0);
+        if record.is_null() {
+            return None;
+        }
+        // SAFETY: checked for null; only calls on this very socket write it, and an application
+        // that races with itself on one socket sees one of its own addresses.
+        Some(unsafe { record.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_record(&self, record: &SocketRecord) -> bool {
+        let mut init = *record;
+        let stored = self.storage(&raw mut init, BPF_SK_STORAGE_GET_F_CREATE);
+        if stored.is_null() {
+            return false;
+        }
+        // SAFETY: as in `record`.
+        unsafe { stored.write(*record) };
+        true
+    }
+
+    #[inline(always)]
+    fn peer(&self, key: &SocketKey) -> Option<SocketPeer> {
+        let peer = maps::SOCKET_PEERS.get_ptr(key)?;
+        // SAFETY: the verifier proved the pointer; only this socket's calls change its records.
+        Some(unsafe { peer.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) -> bool {
+        maps::SOCKET_PEERS.insert(key, peer, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_peer(&self, key: &SocketKey) {
+        // A record that is gone already is what was wanted.
+        let _gone = maps::SOCKET_PEERS.remove(key);
+    }
+}
+
+impl ServiceTables for Socket {
+    #[inline(always)]
+    fn set(&self, index: u32) -> SetWord {
+        Maps.set(index)
+    }
+
+    #[inline(always)]
+    fn facts(&self, id: ServicePortId) -> FactsWord {
+        Maps.facts(id)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> BackendId {
+        Maps.slot(index)
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        Maps.backend(id)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        Maps.now()
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        Maps.random()
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        Maps.count(counter);
+    }
+}
+
+impl<const N: usize> FrontendTables<N> for Socket
+where
+    Maps: FrontendTables<N>,
+{
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
+        FrontendTables::<N>::frontend(&Maps, key)
+    }
+}
+
+/// The context as far as a family has it: reads and writes the address of the call.
+pub trait Call<const N: usize> {
+    fn address(ctx: &SockAddrContext) -> Address<N>;
+    fn set_address(ctx: &SockAddrContext, address: &Address<N>);
+}
+
+/// Selects the fields of a family.
+pub struct Fields<const N: usize>;
+
+#[inline(always)]
+fn read(field: *const u32) -> u32 {
+    // SAFETY: a field of this program's context, which the kernel lets it read as a word.
+    unsafe { field.read_volatile() }
+}
+
+#[inline(always)]
+fn write(field: *mut u32, value: u32) {
+    // SAFETY: a field of this program's context, which the kernel lets it write as a word.
+    unsafe { field.write_volatile(value) };
+}
+
+macro_rules! field {
+    ($ctx:expr, $($field:tt)+) => {{
+        let call: *mut bpf_sock_addr = $ctx.sock_addr;
+        // SAFETY: only the address of a field is taken.
+        unsafe { &raw mut (*call).$($field)+ }
+    }};
+}
+
+impl Call<V4> for Fields<V4> {
+    #[inline(always)]
+    fn address(ctx: &SockAddrContext) -> Address<V4> {
+        Address { ip: [read(field!(ctx, user_ip4))], port: read(field!(ctx, user_port)) as u16 }
+    }
+
+    #[inline(always)]
+    fn set_address(ctx: &SockAddrContext, address: &Address<V4>) {
+        let [ip] = address.ip;
+        write(field!(ctx, user_ip4), ip);
+        write(field!(ctx, user_port), u32::from(address.port));
+    }
+}
+
+impl Call<V6> for Fields<V6> {
+    #[inline(always)]
+    fn address(ctx: &SockAddrContext) -> Address<V6> {
+        Address {
+            ip: [
+                read(field!(ctx, user_ip6[0])),
+                read(field!(ctx, user_ip6[1])),
+                read(field!(ctx, user_ip6[2])),
+                read(field!(ctx, user_ip6[3])),
+            ],
+            port: read(field!(ctx, user_port)) as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn set_address(ctx: &SockAddrContext, address: &Address<V6>) {
+        let [a, b, c, d] = address.ip;
+        write(field!(ctx, user_ip6[0]), a);
+        write(field!(ctx, user_ip6[1]), b);
+        write(field!(ctx, user_ip6[2]), c);
+        write(field!(ctx, user_ip6[3]), d);
+        write(field!(ctx, user_port), u32::from(address.port));
+    }
+}
+
+/// An IPv4-mapped address of an IPv6 call; never for an IPv4 call.
+#[inline(always)]
+fn as_v4<const N: usize>(address: &Address<N>) -> Option<Address<V4>> {
+    let ip = socket::unmapped(&address.ip.as_slice().try_into().ok()?)?;
+    Some(Address { ip, port: address.port })
+}
+
+#[inline(always)]
+fn socket_of(ctx: &SockAddrContext) -> Socket {
+    let call: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: a field of this program's context.
+    let sk = unsafe { (*call).__bindgen_anon_1.sk };
+    Socket { context: ctx.as_ptr(), sk }
+}
+
+#[inline(always)]
+fn finish<const N: usize>(ctx: &SockAddrContext, outcome: Outcome<N>) -> i32
+where
+    Fields<N>: Call<N>,
+{
+    match outcome {
+        Outcome::Pass => ALLOW,
+        Outcome::Translated(address) => {
+            Fields::<N>::set_address(ctx, &address);
+            ALLOW
+        }
+        Outcome::Reject => refuse(ECONNREFUSED),
+        Outcome::Drop => refuse(EHOSTUNREACH),
+    }
+}
+
+#[inline(always)]
+fn refuse(errno: i32) -> i32 {
+    if config::set_retval() {
+        // SAFETY: a helper without pointers.
+        let _always_zero = unsafe { bpf_set_retval(errno) };
+    }
+    REFUSE
+}
+
+/// The outcome for the IPv4 address inside an IPv6 call.
+#[inline(always)]
+fn finish_mapped(ctx: &SockAddrContext, outcome: Outcome<V4>) -> i32 {
+    finish::<V6>(
+        ctx,
+        match outcome {
+            Outcome::Translated(address) => Outcome::Translated(mapped(&address)),
+            Outcome::Pass => Outcome::Pass,
+            Outcome::Reject => Outcome::Reject,
+            Outcome::Drop => Outcome::Drop,
+        },
+    )
+}
+
+#[inline(always)]
+fn mapped(address: &Address<V4>) -> Address<V6> {
+    Address { ip: socket::mapped(address.ip), port: address.port }
+}
+
+#[inline(always)]
+pub fn connect<const N: usize>(ctx: &SockAddrContext) -> i32
+where
+    Fields<N>: Call<N>,
+    Maps: FrontendTables<N>,
+{
+    let socket = socket_of(ctx);
+    let address = Fields::<N>::address(ctx);
+    let protocol = read(field!(ctx, protocol)) as u8;
+    if N == V6
+        && let Some(address) = as_v4(&address)
+    {
+        return finish_mapped(ctx, socket::connect(&socket, protocol, &address));
+    }
+    finish(ctx, socket::connect(&socket, protocol, &address))
+}
+
+#[inline(always)]
+pub fn sendmsg<const N: usize>(ctx: &SockAddrContext) -> i32
+where
+    Fields<N>: Call<N>,
+    Maps: FrontendTables<N>,
+{
+    let socket = socket_of(ctx);
+    let address = Fields::<N>::address(ctx);
+    if N == V6
+        && let Some(address) = as_v4(&address)
+    {
+        return finish_mapped(ctx, socket::sendmsg(&socket, &address));
+    }
+    finish(ctx, socket::sendmsg(&socket, &address))
+}
+
+#[inline(always)]
+pub fn recvmsg<const N: usize>(ctx: &SockAddrContext) -> i32
+where
+    Fields<N>: Call<N>,
+{
+    let socket = socket_of(ctx);
+    let address = Fields::<N>::address(ctx);
+    if N == V6
+        && let Some(address) = as_v4(&address)
+    {
+        if let Some(vip) = socket::recvmsg(&socket, &address) {
+            Fields::<V6>::set_address(ctx, &mapped(&vip));
+        }
+    } else if let Some(vip) = socket::recvmsg(&socket, &address) {
+        Fields::<N>::set_address(ctx, &vip);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+pub fn getpeername<const N: usize>(ctx: &SockAddrContext) -> i32
+where
+    Fields<N>: Call<N>,
+{
+    let socket = socket_of(ctx);
+    let address = Fields::<N>::address(ctx);
+    if N == V6
+        && let Some(address) = as_v4(&address)
+    {
+        if let Some(vip) = socket::getpeername(&socket, &address) {
+            Fields::<V6>::set_address(ctx, &mapped(&vip));
+        }
+    } else if let Some(vip) = socket::getpeername(&socket, &address) {
+        Fields::<N>::set_address(ctx, &vip);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+pub fn release(ctx: &SockContext) -> i32 {
+    let sk = ctx.sock;
+    socket::release(&Socket { context: ctx.as_ptr(), sk });
+    ALLOW
+}

@@ -1,0 +1,122 @@
+//! Packets at tc hooks.
+#![expect(unsafe_code, reason = "helpers are foreign functions")]
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_redirect};
+use aya_ebpf::programs::TcContext;
+use lb_common::packet::{ChecksumChange, Packet};
+use lb_common::parse::Link;
+use lb_common::verdict::Verdict;
+
+use super::direct::{self, Bounds};
+use crate::tables::Maps;
+
+/// `TCX_NEXT` and `TC_ACT_UNSPEC`: the next program sees the packet.
+const NEXT: i32 = -1;
+/// `TCX_DROP` and `TC_ACT_SHOT`.
+const SHOT: i32 = 2;
+
+/// Bytes that headers may take before options and extensions: Ethernet with two tags, IPv6, TCP.
+const HEADERS: u32 = 22 + 40 + 20;
+/// Bytes pulled when the linear part is shorter: room for options and extensions too.
+const PULL: u32 = 192;
+
+/// A packet in an skb.
+pub struct Skb(TcContext);
+
+impl Bounds for Skb {
+    // Volatile, so that the compiler never passes these on in place of the context: as numbers of
+    // 32 bits they are no pointers to the verifier.
+    #[inline(always)]
+    fn data(&self) -> usize {
+        let skb = self.0.skb.skb;
+        // SAFETY: a field of this program's context.
+        (unsafe { (&raw const (*skb).data).read_volatile() }) as usize
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        let skb = self.0.skb.skb;
+        // SAFETY: a field of this program's context.
+        (unsafe { (&raw const (*skb).data_end).read_volatile() }) as usize
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn u8(&self, at: usize) -> Option<u8> {
+        direct::u8(self, at)
+    }
+
+    #[inline(always)]
+    fn u16(&self, at: usize) -> Option<u16> {
+        direct::u16(self, at)
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, at: usize) -> Option<[u32; N]> {
+        direct::words(self, at)
+    }
+
+    #[inline(always)]
+    fn set_u16(&mut self, at: usize, value: u16) -> Option<()> {
+        direct::set_u16(self, at, value)
+    }
+
+    #[inline(always)]
+    fn set_words<const N: usize>(&mut self, at: usize, value: &[u32; N]) -> Option<()> {
+        direct::set_words(self, at, value)
+    }
+
+    /// Only the kernel knows whether the field holds a checksum or, before offload, the sum of the
+    /// pseudo header alone.
+    #[inline(always)]
+    fn adjust_checksum(&mut self, at: usize, change: &ChecksumChange) -> Option<()> {
+        let skb = self.0.skb.skb;
+        let udp = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | udp;
+        // SAFETY: a helper on this program's context.
+        if unsafe { bpf_l4_csum_replace(skb, at as u32, 0, u64::from(change.pseudo), pseudo) } != 0
+        {
+            return None;
+        }
+        if change.header != 0
+            // SAFETY: a helper on this program's context.
+            && unsafe { bpf_l4_csum_replace(skb, at as u32, 0, u64::from(change.header), udp) } != 0
+        {
+            return None;
+        }
+        if change.ipv6 {
+            // With CHECKSUM_COMPLETE the helper assumes that an IPv4 header checksum made up for
+            // the addresses and adjusts the sum of the whole packet; undo that. Kernels without
+            // such a sum answer with an error, which says that there was nothing to do.
+            // SAFETY: a helper on this program's context.
+            let _nothing_to_do = unsafe { bpf_csum_update(skb, change.pseudo) };
+        }
+        Some(())
+    }
+}
+
+/// Runs a decision and does what it says.
+#[inline(always)]
+pub fn run(
+    ctx: TcContext,
+    link: Link,
+    decide: impl FnOnce(&mut Skb, &Maps, Link) -> Verdict,
+) -> i32 {
+    let linear = ctx.data_end().wrapping_sub(ctx.data());
+    if linear < HEADERS as usize && (linear as u32) < ctx.len() {
+        // Failure leaves the packet as it is, and what cannot be read passes untouched.
+        let _best_effort = ctx.pull_data(ctx.len().min(PULL));
+    }
+    let mut skb = Skb(ctx);
+    let verdict = decide(&mut skb, &Maps, link);
+    if verdict == Verdict::Reflected {
+        let raw = skb.0.skb.skb;
+        // SAFETY: a field of this program's context.
+        let ifindex = unsafe { (*raw).ifindex };
+        // SAFETY: a helper without pointers; flags 0: out of the interface.
+        return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
+    }
+    if verdict.drop_counter().is_some() { SHOT } else { NEXT }
+}

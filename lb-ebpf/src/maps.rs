@@ -1,0 +1,53 @@
+//! Every map, once. Sizes are defaults: the agent sets them when it first creates the maps.
+//! `docs/maps.md` tells who writes and reads each.
+
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use lb_common::abi::{
+    Backend, COUNTERS as COUNTER_COUNT, Flow, FlowKey, FrontendKey, META_WORDS, Name, SCOPES,
+    SocketKey, SocketPeer, SocketRecord, V4, V6,
+};
+
+const SERVICE_PORTS: u32 = 1 << 16;
+const FRONTENDS: u32 = 1 << 17;
+const BACKEND_IDS: u32 = 1 << 18;
+const SLOT_PAIRS: u32 = 1 << 19;
+const FLOWS: u32 = 1 << 18;
+const HALF_OPEN: u32 = 1 << 14;
+const PEERS: u32 = 1 << 16;
+/// `BPF_F_MMAPABLE`: the agent writes these by plain stores.
+const MMAPABLE: u32 = 1 << 10;
+
+#[map]
+pub static FRONTENDS4: HashMap<FrontendKey<V4>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
+#[map]
+pub static FRONTENDS6: HashMap<FrontendKey<V6>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
+#[map]
+pub static SETS: Array<u64> = Array::with_max_entries(SERVICE_PORTS * SCOPES, MMAPABLE);
+#[map]
+pub static FACTS: Array<u64> = Array::with_max_entries(SERVICE_PORTS, MMAPABLE);
+#[map]
+pub static SLOTS: Array<[u32; 2]> = Array::with_max_entries(SLOT_PAIRS, MMAPABLE);
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(BACKEND_IDS, MMAPABLE);
+#[map]
+pub static NAMES: Array<Name> = Array::with_max_entries(SERVICE_PORTS, MMAPABLE);
+#[map]
+pub static META: Array<u64> = Array::with_max_entries(META_WORDS, MMAPABLE);
+#[map]
+pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(FLOWS, 0);
+#[map]
+pub static FLOWS6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(FLOWS, 0);
+#[map]
+pub static HALF_OPEN4: LruHashMap<FlowKey<V4>, Flow<V4>> =
+    LruHashMap::with_max_entries(HALF_OPEN, 0);
+#[map]
+pub static HALF_OPEN6: LruHashMap<FlowKey<V6>, Flow<V6>> =
+    LruHashMap::with_max_entries(HALF_OPEN, 0);
+#[map]
+pub static SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entries(PEERS, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();

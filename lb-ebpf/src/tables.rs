@@ -1,0 +1,186 @@
+//! `lb-common`'s tables over the maps.
+#![expect(unsafe_code, reason = "map values are shared with other CPUs and user space")]
+
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap};
+use lb_common::abi::{
+    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Live,
+    ServicePortId, SetWord, V4, V6,
+};
+use lb_common::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables};
+
+use crate::{config, maps};
+
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+
+/// The maps of this program.
+pub struct Maps;
+
+/// One load of an array element; user space changes elements by single stores of a word.
+#[inline(always)]
+fn load<T: Copy>(array: &Array<T>, index: u32) -> Option<T> {
+    let pointer = array.get_ptr(index)?;
+    // SAFETY: the verifier proved the index; the element is aligned; user space may store to it at
+    // the same time, so the load is volatile and what must be consistent lies in one word.
+    Some(unsafe { pointer.read_volatile() })
+}
+
+impl ServiceTables for Maps {
+    #[inline(always)]
+    fn set(&self, index: u32) -> SetWord {
+        SetWord(load(&maps::SETS, index).unwrap_or(0))
+    }
+
+    #[inline(always)]
+    fn facts(&self, id: ServicePortId) -> FactsWord {
+        FactsWord(load(&maps::FACTS, id).unwrap_or(0))
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> BackendId {
+        let Some(pair) = maps::SLOTS.get_ptr(index >> 1) else { return 0 };
+        let slot = pair.cast::<u32>().wrapping_add((index & 1) as usize);
+        // SAFETY: one of the two words of an element whose index the verifier proved.
+        unsafe { slot.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        if id == 0 { None } else { load(&maps::BACKENDS, id) }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        let ns = if config::coarse_clock() {
+            // SAFETY: a helper without arguments.
+            unsafe { bpf_ktime_get_coarse_ns() }
+        } else {
+            // SAFETY: a helper without arguments.
+            unsafe { bpf_ktime_get_ns() }
+        };
+        (ns >> 30) as u32
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        if let Some(value) = maps::COUNTERS.get_ptr_mut(counter as u32) {
+            // SAFETY: this CPU's element; programs on one CPU do not interrupt each other here
+            // in a way that loses more than one count.
+            unsafe { *value = (*value).wrapping_add(1) };
+        }
+    }
+}
+
+/// A record in a flow table.
+pub struct Record<const N: usize>(*mut Flow<N>);
+
+impl<const N: usize> FlowRef<N> for Record<N> {
+    #[inline(always)]
+    fn read(&self) -> Flow<N> {
+        // SAFETY: the verifier proved the pointer; the element may be reused while it is copied,
+        // which the record's tag tells. Volatile: what was checked is what is used.
+        unsafe { self.0.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn tag(&self) -> u32 {
+        // SAFETY: as above; one aligned word.
+        unsafe { (&raw const (*self.0).tag).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn live(&self) -> Live {
+        // SAFETY: as above; one aligned word.
+        Live(unsafe { (&raw const (*self.0).live).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_live(&self, live: Live) {
+        // SAFETY: as above; one aligned word, and a stray write to a reused element is harmless.
+        unsafe { (&raw mut (*self.0).live).write_volatile(live.0) };
+    }
+}
+
+macro_rules! tables {
+    ($n:ident, $frontends:ident, $flows:ident, $half_open:ident) => {
+        impl FrontendTables<$n> for Maps {
+            #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$n>) -> Option<FrontendWord> {
+                frontend(&maps::$frontends, key)
+            }
+        }
+
+        impl FlowTables<$n> for Maps {
+            type Ref = Record<$n>;
+
+            #[inline(always)]
+            fn flow(&self, table: FlowTable, key: &FlowKey<$n>) -> Option<Record<$n>> {
+                let map = match table {
+                    FlowTable::Main => &maps::$flows,
+                    FlowTable::HalfOpen => &maps::$half_open,
+                };
+                map.get_ptr_mut(key).map(Record)
+            }
+
+            #[inline(always)]
+            fn insert_flow(
+                &self,
+                table: FlowTable,
+                key: &FlowKey<$n>,
+                flow: &Flow<$n>,
+                replace: bool,
+            ) -> Insert {
+                match table {
+                    FlowTable::Main => insert(&maps::$flows, key, flow, replace),
+                    FlowTable::HalfOpen => insert(&maps::$half_open, key, flow, replace),
+                }
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, table: FlowTable, key: &FlowKey<$n>) {
+                // A record that is gone already is what was wanted.
+                let _gone = match table {
+                    FlowTable::Main => maps::$flows.remove(key),
+                    FlowTable::HalfOpen => maps::$half_open.remove(key),
+                };
+            }
+        }
+    };
+}
+
+tables!(V4, FRONTENDS4, FLOWS4, HALF_OPEN4);
+tables!(V6, FRONTENDS6, FLOWS6, HALF_OPEN6);
+
+#[inline(always)]
+fn frontend<const N: usize>(
+    map: &HashMap<FrontendKey<N>, u64>,
+    key: &FrontendKey<N>,
+) -> Option<FrontendWord> {
+    let word = map.get_ptr(key)?;
+    // SAFETY: the verifier proved the pointer; one aligned word, whose tag the caller checks.
+    Some(FrontendWord(unsafe { word.read_volatile() }))
+}
+
+#[inline(always)]
+fn insert<const N: usize>(
+    map: &LruHashMap<FlowKey<N>, Flow<N>>,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+    replace: bool,
+) -> Insert {
+    match map.insert(key, flow, if replace { BPF_ANY } else { BPF_NOEXIST }) {
+        Ok(()) => Insert::Done,
+        Err(EEXIST) => Insert::Exists,
+        Err(_) => Insert::Full,
+    }
+}
