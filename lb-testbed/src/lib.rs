@@ -1,1 +1,26 @@
-//! Test-only helpers.
+//! Test-only: clusters made of network namespaces, real sockets in them, packets and their checks,
+//! agents and a real API server under guards.
+//!
+//! Everything that this crate makes on the machine carries the id of the process that made it
+//! (`mr-<pid>-<n>`, `millrace-test-<pid>-<n>`), is removed by a guard on drop, and is found by
+//! [`sweep`] where the process was killed.
+
+pub mod address;
+pub mod agent;
+pub mod apiserver;
+pub mod bpffs;
+pub mod cgroup;
+pub mod cluster;
+pub mod id;
+pub mod manifest;
+pub mod matrix;
+pub mod netns;
+pub mod packet;
+pub mod peer;
+pub mod process;
+pub mod require;
+pub mod scratch;
+pub mod sweep;
+mod sys;
+pub mod testrun;
+pub mod wait;

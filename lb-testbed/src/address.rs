@@ -1,0 +1,61 @@
+//! Who has which address in a test cluster. Numbers of nodes and pods are single digits; the
+//! picture is in [`crate::cluster`].
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Pod addresses of a node, IPv4.
+pub fn pod_net_v4(node: usize) -> String {
+    format!("10.244.{node}.0/24")
+}
+
+/// Pod addresses of a node, IPv6.
+pub fn pod_net_v6(node: usize) -> String {
+    format!("fd00:10:244:{node:x}::/64")
+}
+
+/// The IPv4 address of a node on the fabric.
+pub fn node_v4(node: usize) -> Ipv4Addr {
+    fabric_v4(10 + small(node))
+}
+
+/// The IPv6 address of a node on the fabric.
+pub fn node_v6(node: usize) -> Ipv6Addr {
+    fabric_v6(0x10 + u16::from(small(node)))
+}
+
+/// The IPv4 address of a pod.
+pub fn pod_v4(node: usize, pod: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, small(node), 10 + small(pod))
+}
+
+/// The IPv6 address of a pod.
+pub fn pod_v6(node: usize, pod: usize) -> Ipv6Addr {
+    let net = u16::from(small(node));
+    Ipv6Addr::new(0xfd00, 0x10, 0x244, net, 0, 0, 0, 0x10 + u16::from(small(pod)))
+}
+
+/// The gateway of a node's pods, IPv4.
+pub(crate) fn gateway_v4(node: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, small(node), 1)
+}
+
+/// The gateway of a node's pods, IPv6.
+pub(crate) fn gateway_v6(node: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x10, 0x244, u16::from(small(node)), 0, 0, 0, 1)
+}
+
+/// A host on the fabric, IPv4.
+pub(crate) fn fabric_v4(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 18, 0, host)
+}
+
+/// A host on the fabric, IPv6.
+pub(crate) fn fabric_v6(host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, host)
+}
+
+/// Nodes and pods are counted in single digits; more than an address byte holds is a bug in the
+/// test, found by the duplicate address that follows.
+fn small(number: usize) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX)
+}

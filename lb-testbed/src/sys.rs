@@ -1,0 +1,240 @@
+//! The system calls that the standard library has no safe form of.
+#![expect(unsafe_code, reason = "namespaces, mounts and bpf() are reached through libc only")]
+
+use std::{
+    ffi::{CString, c_int, c_ulong},
+    io,
+    net::{SocketAddr, TcpStream},
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
+    path::Path,
+    process::Command,
+    ptr,
+    time::Duration,
+};
+
+/// What a child process does between fork and exec.
+#[derive(Debug, Default)]
+pub(crate) struct ChildSetup {
+    /// Network namespace to enter.
+    pub(crate) netns: Option<OwnedFd>,
+    /// Opened `cgroup.procs` of the cgroup to join.
+    pub(crate) cgroup_procs: Option<OwnedFd>,
+}
+
+/// Lets the child of `command` enter namespace and cgroup, and die with the thread that spawns it.
+pub(crate) fn before_exec(command: &mut Command, setup: ChildSetup) {
+    let parent = std::process::id();
+    let enter = move || {
+        if let Some(procs) = &setup.cgroup_procs {
+            // SAFETY: a two-byte constant, a descriptor that the closure owns; write() is
+            // async-signal-safe.
+            check(unsafe { libc::write(procs.as_raw_fd(), b"0\n".as_ptr().cast(), 2) })?;
+        }
+        if let Some(netns) = &setup.netns {
+            // SAFETY: plain system call on a descriptor that the closure owns.
+            check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) })?;
+        }
+        let signal = libc::SIGKILL as c_ulong;
+        // SAFETY: plain system call without pointers.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0) })?;
+        // The parent may have died before the line above; nobody would send the signal then.
+        // SAFETY: plain system call without arguments.
+        let now = unsafe { libc::getppid() };
+        if u32::try_from(now) == Ok(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    };
+    // SAFETY: the closure only makes async-signal-safe system calls and does not allocate.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// Moves the calling thread into a fresh network namespace.
+pub(crate) fn unshare_net() -> io::Result<()> {
+    // SAFETY: plain system call; only the calling thread's namespace changes.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Moves the calling thread into the network namespace behind `netns`.
+pub(crate) fn enter_net(netns: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: plain system call on a borrowed descriptor.
+    check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Whether a thread of this process may make a network namespace.
+pub(crate) fn may_make_namespaces() -> bool {
+    std::thread::spawn(|| unshare_net().is_ok()).join().unwrap_or(false)
+}
+
+/// Whether this process runs as root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Mounts `from` over `to` as well.
+pub(crate) fn bind_mount(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (c_path(from)?, c_path(to)?);
+    let (kind, data) = (ptr::null(), ptr::null());
+    // SAFETY: both strings live until the call returns; kind and data are not read for a bind.
+    check(unsafe { libc::mount(from.as_ptr(), to.as_ptr(), kind, libc::MS_BIND, data) }).map(drop)
+}
+
+/// Mounts a fresh BPF file system at `at`.
+pub(crate) fn mount_bpffs(at: &Path) -> io::Result<()> {
+    let at = c_path(at)?;
+    let (source, kind, data) = (c"millrace-test", c"bpf", c"mode=0700");
+    // SAFETY: all strings live until the call returns.
+    check(unsafe {
+        libc::mount(source.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast())
+    })
+    .map(drop)
+}
+
+/// Unmounts `at`, now for everybody who looks and for good when the last user is gone.
+pub(crate) fn unmount(at: &Path) -> io::Result<()> {
+    let at = c_path(at)?;
+    // SAFETY: the string lives until the call returns.
+    check(unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
+/// Sends a signal to one process.
+pub(crate) fn kill(pid: u32, signal: c_int) -> io::Result<()> {
+    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // Zero and below address groups of processes, never meant here.
+    if pid <= 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: plain system call without pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// A TCP connection from a chosen local address, with a deadline.
+pub(crate) fn tcp_connect(
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain system call without pointers.
+    let fd = check(unsafe { libc::socket(family, kind, 0) })?;
+    // SAFETY: the descriptor was just opened and has no other owner.
+    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    if let Some(from) = from {
+        let (addr, len) = raw_addr(from);
+        // SAFETY: the address lives until the call returns and is `len` bytes long.
+        check(unsafe { libc::bind(fd, (&raw const addr).cast(), len) })?;
+    }
+    let (addr, len) = raw_addr(to);
+    // SAFETY: the address lives until the call returns and is `len` bytes long.
+    let connected = check(unsafe { libc::connect(fd, (&raw const addr).cast(), len) });
+    if let Err(error) = connected {
+        if error.raw_os_error() != Some(libc::EINPROGRESS) {
+            return Err(error);
+        }
+        if !writable_within(fd, timeout)? {
+            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        }
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Makes `close()` send a reset and leave no `TIME_WAIT` behind.
+pub(crate) fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let len = libc::socklen_t::try_from(size_of_val(&linger)).unwrap_or_default();
+    // SAFETY: the value lives until the call returns and is `len` bytes long.
+    check(unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            len,
+        )
+    })
+    .map(drop)
+}
+
+/// The `bpf` system call. `attr` is the kernel's `union bpf_attr` as far as `command` reads it.
+///
+/// # Safety
+/// Every address in `attr` must point to memory of the length stated beside it, writable where the
+/// command writes.
+pub(crate) unsafe fn bpf<T>(command: c_int, attr: &mut T) -> io::Result<c_int> {
+    // SAFETY: `attr` is valid for its own size; the caller answers for the addresses in it.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        c_int::try_from(result).map_err(io::Error::other)
+    }
+}
+
+/// The `bpf` system call for commands that return a new descriptor.
+///
+/// # Safety
+/// As [`bpf`].
+pub(crate) unsafe fn bpf_open<T>(command: c_int, attr: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: passed on to the caller.
+    let fd = unsafe { bpf(command, attr) }?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn writable_within(fd: RawFd, timeout: Duration) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+    // SAFETY: one element, which lives until the call returns.
+    Ok(check(unsafe { libc::poll(&raw mut poll, 1, timeout_ms) })? > 0)
+}
+
+/// `AF_INET` and `AF_INET6` in the type of an address's first field.
+const FAMILY_V4: libc::sa_family_t = 2;
+const FAMILY_V6: libc::sa_family_t = 10;
+
+fn raw_addr(addr: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: all bytes zero are a valid sockaddr_storage.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let at = &raw mut storage;
+    let len = match addr {
+        SocketAddr::V4(v4) => {
+            let raw = libc::sockaddr_in {
+                sin_family: FAMILY_V4,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: the storage is larger and at least as aligned as each address type.
+            unsafe { at.cast::<libc::sockaddr_in>().write(raw) };
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V6(v6) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: FAMILY_V6,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            // SAFETY: the storage is larger and at least as aligned as each address type.
+            unsafe { at.cast::<libc::sockaddr_in6>().write(raw) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    (storage, libc::socklen_t::try_from(len).unwrap_or_default())
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+}
+
+fn check<T: PartialOrd + Default>(result: T) -> io::Result<T> {
+    if result < T::default() { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

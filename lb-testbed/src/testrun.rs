@@ -1,0 +1,153 @@
+//! One run of a loaded program over given bytes (`BPF_PROG_TEST_RUN`), and the smallest programs,
+//! which measurements are compared with.
+#![expect(unsafe_code, reason = "bpf() reads and writes through addresses in its argument")]
+
+use std::{
+    ffi::c_int,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::sys;
+
+const BPF_PROG_LOAD: c_int = 5;
+const BPF_PROG_TEST_RUN: c_int = 10;
+/// Programs may grow a packet (XDP head room, encapsulation); the result must have room for it.
+const HEADROOM: usize = 4096;
+
+/// What a program is run over.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// The packet, from the Ethernet header on; at least 14 bytes, for tc at most a page.
+    pub data: &'a [u8],
+    /// The context (`struct __sk_buff` or `struct xdp_md`) in bytes; empty for the kernel's default.
+    pub context: &'a [u8],
+    /// How often it runs over the same packet. Above 1 later runs see what earlier ones wrote.
+    pub repeat: u32,
+}
+
+/// What came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The program's return value: `TC_ACT_…`, `TCX_…` or `XDP_…`.
+    pub verdict: u32,
+    /// The packet after the last run.
+    pub data: Vec<u8>,
+    /// Mean time of one run, nanoseconds; includes the kernel's own cost of calling it.
+    pub duration: Duration,
+}
+
+/// A type of program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// tc, tcx.
+    SchedCls = 3,
+    /// XDP.
+    Xdp = 6,
+    /// A cgroup's connect, sendmsg and so on.
+    CgroupSockAddr = 18,
+}
+
+/// Runs a program once over a packet.
+pub fn once(program: BorrowedFd<'_>, data: &[u8]) -> Result<Output> {
+    run(program, &Input { data, context: &[], repeat: 1 })
+}
+
+/// Runs a program.
+pub fn run(program: BorrowedFd<'_>, input: &Input<'_>) -> Result<Output> {
+    let mut data = vec![0; input.data.len() + HEADROOM];
+    let mut attr = TestRunAttr {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        data_size_in: len(input.data)?,
+        data_size_out: len(&data)?,
+        data_in: address(input.data),
+        data_out: data.as_mut_ptr() as u64,
+        repeat: input.repeat,
+        ctx_size_in: len(input.context)?,
+        ctx_in: if input.context.is_empty() { 0 } else { address(input.context) },
+        ..TestRunAttr::default()
+    };
+    // SAFETY: each address belongs to a slice of the length stated beside it that lives until the
+    // call returns, and the output is exclusively ours.
+    unsafe { sys::bpf(BPF_PROG_TEST_RUN, &mut attr) }.context("run a BPF program over a packet")?;
+    let size = usize::try_from(attr.data_size_out).context("size of the result")?;
+    ensure!(size <= data.len(), "a result of {size} bytes");
+    data.truncate(size);
+    let duration = Duration::from_nanos(attr.duration.into());
+    Ok(Output { verdict: attr.retval, data, duration })
+}
+
+/// Loads a program that only returns `verdict`.
+pub fn load_empty(kind: Kind, verdict: i32, attach_type: u32) -> Result<OwnedFd> {
+    // mov r0, verdict; exit
+    let code: [u64; 2] = [0xb7 | (u64::from(verdict.cast_unsigned()) << 32), 0x95];
+    let license = c"Apache-2.0";
+    let mut log = vec![0_u8; 4096];
+    let mut attr = LoadAttr {
+        prog_type: kind as u32,
+        insn_cnt: 2,
+        insns: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: 1,
+        log_size: len(&log)?,
+        log_buf: log.as_mut_ptr() as u64,
+        expected_attach_type: attach_type,
+        ..LoadAttr::default()
+    };
+    // SAFETY: code, licence and log live until the call returns; the log is exclusively ours and as
+    // long as stated.
+    unsafe { sys::bpf_open(BPF_PROG_LOAD, &mut attr) }.with_context(|| {
+        let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+        let log = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
+        format!("load an empty program of type {kind:?}: {}", log.trim())
+    })
+}
+
+/// `union bpf_attr` as `BPF_PROG_TEST_RUN` reads it (kernel 5.10: until `cpu`).
+#[repr(C)]
+#[derive(Debug, Default)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+}
+
+/// `union bpf_attr` as `BPF_PROG_LOAD` reads it, until `expected_attach_type`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+fn len(bytes: &[u8]) -> Result<u32> {
+    u32::try_from(bytes.len()).context("a packet of at most 4 GiB")
+}
+
+fn address(bytes: &[u8]) -> u64 {
+    bytes.as_ptr() as u64
+}
