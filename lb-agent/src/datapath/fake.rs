@@ -1,0 +1,197 @@
+//! Maps in memory, for tests: applies operations store by store, and can stop after any of them.
+
+use std::collections::BTreeMap;
+
+use lb_common::abi::{
+    Backend, BackendId, BackendWord, FactsFlags, FactsWord, FrontendWord, META_WORDS, NAME_LEN,
+    Name, SCOPES, Scope, ServicePortId, SetWord,
+};
+
+use super::{Datapath, Error, Grace, Interface};
+use crate::diff::Op;
+use crate::plan::{Capacity, FrontKey, PortRow, SetRow, Snapshot, name};
+
+/// Maps in memory.
+#[derive(Clone, Debug)]
+pub struct Fake {
+    capacity: Capacity,
+    /// `FRONTENDS4` and `FRONTENDS6`.
+    pub frontends: BTreeMap<FrontKey, FrontendWord>,
+    /// `SETS`.
+    pub sets: Vec<SetWord>,
+    /// `FACTS`.
+    pub facts: Vec<FactsWord>,
+    /// `NAMES`.
+    pub names: Vec<Name>,
+    /// `SLOTS`.
+    pub slots: Vec<BackendId>,
+    /// `BACKENDS`.
+    pub backends: Vec<Backend>,
+    /// `META`.
+    pub meta: [u64; META_WORDS as usize],
+    /// Interfaces with programs.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// Operations applied.
+    pub applied: usize,
+}
+
+/// One store, or one system call.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// The name of a service port.
+    Name(ServicePortId, Name),
+    /// All of a backend but its word.
+    BackendAddress(BackendId, Backend),
+    /// The word of a backend.
+    BackendWord(BackendId, BackendWord),
+    /// One slot.
+    Slot(u32, BackendId),
+    /// The word of a set.
+    Set(u32, SetWord),
+    /// Facts.
+    Facts(ServicePortId, FactsWord),
+    /// Delete a frontend.
+    Delete(FrontKey),
+    /// Insert or replace a frontend.
+    Put(FrontKey, FrontendWord),
+    /// A word of `META`.
+    Meta(u32, u64),
+}
+
+/// The stores that an operation consists of, as the real datapath makes them.
+pub fn steps(op: &Op) -> Vec<Step> {
+    match op {
+        Op::Name(id, name) => vec![Step::Name(*id, **name)],
+        Op::Backend(id, backend) => vec![
+            Step::BackendAddress(*id, *backend),
+            Step::BackendWord(*id, BackendWord(backend.word)),
+        ],
+        Op::BackendWord(id, word) => vec![Step::BackendWord(*id, *word)],
+        Op::Slots(first, ids) => {
+            (*first..).zip(ids).map(|(slot, &id)| Step::Slot(slot, id)).collect()
+        }
+        Op::Set(index, word) => vec![Step::Set(*index, *word)],
+        Op::Facts(id, word) => vec![Step::Facts(*id, *word)],
+        Op::FrontendDelete(key) => vec![Step::Delete(*key)],
+        Op::FrontendPut(key, word) => vec![Step::Put(*key, *word)],
+        Op::Meta(word, value) => vec![Step::Meta(*word as u32, *value)],
+    }
+}
+
+impl Fake {
+    /// Empty maps.
+    pub fn new(capacity: Capacity) -> Self {
+        let ports = capacity.service_ports as usize;
+        Self {
+            capacity,
+            frontends: BTreeMap::new(),
+            sets: vec![SetWord::REJECT; ports * SCOPES as usize],
+            facts: vec![FactsWord::default(); ports],
+            names: vec![[0; NAME_LEN]; ports],
+            slots: vec![0; capacity.slots as usize],
+            backends: vec![Backend::default(); capacity.backends as usize],
+            meta: [0; META_WORDS as usize],
+            interfaces: BTreeMap::new(),
+            applied: 0,
+        }
+    }
+
+    /// The sizes it was made with.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// Makes one store; panics where the real one would leave its map.
+    pub fn step(&mut self, step: Step) {
+        match step {
+            Step::Name(id, name) => self.names[id as usize] = name,
+            Step::BackendAddress(id, backend) => {
+                let word = self.backends[id as usize].word;
+                self.backends[id as usize] = Backend { word, ..backend };
+            }
+            Step::BackendWord(id, word) => self.backends[id as usize].word = word.0,
+            Step::Slot(slot, id) => self.slots[slot as usize] = id,
+            Step::Set(index, word) => self.sets[index as usize] = word,
+            Step::Facts(id, word) => self.facts[id as usize] = word,
+            Step::Delete(key) => {
+                self.frontends.remove(&key);
+            }
+            Step::Put(key, word) => {
+                self.frontends.insert(key, word);
+                let v6 = matches!(key, FrontKey::V6(_));
+                let of_family = |key: &&FrontKey| matches!(key, FrontKey::V6(_)) == v6;
+                let count = self.frontends.keys().filter(of_family).count();
+                assert!(count <= self.capacity.frontends as usize, "E2BIG");
+            }
+            Step::Meta(word, value) => self.meta[word as usize] = value,
+        }
+    }
+
+    /// The backends that a frontend reaches: what a kernel program could pick.
+    pub fn reach(&self, key: &FrontKey) -> Option<Vec<Backend>> {
+        let id = key.id_in(*self.frontends.get(key)?)?;
+        let facts = self.facts[id as usize];
+        let local = facts.flags() & FactsFlags::INTERNAL_LOCAL != 0;
+        let scope = if local { Scope::Local } else { Scope::Cluster };
+        let set = self.sets[scope.index(id) as usize];
+        let slots = set.first() as usize..(set.first() + set.count()) as usize;
+        Some(self.slots[slots].iter().map(|&id| self.backends[id as usize]).collect())
+    }
+}
+
+impl Datapath for Fake {
+    fn apply(&mut self, ops: &[Op]) -> Vec<(usize, Error)> {
+        self.applied += ops.len();
+        for op in ops {
+            for step in steps(op) {
+                self.step(step);
+            }
+        }
+        Vec::new()
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, Error> {
+        let row = |id: ServicePortId| {
+            let set = |scope: Scope| {
+                let word = self.sets[scope.index(id) as usize];
+                let first = word.first() as usize;
+                let slots = self.slots.get(first..).unwrap_or_default();
+                SetRow { word, ids: slots.iter().take(word.count() as usize).copied().collect() }
+            };
+            PortRow {
+                id,
+                name: name::text(&self.names[id as usize]),
+                facts: self.facts[id as usize],
+                sets: [set(Scope::Cluster), set(Scope::Local)],
+            }
+        };
+        let empty = |row: &PortRow| {
+            let blank = PortRow { id: row.id, ..PortRow::default() };
+            *row == blank
+        };
+        Ok(Snapshot {
+            frontends: self.frontends.iter().map(|(&key, &word)| (key, word)).collect(),
+            ports: (1..self.capacity.service_ports).map(row).filter(|row| !empty(row)).collect(),
+            backends: (0..)
+                .zip(&self.backends)
+                .filter(|(_, backend)| **backend != Backend::default())
+                .map(|(id, backend)| (id, *backend))
+                .collect(),
+            meta: self.meta,
+        })
+    }
+
+    fn grace(&self) -> Grace {
+        Grace::none()
+    }
+
+    fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
+        self.interfaces.insert(interface.index, interface.clone());
+        Ok(())
+    }
+
+    fn detach(&mut self, index: u32) -> Result<(), Error> {
+        self.interfaces.remove(&index);
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! The only place that touches BPF: maps, programs, links and interfaces.
+
+pub mod fake;
+mod grace;
+pub mod mmap;
+pub mod roles;
+pub mod sys;
+
+pub use self::grace::Grace;
+pub use self::roles::Interface;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::diff::Op;
+use crate::plan::Snapshot;
+
+/// What the sync loop needs of the kernel.
+pub trait Datapath {
+    /// Applies operations in order. What fails is returned by index, and everything else is
+    /// applied: operations that can fail do not depend on each other.
+    fn apply(&mut self, ops: &[Op]) -> Vec<(usize, Error)>;
+
+    /// Everything that is programmed.
+    fn snapshot(&self) -> Result<Snapshot, Error>;
+
+    /// What waits for a grace period, for use on another thread.
+    fn grace(&self) -> Grace;
+
+    /// Puts the packet engine on a pod port, or replaces its programs in place.
+    fn attach(&mut self, interface: &Interface) -> Result<(), Error>;
+
+    /// Forgets an interface that is gone or has another role by now.
+    fn detach(&mut self, index: u32) -> Result<(), Error>;
+}
+
+/// What went wrong with the kernel, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder for pins is on another file system.
+    #[error(
+        "{0} is not on a BPF file system; mount one (`mount -t bpf bpf /sys/fs/bpf`) or give another folder by --bpffs"
+    )]
+    NotBpffs(PathBuf),
+    /// A second agent for the same node.
+    #[error(
+        "another lb-agent works on {0}; stop it first, or give this one a folder of its own by --bpffs"
+    )]
+    InUse(PathBuf),
+    /// A pinned map that this agent would misread.
+    #[error(
+        "the pinned map {path} has {field} {found}, but this agent needs {needed}; give the same --max flags as before, or start anew with `lb-agent cleanup`"
+    )]
+    OtherMap {
+        /// The pin.
+        path: PathBuf,
+        /// What differs.
+        field: &'static str,
+        /// What it is.
+        found: u32,
+        /// What it should be.
+        needed: u32,
+    },
+    /// The binary has no kernel programs in it.
+    #[error(
+        "this lb-agent was built without its kernel programs; build it with `cargo xtask build`"
+    )]
+    NoObject,
+    /// The object with the kernel programs is refused.
+    #[error("the kernel programs cannot be loaded: {0}")]
+    Object(#[from] Box<aya::EbpfError>),
+    /// A program is refused.
+    #[error("the kernel refuses the program {name}: {source}")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// Why.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A program that should be in the object is not.
+    #[error(
+        "the object has no program {0} of the expected type; build lb-agent and lb-ebpf from the same commit"
+    )]
+    NoProgram(&'static str),
+    /// A store outside of a map.
+    #[error("{map} has no element {index}; this is a bug")]
+    Bounds {
+        /// The map.
+        map: &'static str,
+        /// The element.
+        index: u32,
+    },
+    /// A system call.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was attempted, and on what.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Says what was attempted.
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        |source| Self::System { what: what.into(), source }
+    }
+}

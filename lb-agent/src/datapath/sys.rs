@@ -1,0 +1,575 @@
+#![expect(unsafe_code, reason = "bpf(2) and membarrier(2) take pointers and give descriptors")]
+//! The system calls that aya has no function for: batches, links, queries, grace periods.
+//!
+//! Every attribute is a struct of integers without padding, laid out as the kernel's union member of
+//! that command; what the kernel knows beyond its end is zero to it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_map_type};
+
+static BPF_CALLS: AtomicU64 = AtomicU64::new(0);
+static MEMBARRIER_CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// System calls made by this module since the process started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// bpf(2).
+    pub bpf: u64,
+    /// membarrier(2).
+    pub membarrier: u64,
+}
+
+/// System calls so far.
+pub fn calls() -> Calls {
+    Calls {
+        bpf: BPF_CALLS.load(Ordering::Relaxed),
+        membarrier: MEMBARRIER_CALLS.load(Ordering::Relaxed),
+    }
+}
+
+/// # Safety
+///
+/// Every pointer in `attr` must be valid for what `cmd` reads and writes through it.
+unsafe fn bpf<A>(cmd: bpf_cmd, attr: &mut A) -> io::Result<i32> {
+    BPF_CALLS.fetch_add(1, Ordering::Relaxed);
+    let attr: *mut A = attr;
+    // SAFETY: the attribute is a live struct of integers of the size given; the caller answers for
+    // the pointers in it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, cmd as u32, attr, size_of::<A>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(i32::try_from(result).unwrap_or(0))
+    }
+}
+
+/// As [`bpf`], for commands that answer with a new descriptor.
+///
+/// # Safety
+///
+/// As [`bpf`].
+unsafe fn bpf_fd<A>(cmd: bpf_cmd, attr: &mut A) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { bpf(cmd, attr) }?;
+    // SAFETY: the kernel made this descriptor for us just now; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn address<T>(data: &[T]) -> u64 {
+    data.as_ptr() as u64
+}
+
+fn address_mut<T>(data: &mut [T]) -> u64 {
+    data.as_mut_ptr() as u64
+}
+
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Opens a pinned map, program or link.
+pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: `path` is a string that ends with a zero and lives until the call returns.
+    unsafe { bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr) }
+}
+
+/// Pins a map, program or link.
+pub fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: raw(fd), flags: 0 };
+    // SAFETY: as in `object_get`.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// Information structs that the kernel fills.
+trait Info: Default {}
+
+fn info<I: Info>(fd: BorrowedFd<'_>) -> io::Result<I> {
+    let mut info = I::default();
+    let len = u32::try_from(size_of::<I>()).unwrap_or(0);
+    let target: *mut I = &raw mut info;
+    let mut attr = InfoAttr { fd: raw(fd), len, info: target as u64 };
+    // SAFETY: the kernel writes at most `len` bytes, the size of `info`, a struct of integers.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// The head of the kernel's `bpf_map_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MapInfo {
+    /// Type of the map.
+    pub kind: u32,
+    /// Its id.
+    pub id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Number of elements.
+    pub max_entries: u32,
+    /// Flags it was made with.
+    pub flags: u32,
+}
+
+impl Info for MapInfo {}
+
+/// What a map is.
+pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    info(fd)
+}
+
+/// The head of the kernel's `bpf_prog_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProgramInfo {
+    /// Type of the program.
+    pub kind: u32,
+    /// Its id.
+    pub id: u32,
+    /// Hash of its instructions.
+    pub tag: [u8; 8],
+    lengths: [u32; 2],
+    instructions: [u64; 2],
+    /// Nanoseconds since boot when it was loaded.
+    pub loaded_ns: u64,
+    /// User who loaded it.
+    pub user: u32,
+    maps: u32,
+    map_ids: u64,
+    name: [u8; 16],
+}
+
+impl Info for ProgramInfo {}
+
+impl ProgramInfo {
+    /// Its name, at most 15 bytes.
+    pub fn name(&self) -> String {
+        let end = self.name.iter().position(|&byte| byte == 0).unwrap_or(self.name.len());
+        String::from_utf8_lossy(&self.name[..end]).into_owned()
+    }
+}
+
+/// What a program is.
+pub fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    info(fd)
+}
+
+/// A program by its id.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr) }
+}
+
+/// The head of the kernel's `bpf_link_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkInfo {
+    /// Type of the link.
+    pub kind: u32,
+    /// Its id.
+    pub id: u32,
+    /// The program that it runs.
+    pub program: u32,
+    pad: u32,
+    target: [u32; 4],
+}
+
+impl Info for LinkInfo {}
+
+impl LinkInfo {
+    /// The interface of a tcx link; 0 when it is gone.
+    pub fn ifindex(&self) -> u32 {
+        self.target[0]
+    }
+
+    /// The cgroup of a cgroup link; 0 when it is gone.
+    pub fn cgroup(&self) -> u64 {
+        let ([a, b, c, d], [e, f, g, h]) =
+            (self.target[0].to_ne_bytes(), self.target[1].to_ne_bytes());
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+/// What a link is.
+pub fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(fd)
+}
+
+/// Where to attach.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// A cgroup.
+    Cgroup(BorrowedFd<'a>),
+    /// A network interface of this thread's network namespace, by index.
+    Interface(u32),
+}
+
+impl Target<'_> {
+    fn raw(self) -> u32 {
+        match self {
+            Self::Cgroup(fd) => raw(fd),
+            Self::Interface(index) => index,
+        }
+    }
+}
+
+#[repr(C)]
+struct LinkCreateAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+/// Attaches a program by a link. `flags` are `BPF_F_BEFORE` or `BPF_F_AFTER` for tcx, else 0.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: Target<'_>,
+    attach_type: bpf_attach_type,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        program: raw(program),
+        target: target.raw(),
+        attach_type: attach_type as u32,
+        flags,
+        relative: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    // SAFETY: no pointers.
+    unsafe { bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr) }
+}
+
+/// Replaces the program of a link in place.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [raw(link), raw(program), 0, 0];
+    // SAFETY: no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    pad: u32,
+    attach_flags_each: u64,
+    link_ids: u64,
+    link_flags_each: u64,
+    revision: u64,
+}
+
+/// Ids of the programs attached at a target, in the order in which they run. `query_flags` is
+/// `BPF_F_QUERY_EFFECTIVE` to include what a cgroup inherits.
+pub fn program_query(
+    target: Target<'_>,
+    attach_type: bpf_attach_type,
+    query_flags: u32,
+) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; 64];
+    let mut attr = QueryAttr {
+        target: target.raw(),
+        attach_type: attach_type as u32,
+        query_flags,
+        attach_flags: 0,
+        program_ids: address_mut(&mut ids),
+        count: u32::try_from(ids.len()).unwrap_or(0),
+        pad: 0,
+        attach_flags_each: 0,
+        link_ids: 0,
+        link_flags_each: 0,
+        revision: 0,
+    };
+    // SAFETY: `program_ids` points to `count` integers that the kernel may write.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }?;
+    ids.truncate(attr.count as usize);
+    Ok(ids)
+}
+
+#[repr(C)]
+struct ElementAttr {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// A hash with keys of `key_size` bytes and values of 8, which is what all our frontends are.
+#[derive(Clone, Copy, Debug)]
+pub struct Hash<'a> {
+    fd: BorrowedFd<'a>,
+    key_size: usize,
+}
+
+/// Bytes of a value of [`Hash`].
+pub const VALUE_SIZE: usize = 8;
+
+impl<'a> Hash<'a> {
+    /// Checks that the map has such keys and values: the kernel writes as many bytes as it has.
+    pub fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
+        let info = map_info(fd)?;
+        let is_hash = info.kind == bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+        if !is_hash || info.value_size as usize != VALUE_SIZE {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Self { fd, key_size: info.key_size as usize })
+    }
+
+    /// Bytes of a key.
+    pub fn key_size(&self) -> usize {
+        self.key_size
+    }
+
+    fn element(&self, cmd: bpf_cmd, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+        if key.len() != self.key_size || value.len() != self.key_size.max(VALUE_SIZE) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut attr = ElementAttr {
+            map: raw(self.fd),
+            pad: 0,
+            key: address(key),
+            value: address_mut(value),
+            flags: 0,
+        };
+        // SAFETY: `key` has the size of a key and `value` that of the larger of key and value,
+        // which is the most that any of these commands reads or writes there.
+        unsafe { bpf(cmd, &mut attr) }.map(drop)
+    }
+
+    fn buffer(&self, value: &[u8]) -> Vec<u8> {
+        let mut buffer = vec![0; self.key_size.max(VALUE_SIZE)];
+        buffer[..value.len()].copy_from_slice(value);
+        buffer
+    }
+
+    /// Inserts or replaces one element.
+    pub fn update(&self, key: &[u8], value: [u8; VALUE_SIZE]) -> io::Result<()> {
+        self.element(bpf_cmd::BPF_MAP_UPDATE_ELEM, key, &mut self.buffer(&value))
+    }
+
+    /// Deletes one element.
+    pub fn delete(&self, key: &[u8]) -> io::Result<()> {
+        let mut attr =
+            ElementAttr { map: raw(self.fd), pad: 0, key: address(key), value: 0, flags: 0 };
+        if key.len() != self.key_size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: `key` has the size of a key; nothing else is read or written.
+        unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// One element.
+    pub fn lookup(&self, key: &[u8]) -> io::Result<[u8; VALUE_SIZE]> {
+        let mut buffer = self.buffer(&[]);
+        self.element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, key, &mut buffer)?;
+        let mut value = [0; VALUE_SIZE];
+        value.copy_from_slice(&buffer[..VALUE_SIZE]);
+        Ok(value)
+    }
+
+    /// The key after this one; without one, the first.
+    pub fn next_key(&self, key: Option<&[u8]>) -> io::Result<Vec<u8>> {
+        let mut next = vec![0; self.key_size];
+        if key.is_some_and(|key| key.len() != self.key_size) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut attr = ElementAttr {
+            map: raw(self.fd),
+            pad: 0,
+            key: key.map_or(0, address),
+            value: address_mut(&mut next),
+            flags: 0,
+        };
+        // SAFETY: `key` is none or has the size of a key, as the kernel writes to `next`.
+        unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) }?;
+        Ok(next)
+    }
+
+    /// Inserts, deletes or looks up `count` elements at once; see [`Batch`].
+    pub fn batch(
+        &self,
+        kind: Batch,
+        keys: &mut [u8],
+        values: &mut [u8],
+        cursor: Option<&mut Cursor>,
+    ) -> (usize, io::Result<()>) {
+        let count = keys.len() / self.key_size.max(1);
+        if keys.len() != count * self.key_size
+            || (values.len() != count * VALUE_SIZE && kind != Batch::Delete)
+        {
+            return (0, Err(io::ErrorKind::InvalidInput.into()));
+        }
+        let (input, output) = cursor.map_or((0, 0), |cursor| {
+            let input = if cursor.started { address(&cursor.position) } else { 0 };
+            cursor.started = true;
+            (input, address_mut(&mut cursor.position))
+        });
+        let mut attr = BatchAttr {
+            in_batch: input,
+            out_batch: output,
+            keys: address_mut(keys),
+            values: if kind == Batch::Delete { 0 } else { address_mut(values) },
+            count: u32::try_from(count).unwrap_or(0),
+            map: raw(self.fd),
+            element_flags: 0,
+            flags: 0,
+        };
+        let cmd = match kind {
+            Batch::Update => bpf_cmd::BPF_MAP_UPDATE_BATCH,
+            Batch::Delete => bpf_cmd::BPF_MAP_DELETE_BATCH,
+            Batch::Lookup => bpf_cmd::BPF_MAP_LOOKUP_BATCH,
+        };
+        if kind == Batch::Lookup && output == 0 {
+            return (0, Err(io::ErrorKind::InvalidInput.into()));
+        }
+        // SAFETY: `keys` and `values` hold `count` elements of the map's own sizes; the cursor
+        // holds more bytes than the kernel's position in a hash (4), for reading and writing.
+        let result = unsafe { bpf(cmd, &mut attr) };
+        (attr.count as usize, result.map(drop))
+    }
+}
+
+/// What a batch does. The kernel tells how many elements it did even if it then failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// Inserts or replaces.
+    Update,
+    /// Deletes; values are not used.
+    Delete,
+    /// Reads on from a cursor; ENOENT tells the end.
+    Lookup,
+}
+
+/// Where a batched lookup goes on.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    position: [u64; 4],
+    started: bool,
+}
+
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct MapCreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner: u32,
+}
+
+/// An array of one map and that map, to wait for a grace period by updating it.
+pub fn map_in_map() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut inner = MapCreateAttr {
+        kind: bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        flags: 0,
+        inner: 0,
+    };
+    // SAFETY: no pointers.
+    let inner = unsafe { bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut inner) }?;
+    let mut outer = MapCreateAttr {
+        kind: bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        flags: 0,
+        inner: inner.as_raw_fd().cast_unsigned(),
+    };
+    // SAFETY: no pointers.
+    let outer = unsafe { bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut outer) }?;
+    Ok((outer, inner))
+}
+
+/// Puts `inner` into `outer`: returns when every program that runs now has ended (kernel commit
+/// 1ae80cf31938, `maybe_wait_bpf_programs`).
+pub fn map_in_map_update(outer: BorrowedFd<'_>, inner: BorrowedFd<'_>) -> io::Result<()> {
+    let key = [0_u32];
+    let value = [raw(inner)];
+    let mut attr = ElementAttr {
+        map: raw(outer),
+        pad: 0,
+        key: address(&key),
+        value: address(&value),
+        flags: 0,
+    };
+    // SAFETY: key and value are four bytes, as in the map that `map_in_map` makes; others are
+    // refused by the kernel, whose values are descriptors in every map of maps.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+/// Waits until every CPU has left whatever it ran in the kernel: `MEMBARRIER_CMD_GLOBAL` is
+/// `synchronize_rcu`, and BPF programs run inside of RCU read sections.
+pub fn membarrier() -> io::Result<()> {
+    MEMBARRIER_CALLS.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The type of the file system that a path is on.
+pub fn file_system(path: &Path) -> io::Result<i64> {
+    let path = c_path(path)?;
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `path` ends with a zero; `stat` has room for what the kernel writes.
+    if unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so that all of it is written.
+    #[expect(
+        clippy::cast_possible_wrap,
+        clippy::allow_attributes,
+        reason = "signed on some architectures"
+    )]
+    #[expect(clippy::unnecessary_cast, reason = "not everywhere an i64")]
+    Ok(unsafe { stat.assume_init() }.f_type as i64)
+}

@@ -1,0 +1,608 @@
+//! Which id, which slots and which frontend does each service port get?
+//!
+//! [`Planner`] keeps what is desired beside what is programmed. [`Planner::plan`] takes the changed
+//! service ports from policy and answers with a [`Batch`]: what to write, in no order yet
+//! ([`crate::diff`] orders it). Everything is pure and deterministic: the same model and the same
+//! previous ids give the same tables.
+//!
+//! - A service port is programmed as long as it owns a frontend: who is reached by no frontend is
+//!   no one, which is also how a restart tells what is left over from a crash.
+//! - An address and port that several Services claim belongs to the oldest (contract S-15).
+//! - A full map costs the service port that does not fit, and nothing else: what was programmed
+//!   stays, and is tried again when something became free.
+//! - What goes out of use waits for a grace period: apply the batch, wait, then [`Planner::release`].
+
+mod adopt;
+mod ids;
+pub mod name;
+mod port;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+pub use self::ids::Range;
+pub use self::table::{
+    Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired, SetChange, SetRow,
+    Snapshot, address, words,
+};
+
+use self::ids::{Freed, IdPool, Quarantine, RangePool};
+use self::port::{Pools, Table};
+use crate::model::{DesiredPort, PortKey};
+use lb_common::abi::ServicePortId;
+
+/// Why a service port cannot be programmed as desired.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A map has no room.
+    #[error(
+        "{map} is full: {needed} more needed, {capacity} in all; raise {flag} (takes effect after `lb-agent cleanup`)"
+    )]
+    Full {
+        /// The map.
+        map: &'static str,
+        /// How many elements this service port needs more.
+        needed: u32,
+        /// How many elements the map has.
+        capacity: u32,
+        /// What to raise.
+        flag: &'static str,
+    },
+    /// More backends than one set can hold.
+    #[error("{count} endpoints; a service port can have at most 1048575, so split the Service")]
+    TooManyBackends {
+        /// How many there are.
+        count: u32,
+    },
+    /// Names that the API would not accept.
+    #[error("its name is longer than the API allows; shorten the namespace, Service or port name")]
+    NameTooLong,
+}
+
+impl Error {
+    /// Whether the other says nothing new.
+    fn same_cause(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Full { map: a, .. }, Self::Full { map: b, .. }) => a == b,
+            (a, b) => a == b,
+        }
+    }
+}
+
+/// What people should know. Each is told once, when it begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Several service ports claim a frontend.
+    Conflict {
+        /// The frontend.
+        frontend: FrontKey,
+        /// Who has it.
+        winner: Box<PortKey>,
+        /// Who claims it too.
+        losers: Vec<PortKey>,
+    },
+    /// A service port is not programmed as desired; what was programmed of it stays.
+    Unprogrammed {
+        /// The service port.
+        port: Box<PortKey>,
+        /// Why.
+        error: Error,
+    },
+    /// A service port that was reported is programmed as desired now.
+    Recovered {
+        /// The service port.
+        port: Box<PortKey>,
+    },
+}
+
+/// Handle of a service port inside of the planner.
+type PortIndex = u32;
+
+#[derive(Debug)]
+struct Port {
+    key: PortKey,
+    /// Nothing: found in the pinned maps, or gone.
+    desired: Option<DesiredPort>,
+    /// The frontends that lead to it.
+    owned: BTreeSet<FrontKey>,
+    table: Option<Table>,
+    /// Why it is not programmed as desired.
+    error: Option<Error>,
+    /// It could not be programmed at all, so that it cannot own a frontend.
+    barred: bool,
+}
+
+#[derive(Debug, Default)]
+struct Front {
+    /// Who wants it, the strongest claim first.
+    claims: Vec<PortIndex>,
+    owner: Option<PortIndex>,
+    /// What its word in the map says; 0: it is in no map.
+    programmed: ServicePortId,
+}
+
+/// Holds ids and tables; see the module's documentation.
+#[derive(Debug)]
+pub struct Planner {
+    capacity: Capacity,
+    pools: Pools,
+    ports: Vec<Option<Port>>,
+    free_ports: Vec<PortIndex>,
+    by_key: HashMap<PortKey, PortIndex>,
+    fronts: HashMap<FrontKey, Front>,
+    /// Owned frontends, by family.
+    owned: [u32; 2],
+    /// Frontends that somebody claims, for which the map has no room.
+    unplaced: BTreeSet<FrontKey>,
+    /// Service ports with an error.
+    failed: BTreeSet<PortIndex>,
+    conflicts: BTreeMap<FrontKey, Vec<PortIndex>>,
+    /// Something became free since failed ones were tried last.
+    room: bool,
+    /// Frontends found in the maps that lead nowhere.
+    stray: BTreeSet<FrontKey>,
+    programmed: usize,
+}
+
+impl Planner {
+    /// A planner for empty maps.
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            pools: Pools {
+                service_ports: IdPool::new(capacity.service_ports),
+                backends: IdPool::new(capacity.backends),
+                slots: RangePool::new(capacity.slots),
+                quarantine: Quarantine::default(),
+                epoch: 1,
+            },
+            ports: Vec::new(),
+            free_ports: Vec::new(),
+            by_key: HashMap::new(),
+            fronts: HashMap::new(),
+            owned: [0; 2],
+            unplaced: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            conflicts: BTreeMap::new(),
+            room: false,
+            stray: BTreeSet::new(),
+            programmed: 0,
+        }
+    }
+
+    /// Takes up changed service ports; nothing for one that is gone. Others stay as they are.
+    pub fn plan(
+        &mut self,
+        updates: impl IntoIterator<Item = (PortKey, Option<DesiredPort>)>,
+    ) -> Batch {
+        let mut work = Work::default();
+        for (key, desired) in updates {
+            self.update(key, desired, &mut work);
+        }
+        self.run(work)
+    }
+
+    /// Takes up all service ports that there are; any other is gone. This is how the first list is
+    /// taken after [`Planner::adopt`]: until then, what was found stays in force.
+    pub fn plan_all(&mut self, all: impl IntoIterator<Item = (PortKey, DesiredPort)>) -> Batch {
+        let mut work = Work::default();
+        let mut listed = HashSet::new();
+        for (key, desired) in all {
+            listed.insert(self.update(key, Some(desired), &mut work));
+        }
+        for index in 0..self.ports.len() {
+            let index = index as PortIndex;
+            if let Some(port) = self.port(index)
+                && !listed.contains(&Some(index))
+            {
+                work.touched.extend(&port.owned);
+                let key = port.key.clone();
+                self.update(key, None, &mut work);
+            }
+        }
+        work.touched.append(&mut self.stray);
+        self.run(work)
+    }
+
+    /// Makes free what went out of use in `epoch` or before. Call it when a grace period has passed
+    /// since the operations of that epoch were applied, and apply what it returns before the next
+    /// batch.
+    pub fn release(&mut self, epoch: u64) -> Vec<Retired> {
+        let mut retired = Vec::new();
+        while let Some(freed) = self.pools.quarantine.pop(epoch) {
+            self.room = true;
+            match freed {
+                Freed::ServicePort(id) => {
+                    self.pools.service_ports.release(id);
+                    retired.push(Retired::ServicePort(id));
+                }
+                Freed::Backend(id) => {
+                    self.pools.backends.release(id);
+                    retired.push(Retired::Backend(id, self.pools.backends.generation(id)));
+                }
+                Freed::Slots(range) => self.pools.slots.release(range),
+            }
+        }
+        retired
+    }
+
+    /// The last epoch of which something waits for [`Planner::release`].
+    pub fn waiting(&self) -> Option<u64> {
+        self.pools.quarantine.last_epoch()
+    }
+
+    /// Whether something may fit now that did not before: plan again, with no updates.
+    pub fn wants_retry(&self) -> bool {
+        self.room && !(self.failed.is_empty() && self.unplaced.is_empty())
+    }
+
+    /// Number of frontends that more than one service port claims.
+    pub fn conflicts(&self) -> usize {
+        self.conflicts.len()
+    }
+
+    /// Number of service ports that are not programmed as desired.
+    pub fn failed(&self) -> usize {
+        self.failed.len()
+    }
+
+    /// Number of service ports that are programmed.
+    pub fn programmed(&self) -> usize {
+        self.programmed
+    }
+
+    fn port(&self, index: PortIndex) -> Option<&Port> {
+        self.ports.get(index as usize)?.as_ref()
+    }
+
+    fn port_mut(&mut self, index: PortIndex) -> Option<&mut Port> {
+        self.ports.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Replaces what is desired of a service port, and its claims.
+    fn update(
+        &mut self,
+        key: PortKey,
+        desired: Option<DesiredPort>,
+        work: &mut Work,
+    ) -> Option<PortIndex> {
+        let index = match self.by_key.get(&key) {
+            Some(&index) => index,
+            None if desired.is_none() => return None,
+            None => self.insert(key),
+        };
+        let port = self.port_mut(index)?;
+        let protocol = port.key.protocol;
+        let fronts = |desired: &Option<DesiredPort>| -> Vec<FrontKey> {
+            let all = desired.iter().flat_map(|desired| desired.frontends.iter());
+            all.map(|&frontend| FrontKey::new(frontend, protocol)).collect()
+        };
+        let age = |desired: &Option<DesiredPort>| desired.as_ref().map(|desired| desired.created_s);
+        let (old, new) = (fronts(&port.desired), fronts(&desired));
+        // Claims are in order of age.
+        let all_anew = age(&port.desired) != age(&desired);
+        if port.desired.is_none() {
+            // Found in the pinned maps: what it owns may not be what it wants.
+            work.touched.extend(&port.owned);
+        }
+        port.desired = desired;
+        if std::mem::take(&mut port.barred) {
+            work.touched.extend(&new);
+        }
+        if all_anew || old != new {
+            for front in &old {
+                self.unclaim(*front, index);
+            }
+            for front in &new {
+                self.claim(*front, index);
+            }
+            work.touched.extend(old);
+            work.touched.extend(new);
+        } else {
+            work.touched.extend(new.into_iter().filter(|front| self.unplaced.contains(front)));
+        }
+        work.dirty.insert(index);
+        Some(index)
+    }
+
+    fn insert(&mut self, key: PortKey) -> PortIndex {
+        let port = Port {
+            key: key.clone(),
+            desired: None,
+            owned: BTreeSet::new(),
+            table: None,
+            error: None,
+            barred: false,
+        };
+        let index = if let Some(index) = self.free_ports.pop() {
+            self.ports[index as usize] = Some(port);
+            index
+        } else {
+            self.ports.push(Some(port));
+            (self.ports.len() - 1) as PortIndex
+        };
+        self.by_key.insert(key, index);
+        index
+    }
+
+    fn claim(&mut self, front: FrontKey, index: PortIndex) {
+        let rank = |ports: &[Option<Port>], index: PortIndex| {
+            let port = ports.get(index as usize).and_then(Option::as_ref);
+            port.map(|port| {
+                (port.desired.as_ref().map_or(i64::MAX, |d| d.created_s), port.key.clone())
+            })
+        };
+        let claims = &mut self.fronts.entry(front).or_default().claims;
+        if claims.is_empty() {
+            claims.push(index);
+            return;
+        }
+        let own = rank(&self.ports, index);
+        let at = claims.partition_point(|&other| rank(&self.ports, other) < own);
+        claims.insert(at, index);
+    }
+
+    fn unclaim(&mut self, front: FrontKey, index: PortIndex) {
+        if let Some(entry) = self.fronts.get_mut(&front) {
+            entry.claims.retain(|&other| other != index);
+        }
+    }
+
+    /// Settles ownership, programs what is dirty, and tells the difference.
+    fn run(&mut self, mut work: Work) -> Batch {
+        let mut batch = Batch { epoch: self.pools.epoch, ..Batch::default() };
+        if std::mem::take(&mut self.room) {
+            for index in self.failed.clone() {
+                if let Some(port) = self.port_mut(index) {
+                    port.barred = false;
+                    work.dirty.insert(index);
+                }
+                work.touched.extend(self.wanted(index));
+            }
+            work.touched.extend(&self.unplaced);
+        }
+        // Each round either ends, or bars one more service port from owning frontends.
+        loop {
+            let touched = std::mem::take(&mut work.touched);
+            work.seen.extend(&touched);
+            self.settle(touched, &mut work);
+            let dirty = std::mem::take(&mut work.dirty);
+            if dirty.is_empty() {
+                break;
+            }
+            for index in dirty {
+                self.program(index, &mut work, &mut batch);
+            }
+        }
+        for index in std::mem::take(&mut work.lost) {
+            self.retire(index, &mut batch);
+        }
+        for front in &work.seen {
+            self.frontend_change(*front, &mut batch);
+            self.conflict(*front, &mut batch);
+        }
+        for index in work.visited {
+            self.forget(index);
+        }
+        batch.freed = self.waiting() == Some(batch.epoch);
+        if batch.freed {
+            self.pools.epoch += 1;
+        }
+        batch
+    }
+
+    fn wanted(&self, index: PortIndex) -> Vec<FrontKey> {
+        let Some(port) = self.port(index) else { return Vec::new() };
+        let fronts = port.desired.iter().flat_map(|desired| &desired.frontends);
+        fronts.map(|&frontend| FrontKey::new(frontend, port.key.protocol)).collect()
+    }
+
+    /// Gives each frontend to the strongest claim. Those that lose their owner go first, so that
+    /// their place is free for others.
+    fn settle(&mut self, touched: BTreeSet<FrontKey>, work: &mut Work) {
+        let mut gain = Vec::new();
+        for front in touched {
+            let Some(entry) = self.fronts.get(&front) else { continue };
+            let owner = entry.owner;
+            let able = |&&index: &&PortIndex| self.port(index).is_some_and(|port| !port.barred);
+            let next = entry.claims.iter().find(able).copied();
+            if next == owner {
+                if next.is_none() {
+                    self.unplaced.remove(&front);
+                }
+                continue;
+            }
+            self.set_owner(front, None, work);
+            if let Some(next) = next {
+                gain.push((front, next, owner.is_some()));
+            } else {
+                self.unplaced.remove(&front);
+            }
+        }
+        // Moved ones keep their place; only then do new ones get one.
+        gain.sort_by_key(|&(front, _, moved)| (!moved, front));
+        for (front, next, _) in gain {
+            let family = usize::from(matches!(front, FrontKey::V6(_)));
+            if self.owned[family] < self.capacity.frontends {
+                self.unplaced.remove(&front);
+                self.set_owner(front, Some(next), work);
+            } else {
+                self.unplaced.insert(front);
+                work.dirty.insert(next);
+            }
+        }
+    }
+
+    fn set_owner(&mut self, front: FrontKey, owner: Option<PortIndex>, work: &mut Work) {
+        let family = usize::from(matches!(front, FrontKey::V6(_)));
+        let Some(entry) = self.fronts.get_mut(&front) else { return };
+        let before = std::mem::replace(&mut entry.owner, owner);
+        if let Some(before) = before {
+            self.owned[family] -= 1;
+            work.dirty.insert(before);
+            if let Some(port) = self.port_mut(before) {
+                port.owned.remove(&front);
+            }
+        }
+        if let Some(owner) = owner {
+            self.owned[family] += 1;
+            work.dirty.insert(owner);
+            if let Some(port) = self.port_mut(owner) {
+                port.owned.insert(front);
+            }
+        }
+    }
+
+    fn program(&mut self, index: PortIndex, work: &mut Work, batch: &mut Batch) {
+        work.visited.insert(index);
+        let wanted = self.wanted(index);
+        let unplaced = wanted.iter().filter(|&front| self.unplaced.contains(front)).count();
+        let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        if port.owned.is_empty() && port.table.is_some() {
+            work.lost.insert(index);
+        }
+        let mut error = (unplaced > 0).then(|| Error::Full {
+            map: if port.key.family == crate::model::Family::V4 {
+                "FRONTENDS4"
+            } else {
+                "FRONTENDS6"
+            },
+            needed: u32::try_from(unplaced).unwrap_or(u32::MAX),
+            capacity: self.capacity.frontends,
+            flag: "--max-frontends",
+        });
+        if let Some(desired) = &port.desired
+            && !port.owned.is_empty()
+        {
+            let name = if port.table.is_some() { None } else { name::encode(&port.key) };
+            let result = if name.is_none() && port.table.is_none() {
+                Err(Error::NameTooLong)
+            } else {
+                port::program(&mut port.table, desired, port.key.family, &mut self.pools)
+            };
+            match result {
+                Ok(change) => {
+                    self.programmed += usize::from(name.is_some());
+                    let change = PortChange { name, ..change };
+                    if !change.is_empty() {
+                        batch.ports.push(change);
+                    }
+                }
+                Err(full) => {
+                    if port.table.is_none() {
+                        port.barred = true;
+                        work.touched.extend(&port.owned);
+                    }
+                    error = Some(full);
+                }
+            }
+        } else if port.barred {
+            // It had to give up its frontends in this very batch; why is known.
+            error.clone_from(&port.error);
+        }
+        self.note(index, error, batch);
+    }
+
+    /// Remembers why a service port is not programmed, and tells it once.
+    fn note(&mut self, index: PortIndex, error: Option<Error>, batch: &mut Batch) {
+        let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        match &error {
+            Some(error) => {
+                let known = port.error.as_ref().is_some_and(|known| known.same_cause(error));
+                if self.failed.insert(index) || !known {
+                    let (port, error) = (Box::new(port.key.clone()), error.clone());
+                    batch.reports.push(Report::Unprogrammed { port, error });
+                }
+            }
+            None => {
+                if self.failed.remove(&index) && port.desired.is_some() {
+                    let port = Box::new(port.key.clone());
+                    batch.reports.push(Report::Recovered { port });
+                }
+            }
+        }
+        port.error = error;
+    }
+
+    fn retire(&mut self, index: PortIndex, batch: &mut Batch) {
+        let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        if port.owned.is_empty()
+            && let Some(table) = port.table.take()
+        {
+            self.programmed -= 1;
+            batch.ports.push(port::retire(table, &mut self.pools));
+        }
+    }
+
+    fn frontend_change(&mut self, front: FrontKey, batch: &mut Batch) {
+        let Some(entry) = self.fronts.get(&front) else { return };
+        let owner = entry.owner.and_then(|owner| self.port(owner));
+        let id = owner.and_then(|port| port.table.as_ref()).map_or(0, |table| table.id);
+        let Some(entry) = self.fronts.get_mut(&front) else { return };
+        if entry.programmed != id {
+            entry.programmed = id;
+            batch.frontends.push(match id {
+                0 => FrontendChange::Delete(front),
+                id => FrontendChange::Put(front, id),
+            });
+        }
+        if entry.claims.is_empty() && entry.owner.is_none() {
+            self.fronts.remove(&front);
+        }
+    }
+
+    fn conflict(&mut self, front: FrontKey, batch: &mut Batch) {
+        let claims = self.fronts.get(&front).map_or(&[][..], |entry| &entry.claims);
+        if claims.len() < 2 {
+            self.conflicts.remove(&front);
+            return;
+        }
+        let claims = claims.to_vec();
+        let owner = self.fronts.get(&front).and_then(|entry| entry.owner);
+        if self.conflicts.get(&front) == Some(&claims) {
+            return;
+        }
+        let key = |index: PortIndex| self.port(index).map(|port| port.key.clone());
+        if let Some(winner) = owner.and_then(key) {
+            let others = claims.iter().filter(|&&index| Some(index) != owner);
+            let losers = others.filter_map(|&index| key(index)).collect();
+            let winner = Box::new(winner);
+            batch.reports.push(Report::Conflict { frontend: front, winner, losers });
+        }
+        self.conflicts.insert(front, claims);
+    }
+
+    /// Drops what is neither desired nor programmed.
+    fn forget(&mut self, index: PortIndex) {
+        if self.port(index).is_some_and(|port| port.desired.is_none() && port.table.is_none())
+            && let Some(port) = self.ports.get_mut(index as usize).and_then(Option::take)
+        {
+            self.by_key.remove(&port.key);
+            self.failed.remove(&index);
+            self.free_ports.push(index);
+        }
+    }
+}
+
+/// What one call of plan has to look at.
+#[derive(Default)]
+struct Work {
+    /// Frontends whose owner may change.
+    touched: BTreeSet<FrontKey>,
+    /// Service ports to program.
+    dirty: BTreeSet<PortIndex>,
+    /// Frontends touched so far.
+    seen: BTreeSet<FrontKey>,
+    /// Service ports looked at so far.
+    visited: BTreeSet<PortIndex>,
+    /// Service ports that lost their last frontend at some point of this batch.
+    lost: BTreeSet<PortIndex>,
+}

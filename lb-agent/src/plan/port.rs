@@ -1,0 +1,325 @@
+//! What changes in the tables of one service port when its endpoints or facts change?
+//!
+//! Both the programmed and the desired backends are sorted by address and port, so that one walk
+//! over the two finds what comes, stays and goes: the work is in proportion to that service port.
+
+use std::cmp::Ordering;
+use std::net::IpAddr;
+
+use lb_common::abi::{
+    Backend, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, Scope, ServicePortId,
+    SetWord,
+};
+
+use super::Error;
+use super::ids::{Freed, IdPool, Quarantine, Range, RangePool};
+use super::table::{PortChange, SetChange, words};
+use crate::model::{DesiredBackend, DesiredPort, Family};
+
+/// Flags without which a backend is of no use to anyone.
+const USEFUL: u16 = BackendFlags::SERVING | BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
+
+/// What is programmed of one service port.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    pub(super) id: ServicePortId,
+    pub(super) facts: FactsWord,
+    /// Sorted by (address, port).
+    pub(super) backends: Vec<Held>,
+    pub(super) sets: [Set; 2],
+}
+
+/// A backend that has an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) addr: IpAddr,
+    pub(super) port: u16,
+    pub(super) flags: u16,
+    pub(super) id: BackendId,
+    pub(super) generation: u32,
+}
+
+impl Held {
+    fn word(&self, flags: u16) -> BackendWord {
+        BackendWord::new(self.port.to_be(), flags, self.generation)
+    }
+}
+
+/// A set as programmed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Set {
+    pub(super) word: SetWord,
+    pub(super) ids: Box<[BackendId]>,
+    /// The slots that this set holds; none where it is empty, or was found damaged.
+    pub(super) range: Option<Range>,
+    /// What was read back does not fit together: write it anew.
+    pub(super) damaged: bool,
+}
+
+/// The pools from which a service port takes what it needs.
+#[derive(Debug)]
+pub(super) struct Pools {
+    pub(super) service_ports: IdPool,
+    pub(super) backends: IdPool,
+    pub(super) slots: RangePool,
+    pub(super) quarantine: Quarantine,
+    /// The epoch under which the current batch frees.
+    pub(super) epoch: u64,
+}
+
+impl Pools {
+    fn free(&mut self, freed: Freed) {
+        self.quarantine.push(self.epoch, freed);
+    }
+}
+
+/// Brings `table` to what `desired` says; on an error nothing is changed.
+pub(super) fn program(
+    table: &mut Option<Table>,
+    desired: &DesiredPort,
+    family: Family,
+    pools: &mut Pools,
+) -> Result<PortChange, Error> {
+    let wanted = useful(desired, family);
+    let held: &[Held] = table.as_ref().map_or(&[], |table| &table.backends);
+    let new = walk(held, &wanted).filter(|step| matches!(step, Step::Comes(_))).count();
+    check_room(table.is_none(), new, pools)?;
+    // Ids are in pairs with `wanted`; new ones are still 0.
+    let mut backends = Vec::with_capacity(wanted.len());
+    let mut gone = Vec::new();
+    for step in walk(held, &wanted) {
+        match step {
+            Step::Comes(want) => backends.push((Held::from(want), None)),
+            Step::Stays(held, want) => {
+                backends.push((Held { flags: want.flags, ..*held }, Some(held.flags)));
+            }
+            Step::Goes(held) => gone.push(*held),
+        }
+    }
+    // The slots come first, because they are what can fail.
+    let old_sets = table.as_ref().map(|table| &table.sets);
+    let mut ranges = [None, None];
+    for (scope, flag) in SCOPES {
+        let members = members(&backends, flag);
+        let old = old_sets.map(|sets| &sets[scope as usize]);
+        if old.is_some_and(|old| !old.damaged && members.clone().eq(old.ids.iter().copied())) {
+            continue;
+        }
+        let count = u32::try_from(members.count()).unwrap_or(u32::MAX);
+        match take_slots(count, pools) {
+            Ok(range) => ranges[scope as usize] = range,
+            Err(error) => {
+                // Never written to, so there is nothing to wait for.
+                ranges.into_iter().flatten().for_each(|range| pools.slots.release(range));
+                return Err(error);
+            }
+        }
+    }
+    Ok(commit(table, desired, backends, gone, ranges, pools))
+}
+
+/// Takes a service port whose last frontend goes out of use.
+pub(super) fn retire(table: Table, pools: &mut Pools) -> PortChange {
+    let mut change = PortChange { id: table.id, ..PortChange::default() };
+    for held in &table.backends {
+        drop_backend(held, &mut change, pools);
+    }
+    for range in table.sets.iter().filter_map(|set| set.range) {
+        pools.free(Freed::Slots(range));
+    }
+    pools.free(Freed::ServicePort(table.id));
+    change
+}
+
+const SCOPES: [(Scope, u16); 2] =
+    [(Scope::Cluster, BackendFlags::IN_CLUSTER), (Scope::Local, BackendFlags::IN_LOCAL)];
+
+/// Everything is there; from here on nothing fails.
+fn commit(
+    table: &mut Option<Table>,
+    desired: &DesiredPort,
+    backends: Vec<(Held, Option<u16>)>,
+    gone: Vec<Held>,
+    ranges: [Option<Range>; 2],
+    pools: &mut Pools,
+) -> PortChange {
+    let mut change = PortChange::default();
+    let is_new = table.is_none();
+    let table = table.get_or_insert_with(|| Table {
+        id: pools.service_ports.take().map_or(0, |(id, _)| id),
+        facts: FactsWord::default(),
+        backends: Vec::new(),
+        sets: [Set::default(), Set::default()],
+    });
+    change.id = table.id;
+    table.backends.clear();
+    table.backends.reserve_exact(backends.len());
+    for (mut held, flags_before) in backends {
+        if let Some(before) = flags_before {
+            if before != held.flags {
+                change.words.push((held.id, held.word(before), held.word(held.flags)));
+            }
+        } else {
+            (held.id, held.generation) = pools.backends.take().unwrap_or_default();
+            change.added.push((held.id, element(&held, table.id)));
+        }
+        table.backends.push(held);
+    }
+    for held in &gone {
+        drop_backend(held, &mut change, pools);
+    }
+    for (scope, flag) in SCOPES {
+        let set = &mut table.sets[scope as usize];
+        let ids: Vec<BackendId> = table
+            .backends
+            .iter()
+            .filter(|held| held.flags & flag != 0)
+            .map(|held| held.id)
+            .collect();
+        let word = match ranges[scope as usize] {
+            Some(range) => SetWord::new(range.first, range.count),
+            None if !ids.is_empty() => set.word,
+            None if scope == Scope::Local && desired.drop_when_no_local => SetWord::DROP,
+            None => SetWord::REJECT,
+        };
+        if word == set.word && !set.damaged && !is_new {
+            continue;
+        }
+        if let Some(old) = set.range {
+            pools.free(Freed::Slots(old));
+        }
+        change.sets[scope as usize] = Some(SetChange { word, slots: ids.clone() });
+        *set = Set { word, ids: ids.into(), range: ranges[scope as usize], damaged: false };
+    }
+    let facts = facts(desired);
+    if facts != table.facts {
+        table.facts = facts;
+        change.facts = Some(facts);
+    }
+    change
+}
+
+fn drop_backend(held: &Held, change: &mut PortChange, pools: &mut Pools) {
+    // It stays present until nobody can be reading it; what it is good for ends now.
+    let kept = held.flags & (BackendFlags::PRESENT | BackendFlags::IPV6);
+    change.words.push((held.id, held.word(held.flags), held.word(kept)));
+    pools.free(Freed::Backend(held.id));
+}
+
+fn check_room(is_new: bool, new: usize, pools: &Pools) -> Result<(), Error> {
+    if is_new && pools.service_ports.available() == 0 {
+        return Err(Error::Full {
+            map: "FACTS",
+            needed: 1,
+            capacity: pools.service_ports.capacity(),
+            flag: "--max-service-ports",
+        });
+    }
+    if pools.backends.available() < new {
+        return Err(Error::Full {
+            map: "BACKENDS",
+            needed: u32::try_from(new).unwrap_or(u32::MAX),
+            capacity: pools.backends.capacity(),
+            flag: "--max-backends",
+        });
+    }
+    Ok(())
+}
+
+fn take_slots(count: u32, pools: &mut Pools) -> Result<Option<Range>, Error> {
+    if count == 0 {
+        return Ok(None);
+    }
+    if count > SetWord::MAX_COUNT {
+        return Err(Error::TooManyBackends { count });
+    }
+    pools.slots.take(count).map(Some).ok_or(Error::Full {
+        map: "SLOTS",
+        needed: count,
+        capacity: pools.slots.capacity(),
+        flag: "--max-slots",
+    })
+}
+
+fn members(
+    backends: &[(Held, Option<u16>)],
+    flag: u16,
+) -> impl Iterator<Item = BackendId> + Clone + '_ {
+    backends.iter().filter(move |(held, _)| held.flags & flag != 0).map(|(held, _)| held.id)
+}
+
+fn facts(desired: &DesiredPort) -> FactsWord {
+    let mut flags = FactsFlags::PRESENT;
+    if desired.internal_local {
+        flags |= FactsFlags::INTERNAL_LOCAL;
+    }
+    if desired.affinity_timeout_s.is_some() {
+        flags |= FactsFlags::AFFINITY;
+    }
+    FactsWord::new(flags, desired.affinity_timeout_s.unwrap_or(0))
+}
+
+fn element(held: &Held, service_port: ServicePortId) -> Backend {
+    Backend { addr: words(held.addr), word: held.word(held.flags).0, service_port, zone: 0, pad: 0 }
+}
+
+/// The desired backends that are good for something, with the flags that the map needs, in order.
+fn useful(desired: &DesiredPort, family: Family) -> Vec<DesiredBackend> {
+    let own = match family {
+        Family::V4 => BackendFlags::PRESENT,
+        Family::V6 => BackendFlags::PRESENT | BackendFlags::IPV6,
+    };
+    let of_family = |addr: IpAddr| addr.is_ipv6() == (family == Family::V6);
+    let mut wanted: Vec<_> = desired
+        .backends
+        .iter()
+        .filter(|backend| backend.flags & USEFUL != 0 && of_family(backend.addr))
+        .map(|backend| DesiredBackend { flags: backend.flags | own, ..*backend })
+        .collect();
+    // Sorted already as policy hands it over; the walk depends on it.
+    wanted.sort_by_key(|backend| (backend.addr, backend.port));
+    wanted.dedup_by_key(|backend| (backend.addr, backend.port));
+    wanted
+}
+
+impl From<&DesiredBackend> for Held {
+    fn from(want: &DesiredBackend) -> Self {
+        Self { addr: want.addr, port: want.port, flags: want.flags, id: 0, generation: 0 }
+    }
+}
+
+enum Step<'a> {
+    Comes(&'a DesiredBackend),
+    Stays(&'a Held, &'a DesiredBackend),
+    Goes(&'a Held),
+}
+
+/// Merges two lists sorted by (address, port).
+fn walk<'a>(
+    mut held: &'a [Held],
+    mut wanted: &'a [DesiredBackend],
+) -> impl Iterator<Item = Step<'a>> {
+    std::iter::from_fn(move || {
+        let order = match (held.first(), wanted.first()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(held), Some(want)) => (held.addr, held.port).cmp(&(want.addr, want.port)),
+        };
+        let mut next_held = || {
+            let (first, rest) = held.split_first()?;
+            held = rest;
+            Some(first)
+        };
+        let mut next_wanted = || {
+            let (first, rest) = wanted.split_first()?;
+            wanted = rest;
+            Some(first)
+        };
+        match order {
+            Ordering::Less => next_held().map(Step::Goes),
+            Ordering::Greater => next_wanted().map(Step::Comes),
+            Ordering::Equal => Some(Step::Stays(next_held()?, next_wanted()?)),
+        }
+    })
+}
