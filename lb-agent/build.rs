@@ -1,0 +1,38 @@
+//! Puts the kernel programs where the agent embeds them from: `$OUT_DIR/lb-ebpf.o`.
+//!
+//! `cargo xtask build` builds the object; `MILLRACE_BPF_OBJECT` names another one. Without either
+//! the file is empty, so that check, clippy and host tests need no BPF linker; the agent then says
+//! at run time what to do.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+
+const VARIABLE: &str = "MILLRACE_BPF_OBJECT";
+
+fn main() -> Result<(), String> {
+    let folder = |name| {
+        env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("cargo did not set {name}"))
+    };
+    let usual = folder("CARGO_MANIFEST_DIR")?.join("../target/bpf/lb-ebpf.o");
+    let named = env::var_os(VARIABLE).map(PathBuf::from);
+    let object = match &named {
+        Some(path) if !path.is_file() => {
+            return Err(format!("{VARIABLE} names {}: no such file", path.display()));
+        }
+        Some(path) => path,
+        None => &usual,
+    };
+    println!("cargo::rerun-if-env-changed={VARIABLE}");
+    // A file that is not there yet counts as changed, and so is looked for at every build.
+    println!("cargo::rerun-if-changed={}", object.display());
+
+    let bytes = if object.is_file() {
+        fs::read(object).map_err(|error| format!("cannot read {}: {error}", object.display()))?
+    } else {
+        Vec::new()
+    };
+    let embedded = folder("OUT_DIR")?.join("lb-ebpf.o");
+    fs::write(&embedded, bytes)
+        .map_err(|error| format!("cannot write {}: {error}", embedded.display()))
+}
