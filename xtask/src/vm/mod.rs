@@ -167,7 +167,7 @@ impl Machine {
         say("boot", &sh::text(&vmlinuz));
         let mut qemu = self.command(&vmlinuz, &initrd);
         let mut finished = sh::attempt(&what, &mut qemu, Some(LIMIT))?;
-        finished.transcript = finished.transcript.replace('\r', "");
+        finished.transcript = printable(&finished.transcript);
         judge(&mut finished, binaries.len());
         Ok(finished)
     }
@@ -198,6 +198,19 @@ impl Machine {
         sh::clean(&mut command);
         command
     }
+}
+
+/// Console output without carriage returns and escape sequences: the firmware's clear the screen.
+fn printable(console: &str) -> String {
+    let mut parts = console.split('\x1b');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // `ESC [ parameters letter`, or `ESC letter`.
+        let rest = part.strip_prefix('[').unwrap_or(part);
+        let end = rest.find(|c: char| c.is_ascii_alphabetic());
+        text.push_str(end.and_then(|end| rest.get(end + 1..)).unwrap_or_default());
+    }
+    text.replace('\r', "")
 }
 
 /// QEMU's own exit code says nothing of the tests: their marks on the console do.
@@ -243,6 +256,12 @@ mod tests {
         assert!(!panicked.success && panicked.status.contains("before"));
         let hung = console(false, &format!("{mark} 0\n"));
         assert!(!hung.success && hung.status.contains("180 s"));
+    }
+
+    #[test]
+    fn the_firmwares_escape_sequences_are_taken_out() {
+        let console = "\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\r\ntest a ... ok\r\n";
+        assert_eq!(printable(console), "SeaBIOS\ntest a ... ok\n");
     }
 
     #[test]
