@@ -4,8 +4,8 @@
 //! as a frontend, and if it begins a connection, a backend is chosen and both records are made. At
 //! egress only records count: a packet without one is not a reply to anything of ours.
 //!
-//! The steps are functions of their own in the kernel too: their frames then use the same part of
-//! the stack, and the verifier follows each once.
+//! Where a packet of no Service goes, only loads stand in its way: at ingress a bit set of VIPs, at
+//! egress a note whether the interface ever had a flow.
 
 use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
 use crate::flow::{create, ended, promote, touch};
@@ -38,6 +38,9 @@ where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
+    if !FlowTables::<V4>::has_flows(tables) {
+        return Verdict::NotService;
+    }
     let verdict = match network(packet, link) {
         Ok(Network::V4(l3)) => egress_ip::<V4, P, T>(packet, tables, l3),
         Ok(Network::V6(l3)) => egress_ip::<V6, P, T>(packet, tables, l3),
@@ -55,6 +58,7 @@ fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict {
     verdict
 }
 
+/// What most packets need, in one function without calls to others.
 #[inline(always)]
 fn ingress_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
 where
@@ -62,22 +66,87 @@ where
     T: FlowTables<N>,
     Ipv<N>: Header<N>,
 {
-    let mut parsed = Headers::<N>::empty();
-    if let Err(verdict) = headers(packet, l3, FlowKind::INGRESS, &mut parsed) {
-        return verdict;
+    match ingress_fast::<N, P, T>(packet, tables, l3, link) {
+        Some(verdict) => verdict,
+        None => ingress_slow::<N, P, T>(packet, tables, l3, link),
     }
-    if let Some(verdict) = known(packet, tables, &parsed, link) {
-        return verdict;
-    }
-    if parsed.is_tcp()
-        && let Some(verdict) = half_open(packet, tables, &parsed, link)
-    {
-        return verdict;
-    }
-    fresh(packet, tables, &parsed, link)
 }
 
-#[inline(always)]
+/// Packets of no Service and of flows in the main table.
+#[inline(never)]
+fn ingress_fast<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    l3: usize,
+    link: Link,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: FlowTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let mut parsed = Headers::<N>::empty();
+    if let Err(verdict) = headers(packet, l3, FlowKind::INGRESS, &mut parsed) {
+        return Some(verdict);
+    }
+    if !tables.may_be_vip(&parsed.key.dst) {
+        return Some(Verdict::NotService);
+    }
+    known(packet, tables, &parsed, link)
+}
+
+/// Packets that begin a flow, or that follow its first one. They are parsed again, so that the
+/// frames of both functions use the same part of the stack.
+#[inline(never)]
+fn ingress_slow<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let mut parsed = Headers::<N>::empty();
+    if let Err(verdict) = headers_apart(packet, l3, FlowKind::INGRESS, &mut parsed) {
+        return verdict;
+    }
+    let mut flow = Flow::empty();
+    if parsed.is_tcp() && half_open(tables, &parsed, &mut flow) {
+        if !parsed.opens() {
+            promote(tables, &mut parsed.key, &mut flow);
+        }
+        return translate_apart(packet, &parsed, &flow, link);
+    }
+    match fresh(tables, &mut parsed, &mut flow) {
+        Ok(()) => translate_apart(packet, &parsed, &flow, link),
+        Err(verdict) => verdict,
+    }
+}
+
+/// [`headers`] as a function of its own: the verifier forgets by which path it came through them.
+#[inline(never)]
+fn headers_apart<const N: usize, P: Packet>(
+    packet: &P,
+    l3: usize,
+    kind: u8,
+    parsed: &mut Headers<N>,
+) -> Result<(), Verdict>
+where
+    Ipv<N>: Header<N>,
+{
+    headers(packet, l3, kind, parsed)
+}
+
+/// [`translate`] as a function of its own, whose frame ends before others begin.
+#[inline(never)]
+fn translate_apart<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+    link: Link,
+) -> Verdict {
+    translate(packet, headers, flow, link)
+}
+
+#[inline(never)]
 fn egress_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize) -> Verdict
 where
     P: Packet,
@@ -92,7 +161,7 @@ where
 }
 
 /// A packet that arrives, of a flow in the main table.
-#[inline(never)]
+#[inline(always)]
 fn known<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
@@ -156,62 +225,47 @@ fn standing<const N: usize, T: FlowTables<N>>(
     Standing::Goes
 }
 
-/// A TCP packet that arrives, of a flow whose SYN was seen, but nothing since.
+/// A TCP packet of a flow whose SYN was seen, but nothing since: fills in its record.
 #[inline(never)]
-fn half_open<const N: usize, P, T>(
-    packet: &mut P,
+fn half_open<const N: usize, T: FlowTables<N>>(
     tables: &T,
     headers: &Headers<N>,
-    link: Link,
-) -> Option<Verdict>
-where
-    P: Packet,
-    T: FlowTables<N>,
-{
-    let flow = tables.flow(FlowTable::HalfOpen, &headers.key)?.read();
+    flow: &mut Flow<N>,
+) -> bool {
+    let Some(record) = tables.flow(FlowTable::HalfOpen, &headers.key) else { return false };
+    *flow = record.read();
     if !flow.is_for(&headers.key) {
-        return None;
+        return false;
     }
-    if !headers.opens() {
-        promote(tables, &headers.key, &flow);
-    } else if !still_serves(tables, flow.backend, flow.generation) {
-        return None;
-    }
-    Some(translate(packet, headers, &flow, link))
+    !headers.opens() || still_serves(tables, flow.backend, flow.generation)
 }
 
-/// A packet that arrives and has no record: it begins a connection, or is not ours.
-#[inline(never)]
-fn fresh<const N: usize, P, T>(
-    packet: &mut P,
+/// A packet without a record: it begins a connection, or is not ours.
+#[inline(always)]
+fn fresh<const N: usize, T: FlowTables<N>>(
     tables: &T,
-    headers: &Headers<N>,
-    link: Link,
-) -> Verdict
-where
-    P: Packet,
-    T: FlowTables<N>,
-{
+    headers: &mut Headers<N>,
+    flow: &mut Flow<N>,
+) -> Result<(), Verdict> {
     let key = &headers.key;
     let Some(id) = service_port(tables, &FrontendKey::new(key.dst, key.dport, key.proto)) else {
-        return Verdict::NotService;
+        return Err(Verdict::NotService);
     };
     if headers.is_tcp() && !headers.opens() {
-        return Verdict::NoFlow;
+        return Err(Verdict::NoFlow);
     }
-    let choice = match choose(tables, id, internal_scope(tables, id)) {
-        Ok(choice) => choice,
-        Err(NoBackend::Reject) => return Verdict::NoBackend,
-        Err(NoBackend::Drop) => return Verdict::NoLocalBackend,
-    };
-    match create(tables, key, &choice) {
-        Ok(flow) => translate(packet, headers, &flow, link),
-        Err(verdict) => verdict,
+    match choose(tables, id, internal_scope(tables, id)) {
+        Ok(choice) => {
+            tables.note_flows();
+            create(tables, &mut headers.key, &choice, flow)
+        }
+        Err(NoBackend::Reject) => Err(Verdict::NoBackend),
+        Err(NoBackend::Drop) => Err(Verdict::NoLocalBackend),
     }
 }
 
 /// A packet that leaves and may be a reply.
-#[inline(never)]
+#[inline(always)]
 fn returning<const N: usize, P, T>(packet: &mut P, tables: &T, headers: &Headers<N>) -> Verdict
 where
     P: Packet,

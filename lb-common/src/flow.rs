@@ -10,14 +10,15 @@ use crate::select::Choice;
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert};
 use crate::verdict::Verdict;
 
-/// After this long without a packet, in units of 2^30 ns, a record may be replaced by another
-/// flow's: TCP 24 h as netfilter's default, closing TCP 2 min, others 3 min (contract 6.3).
-const TCP_ESTABLISHED: u32 = 80_467;
-const TCP_CLOSING: u32 = 112;
-const OTHERS: u32 = 168;
+/// After this many ticks without a packet a record may be replaced by another flow's: TCP 24 h as
+/// netfilter's default, closing TCP 2 min, others 3 min (contract 6.3), at the shortest tick that
+/// kernels have; with longer ones a record is only kept longer.
+const TCP_ESTABLISHED: u32 = 337_500;
+const TCP_CLOSING: u32 = 469;
+const OTHERS: u32 = 704;
 
 /// Source ports tried when another flow uses the reply tuple.
-const PORT_TRIES: u32 = 8;
+const PORT_TRIES: u32 = 4;
 /// First port that is neither a `NodePort` nor an ephemeral one by default.
 const FIRST_PORT: u32 = 61_000;
 const PORTS: u32 = 65_536 - FIRST_PORT;
@@ -38,23 +39,20 @@ pub fn reply_key<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> FlowKey<N>
     }
 }
 
-/// The record of the other direction: what a reply becomes.
+/// Turns the record of one direction into that of the other; doing it twice changes nothing. In
+/// place, because the kernel's stack has no room for both.
 #[inline(always)]
-pub fn reply<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>, reply_key: &FlowKey<N>) -> Flow<N> {
-    let mut reply = Flow {
-        live: flow.live,
-        src: key.dst,
-        dst: key.src,
-        sport: key.dport,
-        dport: key.sport,
-        flags: Flow::<N>::REPLY | (flow.flags & Flow::<N>::HAIRPIN),
-        backend: flow.backend,
-        generation: flow.generation,
-        tag: 0,
-        pad: 0,
-    };
-    reply.tag = reply.tag_for(reply_key);
-    reply
+pub fn flip<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) {
+    core::mem::swap(&mut key.src, &mut flow.dst);
+    core::mem::swap(&mut key.dst, &mut flow.src);
+    core::mem::swap(&mut key.sport, &mut flow.dport);
+    core::mem::swap(&mut key.dport, &mut flow.sport);
+    // Either direction of a hairpin flow arrives from the pod.
+    if flow.flags & Flow::<N>::HAIRPIN == 0 {
+        key.kind ^= FlowKind::INGRESS ^ FlowKind::EGRESS;
+    }
+    flow.flags ^= Flow::<N>::REPLY;
+    flow.tag = flow.tag_for(key);
 }
 
 /// Notes that a packet of this flow passed. Writes only when the word changes: once in a time
@@ -114,80 +112,70 @@ fn expired(now: u32, proto: u8, live: Live) -> bool {
 
 /// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it.
 #[inline(always)]
-pub fn promote<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>, flow: &Flow<N>) {
-    let reply_key = reply_key(key, flow);
-    let reply = reply(key, flow, &reply_key);
+pub fn promote<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &mut FlowKey<N>,
+    flow: &mut Flow<N>,
+) {
     // The reply record first: with only it, replies are right and the next packet tries again.
-    if insert(tables, FlowTable::Main, &reply_key, &reply)
-        && insert(tables, FlowTable::Main, key, flow)
+    if insert_reply(tables, key, flow, FlowTable::Main) == Insert::Done
+        && tables.insert_flow(FlowTable::Main, key, flow, true) == Insert::Done
     {
         tables.remove_flow(FlowTable::HalfOpen, key);
-        tables.remove_flow(FlowTable::HalfOpen, &reply_key);
-    }
-}
-
-#[inline(always)]
-fn insert<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    table: FlowTable,
-    key: &FlowKey<N>,
-    flow: &Flow<N>,
-) -> bool {
-    let done = tables.insert_flow(table, key, flow, true) == Insert::Done;
-    if !done {
+        remove_reply(tables, key, flow);
+    } else {
         tables.count(Counter::FlowTableFull);
     }
-    done
 }
 
-/// Makes both records of a new flow: fills in `flow`, the forward one, and tells why not.
+#[inline(never)]
+fn remove_reply<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>, flow: &Flow<N>) {
+    tables.remove_flow(FlowTable::HalfOpen, &reply_key(key, flow));
+}
+
+/// Makes both records of a new flow: fills in `flow`, the forward one, or tells why not.
 #[inline(always)]
 pub fn create<const N: usize, T: FlowTables<N>>(
     tables: &T,
-    key: &FlowKey<N>,
+    key: &mut FlowKey<N>,
     choice: &Choice,
-) -> Result<Flow<N>, Verdict> {
-    let dst = choice.ip::<N>();
+    flow: &mut Flow<N>,
+) -> Result<(), Verdict> {
+    flow.dst = choice.ip::<N>();
     // The pod would refuse its own address as a source; the VIP is one that it answers through us.
-    let hairpin = dst == key.src;
-    let mut flow = Flow {
-        live: Live::new(tables.now(), 0).0,
-        src: if hairpin { key.dst } else { key.src },
-        dst,
-        sport: key.sport,
-        dport: choice.port,
-        flags: if hairpin { Flow::<N>::HAIRPIN } else { 0 },
-        backend: choice.id,
-        generation: choice.generation,
-        tag: 0,
-        pad: 0,
-    };
+    let hairpin = flow.dst == key.src;
+    flow.src = if hairpin { key.dst } else { key.src };
+    flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
+    flow.live = Live::new(tables.now(), 0).0;
+    flow.sport = key.sport;
+    flow.dport = choice.port;
+    flow.backend = choice.id;
+    flow.generation = choice.generation;
     if key.proto == proto::SCTP && flow.dport != key.dport {
         return Err(Verdict::SctpPort);
     }
+    let table = table_of(key);
+    let mut inserted = insert_reply(tables, key, flow, table);
     for _ in 0..PORT_TRIES {
-        match reserve(tables, key, &flow) {
-            Insert::Done => {
-                flow.tag = flow.tag_for(key);
-                if !insert(tables, table_of(key), key, &flow) {
-                    return Err(Verdict::TableFull);
-                }
-                tables.count(if flow.sport == key.sport {
-                    Counter::FlowCreated
-                } else {
-                    Counter::FlowReported
-                });
-                return Ok(flow);
-            }
-            Insert::Full => {
-                tables.count(Counter::FlowTableFull);
-                return Err(Verdict::TableFull);
-            }
-            Insert::Exists if key.proto == proto::SCTP => return Err(Verdict::NoPort),
-            Insert::Exists => flow.sport = random_port(tables.random()),
+        if inserted != Insert::Exists || key.proto == proto::SCTP {
+            break;
         }
+        flow.sport = random_port(tables.random());
+        inserted = insert_reply(tables, key, flow, table);
     }
-    Err(Verdict::NoPort)
+    if inserted == Insert::Exists {
+        return Err(Verdict::NoPort);
+    }
+    if inserted == Insert::Full || tables.insert_flow(table, key, flow, true) != Insert::Done {
+        tables.count(Counter::FlowTableFull);
+        return Err(Verdict::TableFull);
+    }
+    tables.count(if flow.sport == key.sport {
+        Counter::FlowCreated
+    } else {
+        Counter::FlowReported
+    });
+    Ok(())
 }
 
 /// Where a new flow's records go.
@@ -196,27 +184,31 @@ fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
     if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 
-/// Inserts the reply record unless a live flow of another client tuple has it (the same client
-/// port to two VIPs that share a backend).
+/// Inserts the reply record unless a live flow of another client tuple has its key (the same
+/// client port to two VIPs that share a backend). Leaves `flow` with its tag.
 #[inline(never)]
-fn reserve<const N: usize, T: FlowTables<N>>(
+fn insert_reply<const N: usize, T: FlowTables<N>>(
     tables: &T,
-    key: &FlowKey<N>,
-    flow: &Flow<N>,
+    key: &mut FlowKey<N>,
+    flow: &mut Flow<N>,
+    table: FlowTable,
 ) -> Insert {
-    let table = table_of(key);
-    let reply_key = reply_key(key, flow);
-    let reply = reply(key, flow, &reply_key);
-    let taken = |table| match tables.flow(table, &reply_key) {
-        Some(record) => {
-            record.tag() != reply.tag && !expired(tables.now(), key.proto, record.live())
-        }
+    flip(key, flow);
+    let now = tables.now();
+    let tag = flow.tag;
+    let taken = |key: &FlowKey<N>, table| match tables.flow(table, key) {
+        Some(record) => record.tag() != tag && !expired(now, key.proto, record.live()),
         None => false,
     };
-    if taken(FlowTable::Main) || (table == FlowTable::HalfOpen && taken(table)) {
-        return Insert::Exists;
-    }
-    tables.insert_flow(table, &reply_key, &reply, true)
+    let inserted = if taken(key, FlowTable::Main)
+        || (table == FlowTable::HalfOpen && taken(key, FlowTable::HalfOpen))
+    {
+        Insert::Exists
+    } else {
+        tables.insert_flow(table, key, flow, true)
+    };
+    flip(key, flow);
+    inserted
 }
 
 #[inline(always)]

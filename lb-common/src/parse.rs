@@ -238,9 +238,7 @@ fn extensions<P: Packet>(
 }
 
 /// Reads the headers of a packet whose IP header is at `l3`, as seen at a hook of `kind`.
-///
-/// A function of its own in the kernel too, so that all its paths meet at its end.
-#[inline(never)]
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "both are masked")]
 pub fn headers<const N: usize, P: Packet>(
     packet: &P,

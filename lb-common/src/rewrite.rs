@@ -15,7 +15,11 @@ pub fn apply<const N: usize, P: Packet>(
 ) -> Option<()> {
     let key = &headers.key;
     let addresses = Diff::default().words(&key.src, &flow.src).words(&key.dst, &flow.dst).sum();
-    let ports = Diff::default().half(key.sport, flow.sport).half(key.dport, flow.dport).sum();
+    let ports = if key.sport == flow.sport && key.dport == flow.dport {
+        0
+    } else {
+        Diff::default().half(key.sport, flow.sport).half(key.dport, flow.dport).sum()
+    };
     let udp = key.proto == proto::UDP;
     let change = ChecksumChange { pseudo: addresses, header: ports, udp, ipv6: N != V4 };
     match key.proto {

@@ -74,32 +74,43 @@ where
     let frontend = FrontendKey::new(to.ip, to.port, proto::UDP);
     let Some(id) = service_port(tables, &frontend) else { return Outcome::Pass };
     let key = key_of(tables, SocketKey::FORWARD, to);
-    let known = tables.peer(&key);
-    if let Some(peer) = known
-        && still_serves(tables, peer.backend, peer.generation)
-    {
-        return Outcome::Translated(Address { ip: narrow(&peer.addr), port: peer.port });
+    let mut backend = Address { ip: [0; N], port: 0 };
+    if serving_peer(tables, &key, &mut backend) {
+        return Outcome::Translated(backend);
     }
     let choice = match choose(tables, id, internal_scope(tables, id)) {
         Ok(choice) => choice,
         Err(none) => return refuse(tables, none),
     };
-    let backend = Address { ip: choice.ip::<N>(), port: choice.port };
-    let forward = SocketPeer {
-        addr: choice.addr,
-        port: choice.port,
-        backend: choice.id,
-        generation: choice.generation,
-        ..NO_PEER
-    };
-    let reverse = SocketPeer { addr: widen(&to.ip), port: to.port, ..NO_PEER };
-    let reverse_key = key_of(tables, SocketKey::REVERSE, &backend);
+    backend = Address { ip: choice.ip(), port: choice.port };
+    let mut peer = SocketPeer { addr: widen(&to.ip), port: to.port, ..NO_PEER };
     // The reverse record first: an answer must never arrive without it.
-    if !(remember(tables, &reverse_key, reverse) && remember(tables, &key, forward)) {
+    let reverse_key = key_of(tables, SocketKey::REVERSE, &backend);
+    let mut remembered = remember(tables, &reverse_key, &mut peer);
+    if remembered {
+        peer.addr = choice.addr;
+        peer.port = choice.port;
+        peer.backend = choice.id;
+        peer.generation = choice.generation;
+        remembered = remember(tables, &key, &mut peer);
+    }
+    if !remembered {
         tables.count(Counter::SocketUnrecorded);
     }
     tables.count(Counter::SocketTranslated);
     Outcome::Translated(backend)
+}
+
+/// Fills in the backend that this socket's datagrams to the VIP of `key` go to, if it serves.
+#[inline(never)]
+fn serving_peer<const N: usize, T: SocketTables>(
+    tables: &T,
+    key: &SocketKey,
+    backend: &mut Address<N>,
+) -> bool {
+    let Some(peer) = tables.peer(key) else { return false };
+    *backend = Address { ip: narrow(&peer.addr), port: peer.port };
+    still_serves(tables, peer.backend, peer.generation)
 }
 
 /// The address that `recvmsg` reports: the VIP, if the sender is a backend that we put there.
@@ -222,21 +233,21 @@ fn key_of<const N: usize, T: SocketTables>(
 }
 
 /// Stores a peer. A new one becomes the head of the socket's list, so that `release` finds it.
-#[inline(always)]
-fn remember<T: SocketTables>(tables: &T, key: &SocketKey, mut peer: SocketPeer) -> bool {
+#[inline(never)]
+fn remember<T: SocketTables>(tables: &T, key: &SocketKey, peer: &mut SocketPeer) -> bool {
     if let Some(old) = tables.peer(key) {
         peer.next_addr = old.next_addr;
         peer.next_port = old.next_port;
         peer.next_kind = old.next_kind;
         peer.next_family = old.next_family;
-        return tables.set_peer(key, &peer);
+        return tables.set_peer(key, peer);
     }
     let mut record = tables.record().unwrap_or(EMPTY);
     peer.next_addr = record.head_addr;
     peer.next_port = record.head_port;
     peer.next_kind = record.head_kind;
     peer.next_family = record.head_family;
-    if !tables.set_peer(key, &peer) {
+    if !tables.set_peer(key, peer) {
         return false;
     }
     record.head_addr = key.addr;

@@ -2,7 +2,7 @@
 //! hash maps in tests, the pinned maps in `explain`.
 
 use crate::abi::{
-    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Live,
+    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
     ServicePortId, SetWord, SocketKey, SocketPeer, SocketRecord,
 };
 
@@ -16,7 +16,7 @@ pub trait ServiceTables {
     fn slot(&self, index: u32) -> BackendId;
     /// A backend.
     fn backend(&self, id: BackendId) -> Option<Backend>;
-    /// Coarse time since boot in units of 2^30 ns.
+    /// Coarse time since boot, in ticks of 256 jiffies.
     fn now(&self) -> u32;
     /// A random number.
     fn random(&self) -> u32;
@@ -66,6 +66,12 @@ pub enum Insert {
 pub trait FlowTables<const N: usize>: FrontendTables<N> {
     /// A looked-up record.
     type Ref: FlowRef<N>;
+    /// Whether an address may be a VIP: `false` is certain ([`crate::abi::filter_bit`]).
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool;
+    /// Whether a flow was ever made on the interface at hand: `false` is certain.
+    fn has_flows(&self) -> bool;
+    /// Notes that a flow is made on the interface at hand.
+    fn note_flows(&self);
     /// Looks a record up.
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Self::Ref>;
     /// Inserts a record; `replace` says what happens to one that is there.

@@ -2,19 +2,9 @@
 //! code that a kernel does not support is never checked there.
 #![expect(unsafe_code, reason = "volatile reads keep the compiler from folding the defaults in")]
 
-/// 1 if `ktime_get_coarse_ns` exists (kernel 5.11).
-#[unsafe(no_mangle)]
-static COARSE_CLOCK: u32 = 1;
-
 /// 1 if `set_retval` exists (kernel 5.18); without it a refused call fails with EPERM.
 #[unsafe(no_mangle)]
 static SET_RETVAL: u32 = 1;
-
-#[inline(always)]
-pub fn coarse_clock() -> bool {
-    // SAFETY: a static of this module; nothing writes it after load.
-    unsafe { core::ptr::read_volatile(&raw const COARSE_CLOCK) != 0 }
-}
 
 #[inline(always)]
 pub fn set_retval() -> bool {

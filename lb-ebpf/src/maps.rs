@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::abi::{
-    Backend, COUNTERS as COUNTER_COUNT, Flow, FlowKey, FrontendKey, META_WORDS, Name, SCOPES,
-    SocketKey, SocketPeer, SocketRecord, V4, V6,
+    Backend, COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, Flow, FlowKey,
+    FrontendKey, META_WORDS, Name, SCOPES, SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -35,6 +35,10 @@ pub static BACKENDS: Array<Backend> = Array::with_max_entries(BACKEND_IDS, MMAPA
 pub static NAMES: Array<Name> = Array::with_max_entries(SERVICE_PORTS, MMAPABLE);
 #[map]
 pub static META: Array<u64> = Array::with_max_entries(META_WORDS, MMAPABLE);
+#[map]
+pub static VIP_FILTER: Array<u64> = Array::with_max_entries(FILTER_WORDS, MMAPABLE);
+#[map]
+pub static FLOW_PORTS: Array<u64> = Array::with_max_entries(FLOW_PORT_COUNT, 0);
 #[map]
 pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]

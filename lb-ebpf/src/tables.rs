@@ -1,24 +1,24 @@
 //! `lb-common`'s tables over the maps.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and user space")]
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
-};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use lb_common::abi::{
-    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Live,
-    ServicePortId, SetWord, V4, V6,
+    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
+    ServicePortId, SetWord, V4, V6, filter_bit, flow_port,
 };
 use lb_common::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables};
 
-use crate::{config, maps};
+use crate::maps;
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 
-/// The maps of this program.
-pub struct Maps;
+/// The maps of this program, and the interface at hand (0 where there is none).
+pub struct Maps {
+    pub ifindex: u32,
+}
 
 /// One load of an array element; user space changes elements by single stores of a word.
 #[inline(always)]
@@ -55,14 +55,8 @@ impl ServiceTables for Maps {
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        let ns = if config::coarse_clock() {
-            // SAFETY: a helper without arguments.
-            unsafe { bpf_ktime_get_coarse_ns() }
-        } else {
-            // SAFETY: a helper without arguments.
-            unsafe { bpf_ktime_get_ns() }
-        };
-        (ns >> 30) as u32
+        // SAFETY: a helper without arguments; the verifier turns it into one load.
+        (unsafe { bpf_jiffies64() } >> 8) as u32
     }
 
     #[inline(always)]
@@ -122,6 +116,26 @@ macro_rules! tables {
 
         impl FlowTables<$n> for Maps {
             type Ref = Record<$n>;
+
+            #[inline(always)]
+            fn may_be_vip(&self, ip: &Ip<$n>) -> bool {
+                let (word, mask) = filter_bit(ip);
+                load(&maps::VIP_FILTER, word).unwrap_or(0) & mask != 0
+            }
+
+            #[inline(always)]
+            fn has_flows(&self) -> bool {
+                load(&maps::FLOW_PORTS, flow_port(self.ifindex)).unwrap_or(0) != 0
+            }
+
+            #[inline(always)]
+            fn note_flows(&self) {
+                if let Some(noted) = maps::FLOW_PORTS.get_ptr_mut(flow_port(self.ifindex)) {
+                    // SAFETY: the verifier proved the pointer; one aligned word that only ever
+                    // becomes 1.
+                    unsafe { noted.write_volatile(1) };
+                }
+            }
 
             #[inline(always)]
             fn flow(&self, table: FlowTable, key: &FlowKey<$n>) -> Option<Record<$n>> {

@@ -69,6 +69,23 @@ impl<const N: usize> Flow<N> {
     /// This record is the reply direction.
     pub const REPLY: u32 = 1 << 1;
 
+    /// A record to be filled in.
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        Self {
+            live: 0,
+            src: [0; N],
+            dst: [0; N],
+            sport: 0,
+            dport: 0,
+            flags: 0,
+            backend: 0,
+            generation: 0,
+            tag: 0,
+            pad: 0,
+        }
+    }
+
     /// The tag of a record with these contents under `key`. It covers the translation too, so that
     /// a record torn by the reuse of its element is never applied.
     #[inline(always)]
@@ -96,8 +113,8 @@ impl<const N: usize> Flow<N> {
     }
 }
 
-/// The word of a flow that changes: coarse time when it was last seen in the low half, in units of
-/// 2^30 ns (1.07 s, a shift where seconds would take a division), TCP state bits in the high one.
+/// The word of a flow that changes: when it was last seen in the low half, in ticks of 256 jiffies
+/// (0.26 s to 2.56 s, by the kernel's HZ), TCP state bits in the high one.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Live(pub u64);
@@ -114,7 +131,7 @@ impl Live {
         Self(seen as u64 | ((state as u64) << 32))
     }
 
-    /// When the flow was last seen, in units of 2^30 ns since boot.
+    /// When the flow was last seen, in ticks since boot.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the low half")]
     pub const fn seen(self) -> u32 {

@@ -8,6 +8,7 @@
 
 mod backend;
 mod counter;
+mod filter;
 mod flow;
 mod frontend;
 mod meta;
@@ -16,6 +17,7 @@ mod socket;
 
 pub use backend::{Backend, BackendFlags, BackendId, BackendWord};
 pub use counter::{COUNTERS, Counter};
+pub use filter::{FILTER_WORDS, FLOW_PORTS, filter_bit, flow_port};
 pub use flow::{Flow, FlowKey, FlowKind, Live};
 pub use frontend::{FrontendKey, FrontendWord, ServicePortId};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
@@ -65,6 +67,10 @@ pub mod map {
     pub const NAMES: &str = "NAMES";
     /// Array of words that tell the state of the agent; never read by a kernel program.
     pub const META: &str = "META";
+    /// Array of 64-bit words: the bit set of VIPs.
+    pub const VIP_FILTER: &str = "VIP_FILTER";
+    /// Array of 64-bit words: interfaces on which flows were made.
+    pub const FLOW_PORTS: &str = "FLOW_PORTS";
     /// LRU hash: IPv4 flows.
     pub const FLOWS4: &str = "FLOWS4";
     /// LRU hash: IPv6 flows.

@@ -18,6 +18,9 @@ use lb_common::tables::{FrontendTables, ServiceTables, SocketTables};
 use crate::tables::Maps;
 use crate::{config, maps};
 
+/// No interface is at hand before a packet exists.
+const MAPS: Maps = Maps { ifindex: 0 };
+
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = -111;
@@ -34,7 +37,7 @@ impl Socket {
     fn storage(&self, init: *mut SocketRecord, flags: u32) -> *mut SocketRecord {
         let map = ptr::from_ref(&maps::SOCKETS).cast_mut().cast();
         // SAFETY: the map of this program and the socket of its context; `init` is null or a
-        // record on the stack that the helper copies.
+        // record on the stack, which the helper only copies.
         unsafe { bpf_sk_storage_get(map, self.sk.cast(), init.cast(), u64::from(flags)) }.cast()
     }
 }
@@ -59,8 +62,8 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn set_record(&self, record: &SocketRecord) -> bool {
-        let mut init = *record;
-        let stored = self.storage(&raw mut init, BPF_SK_STORAGE_GET_F_CREATE);
+        let init = ptr::from_ref(record).cast_mut();
+        let stored = self.storage(init, BPF_SK_STORAGE_GET_F_CREATE);
         if stored.is_null() {
             return false;
         }
@@ -91,37 +94,37 @@ impl SocketTables for Socket {
 impl ServiceTables for Socket {
     #[inline(always)]
     fn set(&self, index: u32) -> SetWord {
-        Maps.set(index)
+        MAPS.set(index)
     }
 
     #[inline(always)]
     fn facts(&self, id: ServicePortId) -> FactsWord {
-        Maps.facts(id)
+        MAPS.facts(id)
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> BackendId {
-        Maps.slot(index)
+        MAPS.slot(index)
     }
 
     #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend> {
-        Maps.backend(id)
+        MAPS.backend(id)
     }
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        Maps.now()
+        MAPS.now()
     }
 
     #[inline(always)]
     fn random(&self) -> u32 {
-        Maps.random()
+        MAPS.random()
     }
 
     #[inline(always)]
     fn count(&self, counter: Counter) {
-        Maps.count(counter);
+        MAPS.count(counter);
     }
 }
 
@@ -131,7 +134,7 @@ where
 {
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
-        FrontendTables::<N>::frontend(&Maps, key)
+        FrontendTables::<N>::frontend(&MAPS, key)
     }
 }
 

@@ -16,6 +16,10 @@ const NEXT: i32 = -1;
 /// `TCX_DROP` and `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
 
+/// `BPF_F_IPV6` (kernel 6.16 and stable ones): no header checksum makes up for the addresses.
+const IPV6: u64 = 1 << 7;
+const EINVAL: i64 = -22;
+
 /// Bytes that headers may take before options and extensions: Ethernet with two tags, IPv6, TCP.
 const HEADERS: u32 = 22 + 40 + 20;
 /// Bytes pulled when the linear part is shorter: room for options and extensions too.
@@ -75,9 +79,23 @@ impl Packet for Skb {
         let skb = self.0.skb.skb;
         let udp = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let pseudo = u64::from(BPF_F_PSEUDO_HDR) | udp;
+        let diff = u64::from(change.pseudo);
         // SAFETY: a helper on this program's context.
-        if unsafe { bpf_l4_csum_replace(skb, at as u32, 0, u64::from(change.pseudo), pseudo) } != 0
-        {
+        let mut result = unsafe {
+            bpf_l4_csum_replace(
+                skb,
+                at as u32,
+                0,
+                diff,
+                if change.ipv6 { pseudo | IPV6 } else { pseudo },
+            )
+        };
+        let flagged = change.ipv6 && result != EINVAL;
+        if change.ipv6 && !flagged {
+            // SAFETY: a helper on this program's context.
+            result = unsafe { bpf_l4_csum_replace(skb, at as u32, 0, diff, pseudo) };
+        }
+        if result != 0 {
             return None;
         }
         if change.header != 0
@@ -86,9 +104,9 @@ impl Packet for Skb {
         {
             return None;
         }
-        if change.ipv6 {
+        if change.ipv6 && !flagged {
             // With CHECKSUM_COMPLETE the helper assumes that an IPv4 header checksum made up for
-            // the addresses and adjusts the sum of the whole packet; undo that. Kernels without
+            // the addresses and adjusts the sum of the whole packet; undo that. Packets without
             // such a sum answer with an error, which says that there was nothing to do.
             // SAFETY: a helper on this program's context.
             let _nothing_to_do = unsafe { bpf_csum_update(skb, change.pseudo) };
@@ -110,11 +128,11 @@ pub fn run(
         let _best_effort = ctx.pull_data(ctx.len().min(PULL));
     }
     let mut skb = Skb(ctx);
-    let verdict = decide(&mut skb, &Maps, link);
+    let raw = skb.0.skb.skb;
+    // SAFETY: a field of this program's context.
+    let ifindex = unsafe { (*raw).ifindex };
+    let verdict = decide(&mut skb, &Maps { ifindex }, link);
     if verdict == Verdict::Reflected {
-        let raw = skb.0.skb.skb;
-        // SAFETY: a field of this program's context.
-        let ifindex = unsafe { (*raw).ifindex };
         // SAFETY: a helper without pointers; flags 0: out of the interface.
         return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
     }

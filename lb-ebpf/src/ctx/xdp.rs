@@ -72,7 +72,7 @@ impl Packet for Buffer {
 #[inline(always)]
 pub fn run(ctx: XdpContext) -> u32 {
     let mut buffer = Buffer(ctx);
-    let verdict = decide::ingress(&mut buffer, &Maps, Link::Ethernet);
+    let verdict = decide::ingress(&mut buffer, &Maps { ifindex: 0 }, Link::Ethernet);
     if verdict == Verdict::Reflected {
         XDP_TX
     } else if verdict.drop_counter().is_some() {
