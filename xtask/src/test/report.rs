@@ -83,12 +83,15 @@ fn number_before(text: &str, word: &str) -> u32 {
         .unwrap_or(0)
 }
 
-/// The transcript without the tests that passed.
+/// The transcript without what went well.
 fn complaint(transcript: &str) -> String {
-    let lines: Vec<&str> = transcript
-        .lines()
-        .filter(|line| !(line.starts_with("test ") && line.trim_end().ends_with("... ok")))
-        .collect();
+    let passed = |line: &str| line.starts_with("test ") && line.trim_end().ends_with("... ok");
+    let built = |line: &str| {
+        let verbs = ["Compiling ", "Checking ", "Downloading ", "Downloaded "];
+        verbs.iter().any(|verb| line.trim_start().starts_with(verb))
+    };
+    let lines: Vec<&str> =
+        transcript.lines().filter(|&line| !passed(line) && !built(line)).collect();
     lines.join("\n").trim().to_owned()
 }
 
@@ -212,6 +215,7 @@ mod tests {
     }
 
     const TWO_BINARIES: &str = "\
+   Compiling lb-common v0.1.0
 test a::one ... ok
 test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out
 test b::two ... skipped: two: needs a kernel of 6.6
@@ -242,7 +246,7 @@ test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out
     fn a_complaint_leaves_out_what_passed() {
         let complaint = complaint(TWO_BINARIES);
         assert!(complaint.contains("b::three panicked"));
-        assert!(!complaint.contains("a::one"));
+        assert!(!complaint.contains("a::one") && !complaint.contains("Compiling"));
     }
 
     #[test]
