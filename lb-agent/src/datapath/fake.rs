@@ -31,6 +31,8 @@ pub struct Fake {
     pub meta: [u64; META_WORDS as usize],
     /// Interfaces with programs.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// Whether the socket engine is attached.
+    pub sockets: bool,
     /// Operations applied.
     pub applied: usize,
 }
@@ -92,6 +94,7 @@ impl Fake {
             backends: vec![Backend::default(); capacity.backends as usize],
             meta: [0; META_WORDS as usize],
             interfaces: BTreeMap::new(),
+            sockets: false,
             applied: 0,
         }
     }
@@ -185,6 +188,11 @@ impl Datapath for Fake {
         Grace::none()
     }
 
+    fn attach_sockets(&mut self) -> Result<(), Error> {
+        self.sockets = true;
+        Ok(())
+    }
+
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
         self.interfaces.insert(interface.index, interface.clone());
         Ok(())
@@ -193,5 +201,9 @@ impl Datapath for Fake {
     fn detach(&mut self, index: u32) -> Result<(), Error> {
         self.interfaces.remove(&index);
         Ok(())
+    }
+
+    fn attached(&self) -> Vec<u32> {
+        self.interfaces.keys().copied().collect()
     }
 }

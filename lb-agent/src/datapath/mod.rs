@@ -1,12 +1,23 @@
 //! The only place that touches BPF: maps, programs, links and interfaces.
 
+mod bpf;
 pub mod fake;
 mod grace;
+pub mod hooks;
+pub mod interfaces;
+mod load;
+mod maps;
 pub mod mmap;
+mod object;
 pub mod roles;
+mod snapshot;
+pub mod status;
 pub mod sys;
 
+pub use self::bpf::{BpfDatapath, Config, Lacking, cleanup};
 pub use self::grace::Grace;
+pub use self::load::{Sizes, folder};
+pub use self::maps::Maps;
 pub use self::roles::Interface;
 
 use std::io;
@@ -27,11 +38,17 @@ pub trait Datapath {
     /// What waits for a grace period, for use on another thread.
     fn grace(&self) -> Grace;
 
+    /// Puts the socket engine on the node's cgroup, or replaces its programs in place.
+    fn attach_sockets(&mut self) -> Result<(), Error>;
+
     /// Puts the packet engine on a pod port, or replaces its programs in place.
     fn attach(&mut self, interface: &Interface) -> Result<(), Error>;
 
     /// Forgets an interface that is gone or has another role by now.
     fn detach(&mut self, index: u32) -> Result<(), Error>;
+
+    /// Indices of the interfaces that have programs, those of an earlier run included.
+    fn attached(&self) -> Vec<u32>;
 }
 
 /// What went wrong with the kernel, and what to do.
@@ -42,6 +59,11 @@ pub enum Error {
         "{0} is not on a BPF file system; mount one (`mount -t bpf bpf /sys/fs/bpf`) or give another folder by --bpffs"
     )]
     NotBpffs(PathBuf),
+    /// The cgroup is of another kind.
+    #[error(
+        "{0} is not a folder of cgroup2; mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`) or give its folder by --cgroup"
+    )]
+    NotCgroup2(PathBuf),
     /// A second agent for the same node.
     #[error(
         "another lb-agent works on {0}; stop it first, or give this one a folder of its own by --bpffs"

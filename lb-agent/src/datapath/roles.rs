@@ -94,9 +94,8 @@ pub fn role(link: &Link, overrides: &Overrides) -> Role {
         Kind::Ifb => Role::Ignored(Reason::Ifb),
         // Before the default route: it often leaves by a bridge or a bond, whose ports are ours.
         Kind::Master => Role::Ignored(Reason::Master),
-        Kind::Tunnel => Role::Overlay,
         Kind::Tun if link.ethernet && link.in_bridge => Role::PodPort,
-        Kind::Tun => Role::Overlay,
+        Kind::Tunnel | Kind::Tun => Role::Overlay,
         _ if link.default_route => Role::Uplink,
         _ if link.has_vlan => Role::Ignored(Reason::VlanParent),
         Kind::Physical | Kind::Vlan => Role::Uplink,

@@ -212,9 +212,10 @@ impl LinkInfo {
 
     /// The cgroup of a cgroup link; 0 when it is gone.
     pub fn cgroup(&self) -> u64 {
-        let ([a, b, c, d], [e, f, g, h]) =
-            (self.target[0].to_ne_bytes(), self.target[1].to_ne_bytes());
-        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&self.target[0].to_ne_bytes());
+        bytes[4..].copy_from_slice(&self.target[1].to_ne_bytes());
+        u64::from_ne_bytes(bytes)
     }
 }
 
@@ -477,7 +478,7 @@ pub enum Batch {
 }
 
 /// Where a batched lookup goes on.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Cursor {
     position: [u64; 4],
     started: bool,
@@ -557,19 +558,22 @@ pub fn membarrier() -> io::Result<()> {
 }
 
 /// The type of the file system that a path is on.
-pub fn file_system(path: &Path) -> io::Result<i64> {
+pub fn file_system(path: &Path) -> io::Result<u64> {
     let path = c_path(path)?;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: `path` ends with a zero; `stat` has room for what the kernel writes.
-    if unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+    let result = unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if result != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call succeeded, so that all of it is written.
-    #[expect(
-        clippy::cast_possible_wrap,
-        clippy::allow_attributes,
-        reason = "signed on some architectures"
-    )]
-    #[expect(clippy::unnecessary_cast, reason = "not everywhere an i64")]
-    Ok(unsafe { stat.assume_init() }.f_type as i64)
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_type.cast_unsigned())
+}
+
+/// Takes the lock of an open folder for this process; released when it is closed.
+pub fn lock(folder: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::flock(folder.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -10,7 +10,7 @@ use lb_common::abi::{BackendId, ServicePortId};
 /// Dense ids from 1 to the capacity; 0 is none. Freed ids are reused first-in-first-out, before
 /// fresh ones, so that the tables stay dense and the time before a reuse is longest.
 #[derive(Debug)]
-pub struct IdPool {
+pub(super) struct IdPool {
     /// Ids from here on were never used.
     next: u32,
     /// Exclusive end of the ids.
@@ -22,22 +22,22 @@ pub struct IdPool {
 
 impl IdPool {
     /// A pool for a table of `elements`, of which element 0 is never used.
-    pub fn new(elements: u32) -> Self {
+    pub(super) fn new(elements: u32) -> Self {
         Self { next: 1, end: elements.max(1), free: VecDeque::new(), generations: Vec::new() }
     }
 
     /// Number of ids that can be taken now.
-    pub fn available(&self) -> usize {
+    pub(super) fn available(&self) -> usize {
         self.free.len() + (self.end - self.next) as usize
     }
 
     /// Number of ids, free or not.
-    pub fn capacity(&self) -> u32 {
+    pub(super) fn capacity(&self) -> u32 {
         self.end - 1
     }
 
     /// An id and its new generation.
-    pub fn take(&mut self) -> Option<(u32, u32)> {
+    pub(super) fn take(&mut self) -> Option<(u32, u32)> {
         let id = self.free.pop_front().or_else(|| {
             (self.next < self.end).then(|| {
                 self.next += 1;
@@ -50,17 +50,17 @@ impl IdPool {
     }
 
     /// Makes an id available again, after its grace period.
-    pub fn release(&mut self, id: u32) {
+    pub(super) fn release(&mut self, id: u32) {
         self.free.push_back(id);
     }
 
     /// The generation of an id.
-    pub fn generation(&self, id: u32) -> u32 {
+    pub(super) fn generation(&self, id: u32) -> u32 {
         self.generations.get(id as usize).copied().unwrap_or(0)
     }
 
     /// Builds a pool in which `used` ids are taken and `generations` are known.
-    pub fn adopt(
+    pub(super) fn adopt(
         elements: u32,
         used: &BTreeSet<u32>,
         generations: impl IntoIterator<Item = (u32, u32)>,
@@ -89,16 +89,16 @@ impl IdPool {
 
 /// Contiguous slots: `first` and `count` of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Range {
+pub(super) struct Range {
     /// Index of the first slot.
-    pub first: u32,
+    pub(super) first: u32,
     /// Number of slots, never 0.
-    pub count: u32,
+    pub(super) count: u32,
 }
 
 /// Free ranges of slots, neighbours merged; takes the smallest that fits.
 #[derive(Debug)]
-pub struct RangePool {
+pub(super) struct RangePool {
     capacity: u32,
     by_first: BTreeMap<u32, u32>,
     /// (count, first), the smallest first.
@@ -107,7 +107,7 @@ pub struct RangePool {
 
 impl RangePool {
     /// A pool of `capacity` free slots.
-    pub fn new(capacity: u32) -> Self {
+    pub(super) fn new(capacity: u32) -> Self {
         let mut pool = Self { capacity, by_first: BTreeMap::new(), by_count: BTreeSet::new() };
         if capacity > 0 {
             pool.insert(Range { first: 0, count: capacity });
@@ -116,12 +116,12 @@ impl RangePool {
     }
 
     /// Number of slots, free or not.
-    pub fn capacity(&self) -> u32 {
+    pub(super) fn capacity(&self) -> u32 {
         self.capacity
     }
 
     /// Takes `count` slots, more than none.
-    pub fn take(&mut self, count: u32) -> Option<Range> {
+    pub(super) fn take(&mut self, count: u32) -> Option<Range> {
         let &(size, first) = self.by_count.range((count, 0)..).next()?;
         self.remove(Range { first, count: size });
         if size > count {
@@ -131,7 +131,7 @@ impl RangePool {
     }
 
     /// Takes exactly this range, if it is free.
-    pub fn claim(&mut self, range: Range) -> bool {
+    pub(super) fn claim(&mut self, range: Range) -> bool {
         let Some(end) = range.first.checked_add(range.count) else { return false };
         let Some((&first, &count)) = self.by_first.range(..=range.first).next_back() else {
             return false;
@@ -150,7 +150,7 @@ impl RangePool {
     }
 
     /// Makes a range available again, after its grace period.
-    pub fn release(&mut self, range: Range) {
+    pub(super) fn release(&mut self, range: Range) {
         let mut merged = range;
         let before = self.by_first.range(..range.first).next_back().map(|(&f, &c)| (f, c));
         if let Some((first, count)) = before
@@ -168,7 +168,8 @@ impl RangePool {
     }
 
     /// Number of free slots.
-    pub fn free(&self) -> u32 {
+    #[cfg(test)]
+    pub(super) fn free(&self) -> u32 {
         self.by_first.values().sum()
     }
 
@@ -185,7 +186,7 @@ impl RangePool {
 
 /// Something out of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freed {
+pub(super) enum Freed {
     /// A service port id.
     ServicePort(ServicePortId),
     /// A backend id.
@@ -196,18 +197,18 @@ pub enum Freed {
 
 /// What waits for a grace period, in the order it went out of use.
 #[derive(Debug, Default)]
-pub struct Quarantine {
+pub(super) struct Quarantine {
     waiting: VecDeque<(u64, Freed)>,
 }
 
 impl Quarantine {
     /// Adds what the operations of `epoch` take out of use.
-    pub fn push(&mut self, epoch: u64, freed: Freed) {
+    pub(super) fn push(&mut self, epoch: u64, freed: Freed) {
         self.waiting.push_back((epoch, freed));
     }
 
     /// The next one that went out of use in `epoch` or before.
-    pub fn pop(&mut self, epoch: u64) -> Option<Freed> {
+    pub(super) fn pop(&mut self, epoch: u64) -> Option<Freed> {
         match self.waiting.front() {
             Some(&(at, freed)) if at <= epoch => {
                 self.waiting.pop_front();
@@ -218,12 +219,13 @@ impl Quarantine {
     }
 
     /// The last epoch in which something went out of use, if anything waits.
-    pub fn last_epoch(&self) -> Option<u64> {
+    pub(super) fn last_epoch(&self) -> Option<u64> {
         self.waiting.back().map(|&(epoch, _)| epoch)
     }
 
     /// What waits.
-    pub fn iter(&self) -> impl Iterator<Item = Freed> + '_ {
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = Freed> + '_ {
         self.waiting.iter().map(|&(_, freed)| freed)
     }
 }

@@ -22,7 +22,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-pub use self::ids::Range;
 pub use self::table::{
     Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired, SetChange, SetRow,
     Snapshot, address, words,
@@ -192,8 +191,7 @@ impl Planner {
         for (key, desired) in all {
             listed.insert(self.update(key, Some(desired), &mut work));
         }
-        for index in 0..self.ports.len() {
-            let index = index as PortIndex;
+        for index in 0..PortIndex::try_from(self.ports.len()).unwrap_or(PortIndex::MAX) {
             if let Some(port) = self.port(index)
                 && !listed.contains(&Some(index))
             {
@@ -321,7 +319,7 @@ impl Planner {
             index
         } else {
             self.ports.push(Some(port));
-            (self.ports.len() - 1) as PortIndex
+            PortIndex::try_from(self.ports.len() - 1).unwrap_or(PortIndex::MAX)
         };
         self.by_key.insert(key, index);
         index
@@ -538,7 +536,7 @@ impl Planner {
             && let Some(table) = port.table.take()
         {
             self.programmed -= 1;
-            batch.ports.push(port::retire(table, &mut self.pools));
+            batch.ports.push(port::retire(&table, &mut self.pools));
         }
     }
 

@@ -115,11 +115,11 @@ pub(super) fn program(
             }
         }
     }
-    Ok(commit(table, desired, backends, gone, ranges, pools))
+    Ok(commit(table, desired, backends, &gone, ranges, pools))
 }
 
 /// Takes a service port whose last frontend goes out of use.
-pub(super) fn retire(table: Table, pools: &mut Pools) -> PortChange {
+pub(super) fn retire(table: &Table, pools: &mut Pools) -> PortChange {
     let mut change = PortChange { id: table.id, ..PortChange::default() };
     for held in &table.backends {
         drop_backend(held, &mut change, pools);
@@ -139,7 +139,7 @@ fn commit(
     table: &mut Option<Table>,
     desired: &DesiredPort,
     backends: Vec<(Held, Option<u16>)>,
-    gone: Vec<Held>,
+    gone: &[Held],
     ranges: [Option<Range>; 2],
     pools: &mut Pools,
 ) -> PortChange {
@@ -165,7 +165,7 @@ fn commit(
         }
         table.backends.push(held);
     }
-    for held in &gone {
+    for held in gone {
         drop_backend(held, &mut change, pools);
     }
     for (scope, flag) in SCOPES {

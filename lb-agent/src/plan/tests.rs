@@ -30,7 +30,7 @@ const TIGHT: Capacity = Capacity { service_ports: 4, backends: 12, slots: 14, fr
 /// The endpoints of a port are recognised by their address.
 fn endpoint(port: usize, n: usize) -> (IpAddr, u16) {
     let (p, n) = (u8::try_from(port).unwrap(), u8::try_from(n).unwrap());
-    if port % 2 == 0 {
+    if port.is_multiple_of(2) {
         (IpAddr::from([10, p, 0, n]), 8080)
     } else {
         (IpAddr::from([0xfd00, u16::from(p), 0, 0, 0, 0, 0, u16::from(n)]), 8080)
@@ -43,13 +43,13 @@ fn key(port: usize) -> PortKey {
         service: format!("svc{port}").into(),
         port: "http".into(),
         protocol: Protocol::Tcp,
-        family: if port % 2 == 0 { Family::V4 } else { Family::V6 },
+        family: if port.is_multiple_of(2) { Family::V4 } else { Family::V6 },
     }
 }
 
 fn vip(port: usize, n: usize) -> Frontend {
     let n = u8::try_from(n).unwrap();
-    let addr = if port % 2 == 0 {
+    let addr = if port.is_multiple_of(2) {
         IpAddr::from([10, 96, 0, n])
     } else {
         IpAddr::from([0xfd01, 0, 0, 0, 0, 0, 0, u16::from(n)])

@@ -1,0 +1,189 @@
+//! The kernel's datapath of one node: its maps, programs and links.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+
+use super::hooks::{self, SOCKET_HOOKS};
+use super::roles::Interface;
+use super::{Datapath, Error, Grace, Maps, Sizes, load, sys};
+use crate::diff::Op;
+use crate::plan::Snapshot;
+
+/// What a node's datapath is made from.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder for pins, on a BPF file system; this node's alone.
+    pub bpffs: PathBuf,
+    /// The cgroup whose processes the socket engine serves.
+    pub cgroup: PathBuf,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+}
+
+/// A hook that could not be had, and what that costs.
+#[derive(Debug)]
+pub struct Lacking {
+    /// The program.
+    pub hook: &'static str,
+    /// What is lost.
+    pub costs: &'static str,
+    /// Why.
+    pub error: Error,
+}
+
+/// A loaded datapath. Dropping it leaves everything in force: maps and links are pinned.
+#[derive(Debug)]
+pub struct BpfDatapath {
+    folder: PathBuf,
+    cgroup: File,
+    ebpf: Ebpf,
+    maps: Maps,
+    grace: Grace,
+    /// Names of the interfaces that have programs, by index.
+    attached: BTreeMap<u32, String>,
+    lacking: Vec<Lacking>,
+    _lock: File,
+}
+
+impl BpfDatapath {
+    /// Loads programs and opens or makes the maps; nothing is attached yet. Call it on a thread
+    /// in the node's network namespace, as everything else here.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let cgroup = hooks::open_cgroup(&config.cgroup)?;
+        let lock = load::prepare(&config.bpffs)?;
+        let folder = load::folder(&config.bpffs);
+        let mut ebpf = load::load(&folder, &config.sizes)?;
+        let mut lacking = Vec::new();
+        for hook in SOCKET_HOOKS {
+            match (load::load_program(&mut ebpf, hook.name), hook.costs) {
+                (Err(error @ Error::Program { .. }), Some(costs)) => {
+                    lacking.push(Lacking { hook: hook.name, costs, error });
+                }
+                (result, _) => result?,
+            }
+        }
+        for name in ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3"] {
+            load::load_program(&mut ebpf, name)?;
+        }
+        let maps = Maps::open(&folder)?;
+        let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
+        // From an earlier run; those that are gone by now are found out by the first list.
+        let attached = hooks::pinned_interfaces(&folder)
+            .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
+        let attached = attached.into_iter().map(|index| (index, String::new())).collect();
+        Ok(Self { folder, cgroup, ebpf, maps, grace, attached, lacking, _lock: lock })
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The hooks that are lacking so far.
+    pub fn lacking(&self) -> &[Lacking] {
+        &self.lacking
+    }
+
+    /// System calls made so far, for benchmarks.
+    pub fn calls() -> sys::Calls {
+        sys::calls()
+    }
+}
+
+impl Datapath for BpfDatapath {
+    fn apply(&mut self, ops: &[Op]) -> Vec<(usize, Error)> {
+        self.maps.apply(ops)
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.maps.snapshot()
+    }
+
+    fn grace(&self) -> Grace {
+        self.grace.clone()
+    }
+
+    fn attach_sockets(&mut self) -> Result<(), Error> {
+        for hook in SOCKET_HOOKS {
+            if self.lacking.iter().any(|lacking| lacking.hook == hook.name) {
+                continue;
+            }
+            let program = load::program_fd(&self.ebpf, hook.name)?;
+            let result = hooks::attach_socket(&self.folder, &hook, program, &self.cgroup)
+                .map_err(Error::system(format!("attach {} to the cgroup", hook.name)));
+            match (result, hook.costs) {
+                (Ok(()), _) => {}
+                (Err(error), None) => return Err(error),
+                (Err(error), Some(costs)) => {
+                    tracing::warn!(hook = hook.name, %error, costs, "a hook is missing");
+                    self.lacking.push(Lacking { hook: hook.name, costs, error });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
+        hooks::attach_interface(&self.folder, &mut self.ebpf, interface)?;
+        self.attached.insert(interface.index, interface.name.clone());
+        Ok(())
+    }
+
+    fn detach(&mut self, index: u32) -> Result<(), Error> {
+        let Some(name) = self.attached.remove(&index) else { return Ok(()) };
+        let name = Some(name).filter(|name| !name.is_empty());
+        hooks::detach_interface(&self.folder, index, name.as_deref())
+            .map_err(Error::system(format!("take the programs off interface {index}")))
+    }
+
+    fn attached(&self) -> Vec<u32> {
+        self.attached.keys().copied().collect()
+    }
+}
+
+/// Takes everything of this node away: links, programs, maps and folders. `interfaces` are those
+/// that exist, index and name. Fails while an agent works on the folder.
+pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)]) -> Result<(), Error> {
+    let mut versions: Vec<PathBuf> = Vec::new();
+    let failed = |what: &Path| Error::system(format!("remove {}", what.display()));
+    let entries = match fs::read_dir(bpffs) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(bpffs)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed(bpffs))?;
+        let name = entry.file_name();
+        let version = name.to_str().and_then(|name| name.strip_prefix('v'));
+        if version.is_some_and(|version| version.parse::<u32>().is_ok()) {
+            versions.push(entry.path());
+        }
+    }
+    for folder in versions {
+        let lock = File::open(&folder).map_err(failed(&folder))?;
+        sys::lock(lock.as_fd()).map_err(|_| Error::InUse(folder.clone()))?;
+        for index in hooks::pinned_interfaces(&folder).unwrap_or_default() {
+            let name = interfaces.iter().find(|(i, _)| *i == index).map(|(_, name)| name.as_str());
+            hooks::detach_interface(&folder, index, name).map_err(failed(&folder))?;
+        }
+        // Forward translation ends before reverse translation, the other way round than it began.
+        for hook in SOCKET_HOOKS.iter().rev() {
+            let pin = hooks::socket_pin(&folder, hook);
+            if pin.exists() {
+                fs::remove_file(&pin).map_err(failed(&pin))?;
+            }
+        }
+        fs::remove_dir_all(&folder).map_err(failed(&folder))?;
+    }
+    // Only what is ours: a folder that holds anything else stays.
+    if fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_none())
+        && bpffs.parent().is_some_and(load::is_bpffs)
+    {
+        fs::remove_dir(bpffs).map_err(failed(bpffs))?;
+    }
+    Ok(())
+}

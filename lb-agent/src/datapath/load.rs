@@ -1,0 +1,221 @@
+//! From the object to maps that are pinned and programs that are loaded.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{Program, ProgramError, ProgramType};
+use aya::sys::{BpfHelper, is_helper_supported};
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::EbpfSectionKind;
+use lb_common::abi::{ABI_VERSION, SCOPES, map};
+
+use super::{Error, object, sys};
+use crate::plan::Capacity;
+
+/// `BPF_FS_MAGIC`, linux/magic.h.
+const BPF_FS: u64 = 0xcafe_4a11;
+
+/// Number of elements of all maps whose size can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Those that plan fills.
+    pub tables: Capacity,
+    /// `FLOWS4` and `FLOWS6`, each. `--max-flows`.
+    pub flows: u32,
+    /// `HALF_OPEN4` and `HALF_OPEN6`, each. `--max-half-open-flows`.
+    pub half_open: u32,
+    /// `SOCKET_PEERS`. `--max-socket-peers`.
+    pub socket_peers: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        let tables = Capacity::default();
+        Self { tables, flows: 1 << 18, half_open: 1 << 16, socket_peers: 1 << 16 }
+    }
+}
+
+impl Sizes {
+    fn of(&self, name: &str) -> Option<u32> {
+        let tables = &self.tables;
+        Some(match name {
+            map::FRONTENDS4 | map::FRONTENDS6 => tables.frontends,
+            map::SETS => tables.service_ports.saturating_mul(SCOPES),
+            map::FACTS | map::NAMES => tables.service_ports,
+            map::SLOTS => tables.slots.div_ceil(2),
+            map::BACKENDS => tables.backends,
+            map::FLOWS4 | map::FLOWS6 => self.flows,
+            map::HALF_OPEN4 | map::HALF_OPEN6 => self.half_open,
+            map::SOCKET_PEERS => self.socket_peers,
+            _ => return None,
+        })
+    }
+}
+
+/// The folder of pins of one node: versioned, so that another layout is never reinterpreted.
+pub fn folder(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{ABI_VERSION}"))
+}
+
+/// Makes sure that `bpffs` is a folder on a BPF file system, and makes the folder of this version
+/// in it. The lock that is returned keeps a second agent away.
+pub(super) fn prepare(bpffs: &Path) -> Result<File, Error> {
+    let not_there = |source: io::Error| match source.kind() {
+        // A BPF file system takes no folder where it is not.
+        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
+            Error::NotBpffs(bpffs.to_owned())
+        }
+        _ => Error::system(format!("make the folder {}", bpffs.display()))(source),
+    };
+    // The nearest folder that exists tells where a new one would be made.
+    let existing = bpffs.ancestors().find(|path| path.exists()).unwrap_or(bpffs);
+    if !is_bpffs(existing) {
+        return Err(Error::NotBpffs(bpffs.to_owned()));
+    }
+    let folder = folder(bpffs);
+    fs::create_dir_all(folder.join("links")).map_err(not_there)?;
+    let lock = File::open(&folder)
+        .map_err(Error::system(format!("open the folder {}", folder.display())))?;
+    sys::lock(lock.as_fd()).map_err(|_| Error::InUse(folder))?;
+    Ok(lock)
+}
+
+/// Whether a path is on a BPF file system.
+pub(super) fn is_bpffs(path: &Path) -> bool {
+    sys::file_system(path).is_ok_and(|magic| magic == BPF_FS)
+}
+
+/// Loads the object: maps that are pinned are used as they are, others are made and pinned.
+pub(super) fn load(folder: &Path, sizes: &Sizes) -> Result<Ebpf, Error> {
+    let object = object::bytes()?;
+    let pins = pins(object, folder, sizes)?;
+    for pin in pins.values() {
+        pin.check()?;
+    }
+    let coarse_clock = u32::from(
+        [ProgramType::SchedClassifier, ProgramType::CgroupSockAddr]
+            .into_iter()
+            .all(|kind| has_helper(kind, BpfHelper::BPF_FUNC_ktime_get_coarse_ns)),
+    );
+    let set_retval =
+        u32::from(has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval));
+    tracing::debug!(coarse_clock, set_retval, "helpers probed");
+    let mut loader = EbpfLoader::new();
+    // Nothing is relocated against the kernel's own types.
+    loader.btf(None).allow_unsupported_maps();
+    loader.override_global("COARSE_CLOCK", &coarse_clock, true);
+    loader.override_global("SET_RETVAL", &set_retval, true);
+    for (name, pin) in &pins {
+        loader.map_pin_path(name, &pin.path);
+        loader.map_max_entries(name, pin.wanted.max_entries);
+    }
+    loader.load(object).map_err(|error| Error::Object(Box::new(error)))
+}
+
+fn has_helper(kind: ProgramType, helper: BpfHelper) -> bool {
+    // What cannot be probed is treated as missing: programs do without it at some cost.
+    is_helper_supported(kind, helper).unwrap_or(false)
+}
+
+struct Pin {
+    path: PathBuf,
+    wanted: sys::MapInfo,
+}
+
+/// Every map of the object but its constants, with what it has to look like.
+fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, Pin>, Error> {
+    let object = aya_obj::Object::parse(object)
+        .map_err(|error| Error::Object(Box::new(aya::EbpfError::ParseError(error))))?;
+    let is_ours = |map: &aya_obj::Map| {
+        matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps)
+    };
+    let maps =
+        object.maps.iter().filter(|(name, map)| is_ours(map) && PINNED.contains(&name.as_str()));
+    Ok(maps
+        .map(|(name, map)| {
+            let wanted = sys::MapInfo {
+                kind: map.map_type(),
+                id: 0,
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: sizes.of(name).unwrap_or(map.max_entries()),
+                flags: map.map_flags(),
+            };
+            (name.clone(), Pin { path: folder.join(name), wanted })
+        })
+        .collect())
+}
+
+/// The maps that outlive the agent. Those of a debug build, for logs, do not.
+pub(super) const PINNED: [&str; 15] = [
+    map::FRONTENDS4,
+    map::FRONTENDS6,
+    map::SETS,
+    map::FACTS,
+    map::SLOTS,
+    map::BACKENDS,
+    map::NAMES,
+    map::META,
+    map::FLOWS4,
+    map::FLOWS6,
+    map::HALF_OPEN4,
+    map::HALF_OPEN6,
+    map::SOCKETS,
+    map::SOCKET_PEERS,
+    map::COUNTERS,
+];
+
+impl Pin {
+    /// A map that is pinned already must be what programs and agent take it for: the kernel would
+    /// read and write as many bytes as the map has, whatever buffer it is given.
+    fn check(&self) -> Result<(), Error> {
+        let fd = match sys::object_get(&self.path) {
+            Ok(fd) => fd,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(Error::system(format!("open {}", self.path.display()))(error));
+            }
+        };
+        let found = sys::map_info(fd.as_fd())
+            .map_err(Error::system(format!("ask what {} is", self.path.display())))?;
+        let wanted = &self.wanted;
+        for (field, found, needed) in [
+            ("type", found.kind, wanted.kind),
+            ("key size", found.key_size, wanted.key_size),
+            ("value size", found.value_size, wanted.value_size),
+            ("max entries", found.max_entries, wanted.max_entries),
+            ("flags", found.flags, wanted.flags),
+        ] {
+            if found != needed {
+                let path = self.path.clone();
+                return Err(Error::OtherMap { path, field, found, needed });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Loads one program into the kernel.
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let program = ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
+    let result = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(Error::NoProgram(name)),
+    };
+    match result {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(source) => Err(Error::Program { name, source: Box::new(source) }),
+    }
+}
+
+/// The descriptor of a loaded program.
+pub(super) fn program_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
+    let program = ebpf.program(name).ok_or(Error::NoProgram(name))?;
+    let fd = program.fd().map_err(|source| Error::Program { name, source: Box::new(source) })?;
+    Ok(fd.as_fd())
+}

@@ -1,0 +1,362 @@
+//! The maps that the agent writes: arrays through shared memory, frontends through batches.
+//!
+//! A changed set costs memory stores and no system call; only frontends that come, go or lead
+//! elsewhere do.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use lb_common::abi::{
+    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SetWord, map,
+};
+
+use super::Error;
+use super::mmap::MmapArray;
+use super::sys::{self, Batch, Hash};
+use crate::diff::Op;
+use crate::plan::{Capacity, FrontKey};
+
+/// 64-bit words of an element of `BACKENDS`: two of address, the backend's word, and the rest.
+const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
+/// 64-bit words of an element of `NAMES`.
+const NAME_WORDS: usize = NAME_LEN / 8;
+
+/// The maps, open. Stores are seen by the kernel's programs at once.
+#[derive(Debug)]
+pub struct Maps {
+    pub(super) frontends4: OwnedFd,
+    pub(super) frontends6: OwnedFd,
+    /// `SETS`.
+    pub sets: MmapArray<AtomicU64>,
+    /// `FACTS`.
+    pub facts: MmapArray<AtomicU64>,
+    /// `SLOTS`, slot by slot.
+    pub slots: MmapArray<AtomicU32>,
+    backends: MmapArray<AtomicU64>,
+    names: MmapArray<AtomicU64>,
+    meta: MmapArray<AtomicU64>,
+}
+
+impl Maps {
+    /// Opens what is pinned in a folder, whoever made it.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let words = |name| array(folder, name);
+        Ok(Self {
+            frontends4: open(folder, map::FRONTENDS4)?,
+            frontends6: open(folder, map::FRONTENDS6)?,
+            sets: words(map::SETS)?,
+            facts: words(map::FACTS)?,
+            slots: array(folder, map::SLOTS)?,
+            backends: words(map::BACKENDS)?,
+            names: words(map::NAMES)?,
+            meta: words(map::META)?,
+        })
+    }
+
+    /// The sizes that the maps have.
+    pub fn capacity(&self) -> Result<Capacity, Error> {
+        let small = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        let frontends = sys::map_info(self.frontends4.as_fd())
+            .map_err(Error::system("read the size of FRONTENDS4"))?;
+        Ok(Capacity {
+            service_ports: small(self.facts.len()),
+            backends: small(self.backends.len() / BACKEND_WORDS),
+            slots: small(self.slots.len()),
+            frontends: frontends.max_entries,
+        })
+    }
+
+    /// A backend, as it is at this moment; the word is loaded first.
+    pub fn backend(&self, id: u32) -> Option<Backend> {
+        let words = element(&self.backends, id, BACKEND_WORDS)?;
+        let load = |i: usize| words.get(i).map_or(0, |word| word.load(Ordering::Acquire));
+        let word = load(2);
+        let (a, b, rest) = (halves(load(0)), halves(load(1)), halves(load(3)));
+        let [zone_low, zone_high, pad_low, pad_high] = rest[1].to_ne_bytes();
+        Some(Backend {
+            addr: [a[0], a[1], b[0], b[1]],
+            word,
+            service_port: rest[0],
+            zone: u16::from_ne_bytes([zone_low, zone_high]),
+            pad: u16::from_ne_bytes([pad_low, pad_high]),
+        })
+    }
+
+    /// The number of backend ids.
+    pub fn backend_ids(&self) -> u32 {
+        u32::try_from(self.backends.len() / BACKEND_WORDS).unwrap_or(u32::MAX)
+    }
+
+    /// The name of a service port.
+    pub fn name(&self, id: u32) -> Option<Name> {
+        let mut name = [0; NAME_LEN];
+        let words = element(&self.names, id, NAME_WORDS)?;
+        for (chunk, word) in name.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        Some(name)
+    }
+
+    /// All words of `META`.
+    pub fn meta(&self) -> [u64; META_WORDS as usize] {
+        let mut words = [0; META_WORDS as usize];
+        for (value, word) in words.iter_mut().zip(self.meta.iter()) {
+            *value = word.load(Ordering::Relaxed);
+        }
+        words
+    }
+
+    /// Stores a word of `META`.
+    pub fn set_meta(&self, word: MetaWord, value: u64) {
+        if let Some(word) = self.meta.get(word as usize) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Applies operations in order; tells which failed.
+    pub fn apply(&self, ops: &[Op]) -> Vec<(usize, Error)> {
+        let mut failed = Vec::new();
+        let mut at = 0;
+        while let Some(op) = ops.get(at) {
+            let same = |other: &&Op| run(op).is_some() && run(op) == run(other);
+            let length = ops.iter().skip(at).take_while(same).count();
+            if length > 0 {
+                let end = at + length;
+                let part = ops.get(at..end).unwrap_or_default();
+                failed.extend(self.frontends(part).into_iter().map(|(i, e)| (at + i, e)));
+                at = end;
+            } else {
+                if let Err(error) = self.store(op) {
+                    failed.push((at, error));
+                }
+                at += 1;
+            }
+        }
+        failed
+    }
+
+    fn store(&self, op: &Op) -> Result<(), Error> {
+        let put = |array: &[AtomicU64], map, index: u32, value, order| {
+            let word = array.get(index as usize).ok_or(Error::Bounds { map, index })?;
+            word.store(value, order);
+            Ok(())
+        };
+        match op {
+            Op::Name(id, name) => self.store_name(*id, name),
+            Op::Backend(id, backend) => self.store_backend(*id, backend),
+            Op::BackendWord(id, word) => self.store_backend_word(*id, *word),
+            Op::Slots(first, ids) => {
+                let bounds = || Error::Bounds { map: map::SLOTS, index: *first };
+                let slots = self.slots.get(*first as usize..).ok_or_else(bounds)?;
+                let slots = slots.get(..ids.len()).ok_or_else(bounds)?;
+                for (slot, &id) in slots.iter().zip(ids) {
+                    slot.store(id, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            // Everything stored before is visible to whoever sees this word.
+            Op::Set(index, SetWord(word)) => {
+                put(&self.sets, map::SETS, *index, *word, Ordering::Release)
+            }
+            Op::Facts(id, facts) => put(&self.facts, map::FACTS, *id, facts.0, Ordering::Release),
+            Op::Meta(word, value) => {
+                put(&self.meta, map::META, *word as u32, *value, Ordering::Relaxed)
+            }
+            Op::FrontendDelete(_) | Op::FrontendPut(..) => Ok(()),
+        }
+    }
+
+    fn store_name(&self, id: u32, name: &Name) -> Result<(), Error> {
+        let words = element(&self.names, id, NAME_WORDS);
+        let words = words.ok_or(Error::Bounds { map: map::NAMES, index: id })?;
+        for (word, chunk) in words.iter().zip(name.chunks_exact(8)) {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(chunk);
+            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn store_backend(&self, id: u32, backend: &Backend) -> Result<(), Error> {
+        let [a, b, word, rest] = self.backend_words(id)?;
+        let [z0, z1] = backend.zone.to_ne_bytes();
+        let [p0, p1] = backend.pad.to_ne_bytes();
+        a.store(joined(backend.addr[0], backend.addr[1]), Ordering::Relaxed);
+        b.store(joined(backend.addr[2], backend.addr[3]), Ordering::Relaxed);
+        let zone = u32::from_ne_bytes([z0, z1, p0, p1]);
+        rest.store(joined(backend.service_port, zone), Ordering::Relaxed);
+        // Last, so that whoever sees the new generation sees the new address.
+        word.store(backend.word, Ordering::Release);
+        Ok(())
+    }
+
+    fn store_backend_word(&self, id: u32, word: BackendWord) -> Result<(), Error> {
+        let [_, _, at, _] = self.backend_words(id)?;
+        at.store(word.0, Ordering::Release);
+        Ok(())
+    }
+
+    fn backend_words(&self, id: u32) -> Result<&[AtomicU64; BACKEND_WORDS], Error> {
+        element(&self.backends, id, BACKEND_WORDS)
+            .and_then(|words| words.try_into().ok())
+            .ok_or(Error::Bounds { map: map::BACKENDS, index: id })
+    }
+
+    /// Operations on one map, all of one kind.
+    fn frontends(&self, ops: &[Op]) -> Vec<(usize, Error)> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for op in ops {
+            match op {
+                Op::FrontendPut(key, word) => {
+                    key_bytes(key, &mut keys);
+                    values.extend_from_slice(&word.0.to_ne_bytes());
+                }
+                Op::FrontendDelete(key) => key_bytes(key, &mut keys),
+                _ => {}
+            }
+        }
+        let v6 = matches!(
+            ops.first(),
+            Some(Op::FrontendPut(FrontKey::V6(_), _) | Op::FrontendDelete(FrontKey::V6(_)))
+        );
+        let (fd, name) = if v6 {
+            (&self.frontends6, map::FRONTENDS6)
+        } else {
+            (&self.frontends4, map::FRONTENDS4)
+        };
+        let kind = if values.is_empty() { Batch::Delete } else { Batch::Update };
+        let failed = match Hash::new(fd.as_fd()) {
+            Ok(hash) => write_many(&hash, kind, &mut keys, &mut values),
+            Err(_) => return vec![(0, Error::Bounds { map: name, index: 0 })],
+        };
+        let verb = if kind == Batch::Update { "insert into" } else { "delete from" };
+        failed
+            .into_iter()
+            .map(|(i, error)| (i, Error::system(format!("{verb} {name}"))(error)))
+            .collect()
+    }
+}
+
+/// Writes what `keys` and `values` hold, in as few calls as the kernel allows; an element that a
+/// batch stops at is tried once more on its own, which is how a passing lack of memory in the
+/// kernel's allocator is overcome.
+pub(super) fn write_many(
+    hash: &Hash<'_>,
+    kind: Batch,
+    keys: &mut [u8],
+    values: &mut [u8],
+) -> Vec<(usize, std::io::Error)> {
+    let key_size = hash.key_size();
+    let count = keys.len() / key_size.max(1);
+    let mut failed = Vec::new();
+    let mut batches = count > 1;
+    let mut done = 0;
+    while done < count {
+        if batches {
+            let keys = keys.get_mut(done * key_size..).unwrap_or_default();
+            let values = values.get_mut(done * sys::VALUE_SIZE..).unwrap_or_default();
+            let (part, result) = hash.batch(kind, keys, values, None);
+            match result {
+                Ok(()) => break,
+                // Of a kernel without batches, which leaves the count as it was.
+                Err(error) if unsupported(&error) => {
+                    batches = false;
+                    continue;
+                }
+                Err(_) => done += part.min(count - done),
+            }
+        }
+        let key = keys.get(done * key_size..(done + 1) * key_size).unwrap_or_default();
+        let result = if kind == Batch::Delete {
+            hash.delete(key)
+        } else {
+            let at = done * sys::VALUE_SIZE;
+            let mut value = [0; sys::VALUE_SIZE];
+            value.copy_from_slice(values.get(at..at + sys::VALUE_SIZE).unwrap_or(&[0; 8]));
+            hash.update(key, value)
+        };
+        match result {
+            Ok(()) => {}
+            Err(error) if kind == Batch::Delete && error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => failed.push((done, error)),
+        }
+        done += 1;
+    }
+    failed
+}
+
+fn unsupported(error: &std::io::Error) -> bool {
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
+}
+
+/// The bytes of a key, as they lie in the map.
+pub(super) fn key_bytes(key: &FrontKey, bytes: &mut Vec<u8>) {
+    let mut add = |addr: &[u32], port: u16, proto: u8| {
+        bytes.extend(addr.iter().flat_map(|word| word.to_ne_bytes()));
+        bytes.extend(port.to_ne_bytes());
+        bytes.extend([proto, 0]);
+    };
+    match key {
+        FrontKey::V4(key) => add(&key.addr, key.port, key.proto),
+        FrontKey::V6(key) => add(&key.addr, key.port, key.proto),
+    }
+}
+
+/// Which operations can go in one batch.
+fn run(op: &Op) -> Option<(bool, bool)> {
+    match op {
+        Op::FrontendPut(key, _) => Some((true, matches!(key, FrontKey::V6(_)))),
+        Op::FrontendDelete(key) => Some((false, matches!(key, FrontKey::V6(_)))),
+        _ => None,
+    }
+}
+
+fn element(words: &[AtomicU64], index: u32, length: usize) -> Option<&[AtomicU64]> {
+    let at = (index as usize).checked_mul(length)?;
+    words.get(at..at.checked_add(length)?)
+}
+
+fn joined(low: u32, high: u32) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&low.to_ne_bytes());
+    bytes[4..].copy_from_slice(&high.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
+}
+
+fn halves(word: u64) -> [u32; 2] {
+    let bytes = word.to_ne_bytes();
+    let half = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+    [u32::from_ne_bytes(half(0)), u32::from_ne_bytes(half(4))]
+}
+
+fn open(folder: &Path, name: &str) -> Result<OwnedFd, Error> {
+    let path = folder.join(name);
+    sys::object_get(&path).map_err(Error::system(format!("open the pinned map {}", path.display())))
+}
+
+fn array<W: super::mmap::Word>(folder: &Path, name: &str) -> Result<MmapArray<W>, Error> {
+    let fd = open(folder, name)?;
+    let what = || format!("map the memory of {name} (v{ABI_VERSION})");
+    let info = sys::map_info(fd.as_fd()).map_err(Error::system(what()))?;
+    let bytes = info.value_size.next_multiple_of(8) as usize * info.max_entries as usize;
+    MmapArray::of_map(fd.as_fd(), bytes).map_err(Error::system(what()))
+}
+
+/// The same maps in memory of this process, for tests of what readers see.
+#[cfg(test)]
+pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
+    let ports = capacity.service_ports as usize;
+    let none = || std::fs::File::open("/dev/null").map(OwnedFd::from);
+    Ok(Maps {
+        frontends4: none()?,
+        frontends6: none()?,
+        sets: MmapArray::anonymous(ports * 2)?,
+        facts: MmapArray::anonymous(ports)?,
+        slots: MmapArray::anonymous(capacity.slots as usize)?,
+        backends: MmapArray::anonymous(capacity.backends as usize * BACKEND_WORDS)?,
+        names: MmapArray::anonymous(ports * NAME_WORDS)?,
+        meta: MmapArray::anonymous(META_WORDS as usize)?,
+    })
+}

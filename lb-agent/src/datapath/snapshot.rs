@@ -1,0 +1,146 @@
+//! What is programmed right now? Read back from the pinned maps, for adoption and for tools.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
+
+use lb_common::abi::{
+    Backend, FactsWord, FrontendKey, FrontendWord, NAME_LEN, Scope, SetWord, V4, V6, map,
+};
+
+use super::Error;
+use super::maps::Maps;
+use super::sys::{Batch, Cursor, Hash, VALUE_SIZE};
+use crate::plan::{FrontKey, PortRow, SetRow, Snapshot, name};
+
+/// Elements read by one call.
+const CHUNK: usize = 4096;
+
+impl Maps {
+    /// Everything that is programmed.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
+        let mut frontends = Vec::new();
+        read_all(&self.frontends4, map::FRONTENDS4, &mut |key, word| {
+            frontends.extend(key4(key).map(|key| (FrontKey::V4(key), word)));
+        })?;
+        read_all(&self.frontends6, map::FRONTENDS6, &mut |key, word| {
+            frontends.extend(key6(key).map(|key| (FrontKey::V6(key), word)));
+        })?;
+        let ids = 1..u32::try_from(self.facts.len()).unwrap_or(u32::MAX);
+        let backends = (1..self.backend_ids()).filter_map(|id| Some((id, self.backend(id)?)));
+        Ok(Snapshot {
+            frontends,
+            ports: ids.filter_map(|id| self.port(id)).collect(),
+            backends: backends.filter(|(_, backend)| *backend != Backend::default()).collect(),
+            meta: self.meta(),
+        })
+    }
+
+    /// A service port, if anything of it is not zero.
+    pub fn port(&self, id: u32) -> Option<PortRow> {
+        let facts = FactsWord(self.facts.get(id as usize)?.load(Ordering::Acquire));
+        let name = self.name(id).filter(|name| *name != [0; NAME_LEN]);
+        let row = PortRow {
+            id,
+            name: name.map(|name| name::text(&name)).unwrap_or_default(),
+            facts,
+            sets: [self.set(Scope::Cluster, id), self.set(Scope::Local, id)],
+        };
+        let blank = PortRow { id, ..PortRow::default() };
+        (row != blank).then_some(row)
+    }
+
+    fn set(&self, scope: Scope, id: u32) -> SetRow {
+        let word = self.sets.get(scope.index(id) as usize);
+        let word = SetWord(word.map_or(0, |word| word.load(Ordering::Acquire)));
+        let slots = self.slots.get(word.first() as usize..).unwrap_or_default();
+        let slots = slots.iter().take(word.count() as usize);
+        SetRow { word, ids: slots.map(|slot| slot.load(Ordering::Relaxed)).collect() }
+    }
+}
+
+fn read_all(
+    fd: &std::os::fd::OwnedFd,
+    name: &str,
+    each: &mut dyn FnMut(&[u8], FrontendWord),
+) -> Result<(), Error> {
+    let hash = Hash::new(fd.as_fd()).map_err(Error::system(format!("use {name}")))?;
+    match read_batches(&hash, each) {
+        Ok(()) => Ok(()),
+        // Nothing was read: a kernel without batches.
+        Err((false, _)) => read_single(&hash, each).map_err(Error::system(format!("read {name}"))),
+        Err((true, error)) => Err(Error::system(format!("read {name}"))(error)),
+    }
+}
+
+/// On failure tells whether anything was read before.
+fn read_batches(
+    hash: &Hash<'_>,
+    each: &mut dyn FnMut(&[u8], FrontendWord),
+) -> Result<(), (bool, io::Error)> {
+    let mut cursor = Cursor::default();
+    let mut read = false;
+    let mut chunk = CHUNK;
+    loop {
+        let mut keys = vec![0; chunk * hash.key_size()];
+        let mut values = vec![0; chunk * VALUE_SIZE];
+        let before = cursor;
+        let (count, result) = hash.batch(Batch::Lookup, &mut keys, &mut values, Some(&mut cursor));
+        let end = match &result {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // One bucket holds more than there is room for; the cursor has not moved.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
+                cursor = before;
+                chunk *= 2;
+                continue;
+            }
+            Err(_) => return result.map_err(|error| (read, error)),
+        };
+        let values = values.chunks_exact(VALUE_SIZE);
+        for (key, value) in keys.chunks_exact(hash.key_size()).zip(values).take(count) {
+            each(key, word(value));
+        }
+        read |= count > 0;
+        if end {
+            return Ok(());
+        }
+    }
+}
+
+fn read_single(hash: &Hash<'_>, each: &mut dyn FnMut(&[u8], FrontendWord)) -> io::Result<()> {
+    let mut key: Option<Vec<u8>> = None;
+    loop {
+        let next = match hash.next_key(key.as_deref()) {
+            Ok(next) => next,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let value = hash.lookup(&next)?;
+        each(&next, FrontendWord(u64::from_ne_bytes(value)));
+        key = Some(next);
+    }
+}
+
+fn word(bytes: &[u8]) -> FrontendWord {
+    FrontendWord(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()))
+}
+
+fn key4(bytes: &[u8]) -> Option<FrontendKey<V4>> {
+    let (addr, rest) = bytes.split_at_checked(4)?;
+    let addr = u32::from_ne_bytes(addr.try_into().ok()?);
+    Some(FrontendKey::new([addr], port(rest)?, *rest.get(2)?))
+}
+
+fn key6(bytes: &[u8]) -> Option<FrontendKey<V6>> {
+    let (addr, rest) = bytes.split_at_checked(16)?;
+    let mut words = [0; V6];
+    for (word, chunk) in words.iter_mut().zip(addr.chunks_exact(4)) {
+        *word = u32::from_ne_bytes(chunk.try_into().ok()?);
+    }
+    Some(FrontendKey::new(words, port(rest)?, *rest.get(2)?))
+}
+
+fn port(rest: &[u8]) -> Option<u16> {
+    Some(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?))
+}

@@ -1,0 +1,87 @@
+//! What does the kernel really run? For `lb-agent status`: it asks the kernel, not the agent.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use aya_obj::generated::BPF_F_QUERY_EFFECTIVE;
+
+use super::hooks::{self, Direction, SOCKET_HOOKS};
+use super::sys::{self, Target};
+use super::{Error, load};
+
+/// One hook as the kernel sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookStatus {
+    /// Name of our program.
+    pub name: &'static str,
+    /// The cgroup or interface.
+    pub target: String,
+    /// All programs that run there, in order.
+    pub programs: Vec<RunningProgram>,
+    /// Index of ours among them; nothing if it does not run.
+    pub ours: Option<usize>,
+    /// Why nothing can be said, if so.
+    pub error: Option<String>,
+    /// What is lost where ours does not run, if the engine works without.
+    pub costs: Option<&'static str>,
+}
+
+/// A program that runs at a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningProgram {
+    /// Its id.
+    pub id: u32,
+    /// Its name; empty if it cannot be read.
+    pub name: String,
+}
+
+/// The socket hooks, as they act on a process in `cgroup`: those of its ancestors count too.
+pub fn socket_hooks(bpffs: &Path, cgroup: &Path) -> Result<Vec<HookStatus>, Error> {
+    let file = hooks::open_cgroup(cgroup)?;
+    let folder = load::folder(bpffs);
+    Ok(SOCKET_HOOKS
+        .iter()
+        .map(|hook| {
+            let target = Target::Cgroup(file.as_fd());
+            let running = sys::program_query(target, hook.attach_type, BPF_F_QUERY_EFFECTIVE);
+            let pin = hooks::socket_pin(&folder, hook);
+            status(hook.name, cgroup.display().to_string(), running, &pin, hook.costs)
+        })
+        .collect())
+}
+
+/// The packet engine on one interface of this thread's network namespace.
+pub fn interface_hooks(bpffs: &Path, index: u32, name: &str, ethernet: bool) -> Vec<HookStatus> {
+    let folder = load::folder(bpffs);
+    let each = Direction::ALL.iter().map(|&direction| {
+        let target = Target::Interface(index);
+        let running = sys::program_query(target, direction.attach_type(), 0);
+        let pin = hooks::interface_pin(&folder, direction, index);
+        status(direction.program(ethernet), name.to_owned(), running, &pin, None)
+    });
+    each.collect()
+}
+
+fn status(
+    name: &'static str,
+    target: String,
+    running: io::Result<Vec<u32>>,
+    pin: &Path,
+    costs: Option<&'static str>,
+) -> HookStatus {
+    let own = sys::object_get(pin).and_then(|link| sys::link_info(link.as_fd()));
+    let own = own.map(|info| info.program);
+    let (ids, error) = match running {
+        Ok(ids) => (ids, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let ours = own.ok().and_then(|own| ids.iter().position(|&id| id == own));
+    let programs = ids.into_iter().map(|id| RunningProgram { id, name: program_name(id) });
+    HookStatus { name, target, programs: programs.collect(), ours, error, costs }
+}
+
+fn program_name(id: u32) -> String {
+    let info = sys::program_by_id(id).and_then(|fd| sys::program_info(fd.as_fd()));
+    info.map(|info| info.name()).unwrap_or_default()
+}
