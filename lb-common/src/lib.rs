@@ -2,8 +2,8 @@
 //! and `lb-agent explain` all run what is here.
 //!
 //! [`abi`] is the layout of every map; the rest is packet logic, generic over [`packet::Packet`]
-//! and [`tables::Tables`].
-#![cfg_attr(not(test), no_std)]
+//! and the traits of [`tables`]. With the feature `host`, [`host`] holds tables to run it on.
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![warn(missing_docs)]
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
@@ -24,6 +24,8 @@ pub mod abi;
 pub mod csum;
 pub mod decide;
 pub mod flow;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
 pub mod packet;
 pub mod parse;
 pub mod rewrite;
