@@ -1,6 +1,8 @@
 //! The agent as a library, so that tests reach every module.
 
+pub mod convert;
 pub mod datapath;
 pub mod diff;
 pub mod model;
 pub mod plan;
+pub mod policy;
