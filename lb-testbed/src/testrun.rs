@@ -83,12 +83,17 @@ pub fn run(program: BorrowedFd<'_>, input: &Input<'_>) -> Result<Output> {
 /// Loads a program that only returns `verdict`.
 pub fn load_empty(kind: Kind, verdict: i32, attach_type: u32) -> Result<OwnedFd> {
     // mov r0, verdict; exit
-    let code: [u64; 2] = [0xb7 | (u64::from(verdict.cast_unsigned()) << 32), 0x95];
+    let code = [0xb7 | (u64::from(verdict.cast_unsigned()) << 32), 0x95];
+    load(kind, &code, attach_type)
+}
+
+/// Loads a program of these instructions.
+pub(crate) fn load(kind: Kind, code: &[u64], attach_type: u32) -> Result<OwnedFd> {
     let license = c"Apache-2.0";
     let mut log = vec![0_u8; 4096];
     let mut attr = LoadAttr {
         prog_type: kind as u32,
-        insn_cnt: 2,
+        insn_cnt: u32::try_from(code.len()).context("length of a program")?,
         insns: code.as_ptr() as u64,
         license: license.as_ptr() as u64,
         log_level: 1,
@@ -102,7 +107,7 @@ pub fn load_empty(kind: Kind, verdict: i32, attach_type: u32) -> Result<OwnedFd>
     unsafe { sys::bpf_open(BPF_PROG_LOAD, &mut attr) }.with_context(|| {
         let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
         let log = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
-        format!("load an empty program of type {kind:?}: {}", log.trim())
+        format!("load a program of type {kind:?}: {}", log.trim())
     })
 }
 

@@ -13,6 +13,7 @@ pub fn until(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool
 }
 
 /// Calls `probe` until it has a value; an error naming `what` once `deadline` has passed.
+#[expect(clippy::disallowed_methods, reason = "the one place that waits")]
 pub fn until_some<T>(
     what: &str,
     deadline: Duration,

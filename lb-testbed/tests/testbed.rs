@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_testbed::{
     apiserver::ApiServer,
     cluster::{At, Cluster, Family, Place, Spec, Topology},
+    foreign::{Direction, Order, Policy},
     id,
     manifest::{Manifest, Node, Service},
     matrix::{Case, TOPOLOGIES},
@@ -208,6 +209,62 @@ fn a_cluster_for_another_test() -> Result<()> {
     println!("\nbuilt");
     let mut end = String::new();
     std::io::stdin().read_line(&mut end)?;
+    Ok(())
+}
+
+#[test]
+fn a_foreign_policy_drops_what_it_names_and_nothing_else() -> Result<()> {
+    if !require::root_or_skip("a_foreign_policy_drops_what_it_names_and_nothing_else") {
+        return Ok(());
+    }
+    let cluster = Cluster::build(Spec::default())?;
+    let _servers =
+        [cluster.serve(At::Pod(0, 1), "near", 80)?, cluster.serve(At::Pod(1, 0), "far", 80)?];
+    let node = &cluster.nodes()[0];
+    let port = &node.pods[0].host_interface;
+    let mut client = cluster.peer(At::Pod(0, 0), Place::Outside)?;
+    let mut reaches = |pod: At, family| {
+        let to = SocketAddr::new(cluster.address(pod, family), 80);
+        let sock = client.tcp_connect_from(None, to, Duration::from_millis(300));
+        sock.is_ok_and(|sock| client.ask(&sock, "hello").is_ok())
+    };
+    let policy = Policy::nothing_to(&cluster.addresses(At::Pod(0, 1)));
+    let everything = Policy::no_service_address();
+    for order in [Order::First, Order::Last] {
+        let _idle = everything.attach(&node.netns, port, Direction::Ingress, order)?;
+        let attached = policy.attach(&node.netns, port, Direction::Ingress, order)?;
+        for family in Family::ALL {
+            assert!(!reaches(At::Pod(0, 1), family), "{order:?}, {family}");
+            assert!(reaches(At::Pod(1, 0), family), "{order:?}, {family}");
+        }
+        drop(attached);
+        for family in Family::ALL {
+            assert!(reaches(At::Pod(0, 1), family), "{order:?}, {family}: detached");
+        }
+    }
+    // Service addresses, as the pod's own here: what it sends is dropped, and what is sent to it.
+    cluster
+        .netns(At::Pod(0, 0))
+        .ip("addr add 10.96.0.9/32 dev lo\naddr add fd00:10:96::9/128 dev lo nodad")?;
+    let from = ["10.96.0.9:0", "[fd00:10:96::9]:0"];
+    node.netns.ip(
+        "route add 10.96.0.9/32 via 10.244.0.10\nroute add fd00:10:96::9/128 via fd00:10:244::10",
+    )?;
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let mut outcome = |family: Family| {
+            let to = SocketAddr::new(cluster.address(At::Node(0), family), 81);
+            let from = from[usize::from(family == Family::V6)].parse().ok();
+            let error = client.tcp_connect_from(from, to, Duration::from_millis(300)).unwrap_err();
+            peer::errno(&error)
+        };
+        for family in Family::ALL {
+            assert_eq!(outcome(family), Some(libc::ECONNREFUSED), "{family}: nobody listens");
+        }
+        let _attached = everything.attach(&node.netns, port, direction, Order::First)?;
+        for family in Family::ALL {
+            assert_eq!(outcome(family), Some(libc::ETIMEDOUT), "{direction:?}, {family}");
+        }
+    }
     Ok(())
 }
 
