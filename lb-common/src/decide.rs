@@ -110,7 +110,7 @@ where
     }
     let mut flow = Flow::empty();
     if parsed.is_tcp() && half_open(tables, &parsed, &mut flow) {
-        if !parsed.opens() {
+        if flow.flags & Flow::<N>::REPLY == 0 && !parsed.opens() {
             promote(tables, &mut parsed.key, &mut flow);
         }
         return translate_apart(packet, &parsed, &flow, link);
@@ -215,14 +215,25 @@ fn standing<const N: usize, T: FlowTables<N>>(
             Standing::Moves
         };
     }
-    // An established TCP flow is never retargeted (F-1); only a SYN may begin another.
-    if headers.opens()
-        && (ended(tables, &headers.key, flow)
-            || !still_serves(tables, flow.backend, flow.generation))
-    {
-        return Standing::Over;
+    if begins_another(tables, FlowTable::Main, headers, flow) {
+        Standing::Over
+    } else {
+        Standing::Goes
     }
-    Standing::Goes
+}
+
+/// Whether this packet of a forward TCP record begins another connection. An established flow is
+/// never retargeted (F-1); only a SYN may begin another.
+#[inline(always)]
+fn begins_another<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    table: FlowTable,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+) -> bool {
+    headers.opens()
+        && (ended(tables, table, &headers.key, flow)
+            || !still_serves(tables, flow.backend, flow.generation))
 }
 
 /// A TCP packet of a flow whose SYN was seen, but nothing since: fills in its record.
@@ -237,7 +248,15 @@ fn half_open<const N: usize, T: FlowTables<N>>(
     if !flow.is_for(&headers.key) {
         return false;
     }
-    !headers.opens() || still_serves(tables, flow.backend, flow.generation)
+    // A hairpin flow's replies are met here too; only the client's packets say what becomes of it.
+    if flow.flags & Flow::<N>::REPLY == 0
+        && begins_another(tables, FlowTable::HalfOpen, headers, flow)
+    {
+        return false;
+    }
+    touch(tables, &record, flow, headers);
+    flow.live = record.live().0;
+    true
 }
 
 /// A packet without a record: it begins a connection, or is not ours.

@@ -83,17 +83,19 @@ pub fn touch<const N: usize, T: FlowTables<N>>(
     }
 }
 
-/// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one.
+/// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one, or its
+/// reply record was evicted, without which it cannot go on.
 #[inline(never)]
 pub fn ended<const N: usize, T: FlowTables<N>>(
     tables: &T,
+    table: FlowTable,
     key: &FlowKey<N>,
     flow: &Flow<N>,
 ) -> bool {
     if Live(flow.live).state() != 0 {
         return true;
     }
-    match tables.flow(FlowTable::Main, &reply_key(key, flow)) {
+    match tables.flow(table, &reply_key(key, flow)) {
         Some(record) => record.live().state() != 0,
         None => true,
     }
@@ -107,7 +109,9 @@ fn expired(now: u32, proto: u8, live: Live) -> bool {
         (proto::TCP, _) => TCP_CLOSING,
         _ => OTHERS,
     };
-    now.wrapping_sub(live.seen()) > limit
+    // Another CPU may have read the clock later: what was seen just now is not idle for ages.
+    let idle = now.wrapping_sub(live.seen());
+    idle > limit && idle <= u32::MAX / 2
 }
 
 /// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it.
@@ -205,6 +209,10 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
     {
         Insert::Exists
     } else {
+        if table == FlowTable::HalfOpen {
+            // Replies are looked up in the main table first: what an old flow left hides ours.
+            tables.remove_flow(FlowTable::Main, key);
+        }
         tables.insert_flow(table, key, flow, true)
     };
     flip(key, flow);

@@ -219,6 +219,11 @@ fn extensions<P: Packet>(
         let length = match next {
             proto::TCP | proto::UDP | proto::SCTP => return Ok((next, at, skipped)),
             HOP_BY_HOP | ROUTING | DESTINATION => {
+                // Until the last segment the destination seen is not the one that the transport
+                // checksum covers (RFC 8200 section 8.1), nor the one that is meant.
+                if next == ROUTING && packet.u8(at.wrapping_add(3)).ok_or(Verdict::Unparsed)? != 0 {
+                    return Err(Verdict::NotTransport);
+                }
                 let units = packet.u8(at.wrapping_add(1)).ok_or(Verdict::Unparsed)?;
                 (units as usize).wrapping_add(1) << 3
             }

@@ -158,8 +158,7 @@ impl HostTables {
     fn change_flags(&self, backend: BackendId, change: impl FnOnce(u16) -> u16) {
         if let Some(backend) = self.backends.borrow_mut().get_mut(backend as usize) {
             let word = BackendWord(backend.word);
-            backend.word =
-                BackendWord::new(word.port(), change(word.flags()), word.generation()).0;
+            backend.word = BackendWord::new(word.port(), change(word.flags()), word.generation()).0;
         }
     }
 }

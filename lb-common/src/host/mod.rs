@@ -38,7 +38,13 @@ pub struct Capacities {
 impl Default for Capacities {
     fn default() -> Self {
         let many = 1 << 20;
-        Self { flows: many, half_open: many, peers: many, sockets: many, when_full: WhenFull::Evict }
+        Self {
+            flows: many,
+            half_open: many,
+            peers: many,
+            sockets: many,
+            when_full: WhenFull::Evict,
+        }
     }
 }
 

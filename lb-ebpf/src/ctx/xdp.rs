@@ -71,8 +71,11 @@ impl Packet for Buffer {
 /// Runs the ingress decision and does what it says.
 #[inline(always)]
 pub fn run(ctx: XdpContext) -> u32 {
+    // SAFETY: a field of this program's context.
+    let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
     let mut buffer = Buffer(ctx);
-    let verdict = decide::ingress(&mut buffer, &Maps { ifindex: 0 }, Link::Ethernet);
+    // Replies leave by the same interface, where the tc program asks whether there are flows.
+    let verdict = decide::ingress(&mut buffer, &Maps { ifindex }, Link::Ethernet);
     if verdict == Verdict::Reflected {
         XDP_TX
     } else if verdict.drop_counter().is_some() {
