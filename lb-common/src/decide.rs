@@ -5,7 +5,9 @@
 //! egress only records count: a packet without one is not a reply to anything of ours.
 //!
 //! Where a packet of no Service goes, only loads stand in its way: at ingress a bit set of VIPs, at
-//! egress a note whether the interface ever had a flow.
+//! egress a note whether the interface ever had a flow. The steps behind are functions of their own
+//! in the kernel too: their frames then use the same part of the stack, and the verifier, which
+//! forgets at each of them by which path it came, follows each once.
 
 use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
 use crate::flow::{create, ended, promote, touch};
@@ -58,7 +60,6 @@ fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict {
     verdict
 }
 
-/// What most packets need, in one function without calls to others.
 #[inline(always)]
 fn ingress_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
 where
@@ -66,87 +67,20 @@ where
     T: FlowTables<N>,
     Ipv<N>: Header<N>,
 {
-    match ingress_fast::<N, P, T>(packet, tables, l3, link) {
-        Some(verdict) => verdict,
-        None => ingress_slow::<N, P, T>(packet, tables, l3, link),
-    }
-}
-
-/// Packets of no Service and of flows in the main table.
-#[inline(never)]
-fn ingress_fast<const N: usize, P, T>(
-    packet: &mut P,
-    tables: &T,
-    l3: usize,
-    link: Link,
-) -> Option<Verdict>
-where
-    P: Packet,
-    T: FlowTables<N>,
-    Ipv<N>: Header<N>,
-{
     let mut parsed = Headers::<N>::empty();
     if let Err(verdict) = headers(packet, l3, FlowKind::INGRESS, &mut parsed) {
-        return Some(verdict);
-    }
-    if !tables.may_be_vip(&parsed.key.dst) {
-        return Some(Verdict::NotService);
-    }
-    known(packet, tables, &parsed, link)
-}
-
-/// Packets that begin a flow, or that follow its first one. They are parsed again, so that the
-/// frames of both functions use the same part of the stack.
-#[inline(never)]
-fn ingress_slow<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
-where
-    P: Packet,
-    T: FlowTables<N>,
-    Ipv<N>: Header<N>,
-{
-    let mut parsed = Headers::<N>::empty();
-    if let Err(verdict) = headers_apart(packet, l3, FlowKind::INGRESS, &mut parsed) {
         return verdict;
     }
-    let mut flow = Flow::empty();
-    if parsed.is_tcp() && half_open(tables, &parsed, &mut flow) {
-        if flow.flags & Flow::<N>::REPLY == 0 && !parsed.opens() {
-            promote(tables, &mut parsed.key, &mut flow);
-        }
-        return translate_apart(packet, &parsed, &flow, link);
+    if !tables.may_be_vip(&parsed.key.dst) {
+        return Verdict::NotService;
     }
-    match fresh(tables, &mut parsed, &mut flow) {
-        Ok(()) => translate_apart(packet, &parsed, &flow, link),
-        Err(verdict) => verdict,
+    match known(packet, tables, &parsed, link) {
+        Some(verdict) => verdict,
+        None => first(packet, tables, &mut parsed, link),
     }
 }
 
-/// [`headers`] as a function of its own: the verifier forgets by which path it came through them.
-#[inline(never)]
-fn headers_apart<const N: usize, P: Packet>(
-    packet: &P,
-    l3: usize,
-    kind: u8,
-    parsed: &mut Headers<N>,
-) -> Result<(), Verdict>
-where
-    Ipv<N>: Header<N>,
-{
-    headers(packet, l3, kind, parsed)
-}
-
-/// [`translate`] as a function of its own, whose frame ends before others begin.
-#[inline(never)]
-fn translate_apart<const N: usize, P: Packet>(
-    packet: &mut P,
-    headers: &Headers<N>,
-    flow: &Flow<N>,
-    link: Link,
-) -> Verdict {
-    translate(packet, headers, flow, link)
-}
-
-#[inline(never)]
+#[inline(always)]
 fn egress_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize) -> Verdict
 where
     P: Packet,
@@ -161,7 +95,7 @@ where
 }
 
 /// A packet that arrives, of a flow in the main table.
-#[inline(always)]
+#[inline(never)]
 fn known<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
@@ -234,6 +168,43 @@ fn begins_another<const N: usize, T: FlowTables<N>>(
     headers.opens()
         && (ended(tables, table, &headers.key, flow)
             || !still_serves(tables, flow.backend, flow.generation))
+}
+
+/// A packet that arrives and has no record in the main table: it follows a SYN, begins a flow, or
+/// is not ours.
+#[inline(never)]
+fn first<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    headers: &mut Headers<N>,
+    link: Link,
+) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<N>,
+{
+    let mut flow = Flow::empty();
+    if headers.is_tcp() && half_open(tables, headers, &mut flow) {
+        if flow.flags & Flow::<N>::REPLY == 0 && !headers.opens() {
+            promote(tables, &mut headers.key, &mut flow);
+        }
+        return translate_apart(packet, headers, &flow, link);
+    }
+    match fresh(tables, headers, &mut flow) {
+        Ok(()) => translate_apart(packet, headers, &flow, link),
+        Err(verdict) => verdict,
+    }
+}
+
+/// [`translate`] as a function of its own, whose frame ends before others begin.
+#[inline(never)]
+fn translate_apart<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+    link: Link,
+) -> Verdict {
+    translate(packet, headers, flow, link)
 }
 
 /// A TCP packet of a flow whose SYN was seen, but nothing since: fills in its record.
