@@ -73,6 +73,17 @@ pub const fn adjusted(old: u16, change: &ChecksumChange) -> Option<u16> {
     if change.udp && new == 0 { Some(0xffff) } else { Some(new) }
 }
 
+/// The sum of the pseudo header after a rewrite, for a packet whose checksum is completed later (by
+/// offload): such a field is not complemented and covers the addresses only.
+#[inline(always)]
+pub const fn adjusted_partial(old: u16, change: &ChecksumChange) -> Option<u16> {
+    if change.udp && old == 0 {
+        return None;
+    }
+    let new = fold((old as u64).wrapping_add(change.pseudo as u64));
+    if change.udp && new == 0 { Some(0xffff) } else { Some(new) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,17 @@
 #[unsafe(no_mangle)]
 static SET_RETVAL: u32 = 1;
 
+/// Where the kernel's `struct sk_buff` keeps `ip_summed`, two bits wide: byte offset in the bits
+/// from 8 on, shift in that byte below; 0 if unknown.
+#[unsafe(no_mangle)]
+static SKB_SUMMED: u32 = 0;
+
+#[inline(always)]
+pub fn skb_summed() -> u32 {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const SKB_SUMMED) }
+}
+
 #[inline(always)]
 pub fn set_retval() -> bool {
     // SAFETY: a static of this module; nothing writes it after load.

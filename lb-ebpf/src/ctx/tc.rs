@@ -2,13 +2,17 @@
 #![expect(unsafe_code, reason = "helpers are foreign functions")]
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_redirect};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_update, bpf_l4_csum_replace, bpf_probe_read_kernel, bpf_redirect,
+};
 use aya_ebpf::programs::TcContext;
+use lb_common::csum;
 use lb_common::packet::{ChecksumChange, Packet};
 use lb_common::parse::Link;
 use lb_common::verdict::Verdict;
 
 use super::direct::{self, Bounds};
+use crate::config;
 use crate::tables::Maps;
 
 /// `TCX_NEXT` and `TC_ACT_UNSPEC`: the next program sees the packet.
@@ -27,6 +31,70 @@ const PULL: u32 = 192;
 
 /// A packet in an skb.
 pub struct Skb(TcContext);
+
+/// `CHECKSUM_COMPLETE`: the skb carries a sum of the whole packet, which only the kernel can adjust.
+const COMPLETE: u8 = 2;
+/// `CHECKSUM_PARTIAL`: the checksum is completed when the packet leaves the machine.
+const PARTIAL: u8 = 3;
+
+impl Skb {
+    /// What the kernel knows about the packet's checksum (`skb->ip_summed`), if that can be read.
+    /// The context of a tc program is the `struct sk_buff` itself; reading one byte of it costs
+    /// a fraction of the helpers that would do the adjustment.
+    #[inline(always)]
+    fn summed(&self) -> Option<u8> {
+        let place = config::skb_summed();
+        if place == 0 {
+            return None;
+        }
+        let mut byte = 0_u8;
+        let field = self.0.skb.skb.cast::<u8>().wrapping_add((place >> 8) as usize);
+        // SAFETY: the helper reads one byte at any address, or fails.
+        let failed = unsafe { bpf_probe_read_kernel((&raw mut byte).cast(), 1, field.cast()) };
+        if failed != 0 { None } else { Some((byte >> (place & 7)) & 3) }
+    }
+
+    /// Adjusts a checksum by the kernel's helpers, whatever its kind.
+    #[inline(always)]
+    fn adjust_by_helpers(&self, at: usize, change: &ChecksumChange) -> Option<()> {
+        let skb = self.0.skb.skb;
+        let udp = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | udp;
+        let diff = u64::from(change.pseudo);
+        // SAFETY: a helper on this program's context.
+        let mut result = unsafe {
+            bpf_l4_csum_replace(
+                skb,
+                at as u32,
+                0,
+                diff,
+                if change.ipv6 { pseudo | IPV6 } else { pseudo },
+            )
+        };
+        let flagged = change.ipv6 && result != EINVAL;
+        if change.ipv6 && !flagged {
+            // SAFETY: a helper on this program's context.
+            result = unsafe { bpf_l4_csum_replace(skb, at as u32, 0, diff, pseudo) };
+        }
+        if result != 0 {
+            return None;
+        }
+        if change.header != 0
+            // SAFETY: a helper on this program's context.
+            && unsafe { bpf_l4_csum_replace(skb, at as u32, 0, u64::from(change.header), udp) } != 0
+        {
+            return None;
+        }
+        if change.ipv6 && !flagged {
+            // With CHECKSUM_COMPLETE the helper assumes that an IPv4 header checksum made up for
+            // the addresses and adjusts the sum of the whole packet; undo that. Packets without
+            // such a sum answer with an error, which says that there was nothing to do.
+            // SAFETY: a helper on this program's context.
+            let _nothing_to_do = unsafe { bpf_csum_update(skb, change.pseudo) };
+        }
+        Some(())
+    }
+}
 
 impl Bounds for Skb {
     // Volatile, so that the compiler never passes these on in place of the context: as numbers of
@@ -72,46 +140,17 @@ impl Packet for Skb {
         direct::set_words(self, at, value)
     }
 
-    /// Only the kernel knows whether the field holds a checksum or, before offload, the sum of the
-    /// pseudo header alone.
     #[inline(always)]
     fn adjust_checksum(&mut self, at: usize, change: &ChecksumChange) -> Option<()> {
-        let skb = self.0.skb.skb;
-        let udp = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | udp;
-        let diff = u64::from(change.pseudo);
-        // SAFETY: a helper on this program's context.
-        let mut result = unsafe {
-            bpf_l4_csum_replace(
-                skb,
-                at as u32,
-                0,
-                diff,
-                if change.ipv6 { pseudo | IPV6 } else { pseudo },
-            )
+        let adjusted = match self.summed() {
+            None | Some(COMPLETE) => return self.adjust_by_helpers(at, change),
+            Some(PARTIAL) => csum::adjusted_partial(self.u16(at)?, change),
+            Some(_) => csum::adjusted(self.u16(at)?, change),
         };
-        let flagged = change.ipv6 && result != EINVAL;
-        if change.ipv6 && !flagged {
-            // SAFETY: a helper on this program's context.
-            result = unsafe { bpf_l4_csum_replace(skb, at as u32, 0, diff, pseudo) };
+        match adjusted {
+            Some(new) => self.set_u16(at, new),
+            None => Some(()),
         }
-        if result != 0 {
-            return None;
-        }
-        if change.header != 0
-            // SAFETY: a helper on this program's context.
-            && unsafe { bpf_l4_csum_replace(skb, at as u32, 0, u64::from(change.header), udp) } != 0
-        {
-            return None;
-        }
-        if change.ipv6 && !flagged {
-            // With CHECKSUM_COMPLETE the helper assumes that an IPv4 header checksum made up for
-            // the addresses and adjusts the sum of the whole packet; undo that. Packets without
-            // such a sum answer with an error, which says that there was nothing to do.
-            // SAFETY: a helper on this program's context.
-            let _nothing_to_do = unsafe { bpf_csum_update(skb, change.pseudo) };
-        }
-        Some(())
     }
 }
 
