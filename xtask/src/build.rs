@@ -68,8 +68,22 @@ pub(crate) fn programs(debug: bool) -> Result<PathBuf> {
     sh::run("building the kernel programs", &mut cargo)?;
     let built = workspace::bpf().join(TARGET).join("bpf/lb-ebpf");
     let object = if debug { workspace::debug_object() } else { workspace::object() };
-    copy_if_changed(&built, &object)?;
+    let stripped = workspace::bpf().join("stripped.o");
+    strip(&built, &stripped)?;
+    copy_if_changed(&stripped, &object)?;
     Ok(object)
+}
+
+/// Takes out the debug information for debuggers, most of the file; BTF stays.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    let sysroot = setup::sysroot()?;
+    let host = sh::host()?;
+    let mut objcopy = Command::new(sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy"));
+    objcopy.arg("--strip-debug").arg(from).arg(to);
+    // The compiler's own tool does not say where the compiler's LLVM is.
+    objcopy.env("LD_LIBRARY_PATH", sysroot.join("lib"));
+    sh::run("stripping the kernel programs", &mut objcopy)?;
+    Ok(())
 }
 
 /// A cargo command for the kernel programs: `build` or `clippy`.
@@ -83,9 +97,12 @@ pub(crate) fn bpf_cargo(command: &str) -> Result<Command> {
         "-Ctarget-cpu=v3".to_owned(),
         format!("-Clinker={}", setup::bpf_linker_path().display()),
     ];
-    // The object must not depend on where the checkout is.
-    let root = workspace::root();
-    flags.push(format!("--remap-path-prefix={}=.", root.display()));
+    // The object must not depend on where things are on this machine.
+    for (folder, name) in
+        [(workspace::root(), "."), (workspace::cargo_home(), "cargo"), (setup::sysroot()?, "rust")]
+    {
+        flags.push(format!("--remap-path-prefix={}={name}", folder.display()));
+    }
 
     let mut cargo = sh::cargo()?;
     cargo

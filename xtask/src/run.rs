@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
 use crate::build;
@@ -46,12 +46,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
 
 /// The variable that names a program through which cargo starts what it built for this host.
 pub(crate) fn runner_variable() -> Result<String> {
-    let version = sh::query(sh::rustc()?.arg("-vV")).context("rustc does not run")?;
-    let host = version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .context("`rustc -vV` names no host")?;
-    let host = host.replace('-', "_").to_uppercase();
+    let host = sh::host()?.replace('-', "_").to_uppercase();
     Ok(format!("CARGO_TARGET_{host}_RUNNER"))
 }
 

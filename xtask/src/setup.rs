@@ -55,7 +55,7 @@ pub(crate) fn bpf_linker_path() -> PathBuf {
 
 fn toolchain() -> Result<PathBuf> {
     let version = workspace::toolchain()?;
-    if let Some(sysroot) = sysroot()? {
+    if let Ok(sysroot) = sysroot() {
         say("ok", &format!("Rust {version}"));
         return Ok(sysroot);
     }
@@ -67,11 +67,15 @@ fn toolchain() -> Result<PathBuf> {
         rustup.args(["--component", component]);
     }
     sh::run(&format!("fetching Rust {version}"), &mut rustup)?;
-    sysroot()?.with_context(|| format!("rustup installed Rust {version}, but rustc does not run"))
+    sysroot()
 }
 
-fn sysroot() -> Result<Option<PathBuf>> {
-    Ok(sh::query(sh::rustc()?.args(["--print", "sysroot"])).map(PathBuf::from))
+/// The folder of the pinned compiler.
+pub(crate) fn sysroot() -> Result<PathBuf> {
+    let version = workspace::toolchain()?;
+    sh::query(sh::rustc()?.args(["--print", "sysroot"]))
+        .map(PathBuf::from)
+        .with_context(|| format!("rustc {version} does not run; try `cargo xtask setup`"))
 }
 
 fn rustup() -> Command {

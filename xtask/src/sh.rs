@@ -47,6 +47,16 @@ pub(crate) fn rustc() -> Result<Command> {
     Ok(command)
 }
 
+/// The target triple of this machine.
+pub(crate) fn host() -> Result<String> {
+    let version = query(rustc()?.arg("-vV")).context("rustc does not run")?;
+    version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .map(str::to_owned)
+        .context("`rustc -vV` names no host")
+}
+
 /// Takes away what `cargo run` set for this process.
 ///
 /// `LD_LIBRARY_PATH` names the compiler's own libraries: a tool that only works with it would pass

@@ -23,6 +23,12 @@ pub(crate) fn host_target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(target, PathBuf::from)
 }
 
+/// Where cargo keeps the sources of dependencies.
+pub(crate) fn cargo_home() -> PathBuf {
+    let usual = || env::home_dir().unwrap_or_default().join(".cargo");
+    env::var_os("CARGO_HOME").map_or_else(usual, PathBuf::from)
+}
+
 /// Tools built for this checkout alone; the user's `~/.cargo/bin` is left as it is.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")
