@@ -83,11 +83,6 @@ impl BpfDatapath {
         &self.maps
     }
 
-    /// The hooks that are lacking so far.
-    pub fn lacking(&self) -> &[Lacking] {
-        &self.lacking
-    }
-
     /// System calls made so far, for benchmarks.
     pub fn calls() -> sys::Calls {
         sys::calls()
@@ -125,6 +120,10 @@ impl Datapath for BpfDatapath {
             }
         }
         Ok(())
+    }
+
+    fn lacking(&self) -> &[Lacking] {
+        &self.lacking
     }
 
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use lb_common::abi::{
     Name, SCOPES, Scope, ServicePortId, SetWord,
 };
 
-use super::{Datapath, Error, Grace, Interface};
+use super::{Datapath, Error, Grace, Interface, Lacking};
 use crate::diff::Op;
 use crate::plan::{Capacity, FrontKey, PortRow, SetRow, Snapshot, name};
 
@@ -191,6 +191,10 @@ impl Datapath for Fake {
     fn attach_sockets(&mut self) -> Result<(), Error> {
         self.sockets = true;
         Ok(())
+    }
+
+    fn lacking(&self) -> &[Lacking] {
+        &[]
     }
 
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {

@@ -4,20 +4,25 @@ mod bpf;
 pub mod fake;
 mod grace;
 pub mod hooks;
+pub mod inspect;
 pub mod interfaces;
 mod load;
 mod maps;
 pub mod mmap;
 mod object;
+mod process;
 pub mod roles;
 mod snapshot;
 pub mod status;
+#[cfg(test)]
+mod stress_tests;
 pub mod sys;
 
 pub use self::bpf::{BpfDatapath, Config, Lacking, cleanup};
 pub use self::grace::Grace;
 pub use self::load::{Sizes, folder};
 pub use self::maps::Maps;
+pub use self::process::enter_netns;
 pub use self::roles::Interface;
 
 use std::io;
@@ -40,6 +45,9 @@ pub trait Datapath {
 
     /// Puts the socket engine on the node's cgroup, or replaces its programs in place.
     fn attach_sockets(&mut self) -> Result<(), Error>;
+
+    /// The hooks that could not be had so far.
+    fn lacking(&self) -> &[Lacking];
 
     /// Puts the packet engine on a pod port, or replaces its programs in place.
     fn attach(&mut self, interface: &Interface) -> Result<(), Error>;

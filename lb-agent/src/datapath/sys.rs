@@ -4,14 +4,15 @@
 //! Every attribute is a struct of integers without padding, laid out as the kernel's union member of
 //! that command; what the kernel knows beyond its end is zero to it.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_map_type};
+
+use super::process::c_path;
+pub use super::process::{file_system, lock};
 
 static BPF_CALLS: AtomicU64 = AtomicU64::new(0);
 static MEMBARRIER_CALLS: AtomicU64 = AtomicU64::new(0);
@@ -78,10 +79,6 @@ struct ObjectAttr {
     path: u64,
     fd: u32,
     flags: u32,
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 /// Opens a pinned map, program or link.
@@ -331,11 +328,12 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// A hash with keys of `key_size` bytes and values of 8, which is what all our frontends are.
+/// A hash, with values of 8 bytes unless it is only read.
 #[derive(Clone, Copy, Debug)]
 pub struct Hash<'a> {
     fd: BorrowedFd<'a>,
     key_size: usize,
+    value_size: usize,
 }
 
 /// Bytes of a value of [`Hash`].
@@ -344,12 +342,30 @@ pub const VALUE_SIZE: usize = 8;
 impl<'a> Hash<'a> {
     /// Checks that the map has such keys and values: the kernel writes as many bytes as it has.
     pub fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
+        let is_hash = map_info(fd)?.kind == bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+        let hash = Self::to_read(fd)?;
+        if is_hash && hash.value_size == VALUE_SIZE {
+            Ok(hash)
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
+    }
+
+    /// A hash of any kind with values of any size, for [`Self::read`] and batched lookups.
+    pub fn to_read(fd: BorrowedFd<'a>) -> io::Result<Self> {
+        const KINDS: [bpf_map_type; 2] =
+            [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
         let info = map_info(fd)?;
-        let is_hash = info.kind == bpf_map_type::BPF_MAP_TYPE_HASH as u32;
-        if !is_hash || info.value_size as usize != VALUE_SIZE {
+        if !KINDS.iter().any(|kind| *kind as u32 == info.kind) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(Self { fd, key_size: info.key_size as usize })
+        let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
+        Ok(Self { fd, key_size, value_size })
+    }
+
+    /// Bytes of a value.
+    pub fn value_size(&self) -> usize {
+        self.value_size
     }
 
     /// Bytes of a key.
@@ -358,7 +374,7 @@ impl<'a> Hash<'a> {
     }
 
     fn element(&self, cmd: bpf_cmd, key: &[u8], value: &mut [u8]) -> io::Result<()> {
-        if key.len() != self.key_size || value.len() != self.key_size.max(VALUE_SIZE) {
+        if key.len() != self.key_size || value.len() != self.key_size.max(self.value_size) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut attr = ElementAttr {
@@ -374,7 +390,7 @@ impl<'a> Hash<'a> {
     }
 
     fn buffer(&self, value: &[u8]) -> Vec<u8> {
-        let mut buffer = vec![0; self.key_size.max(VALUE_SIZE)];
+        let mut buffer = vec![0; self.key_size.max(self.value_size)];
         buffer[..value.len()].copy_from_slice(value);
         buffer
     }
@@ -402,6 +418,19 @@ impl<'a> Hash<'a> {
         let mut value = [0; VALUE_SIZE];
         value.copy_from_slice(&buffer[..VALUE_SIZE]);
         Ok(value)
+    }
+
+    /// The bytes of one element's value, if it is there. An LRU hash does not take this for a use.
+    pub fn read(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut buffer = self.buffer(&[]);
+        match self.element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, key, &mut buffer) {
+            Ok(()) => {
+                buffer.truncate(self.value_size);
+                Ok(Some(buffer))
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The key after this one; without one, the first.
@@ -432,7 +461,7 @@ impl<'a> Hash<'a> {
     ) -> (usize, io::Result<()>) {
         let count = keys.len() / self.key_size.max(1);
         if keys.len() != count * self.key_size
-            || (values.len() != count * VALUE_SIZE && kind != Batch::Delete)
+            || (values.len() != count * self.value_size && kind != Batch::Delete)
         {
             return (0, Err(io::ErrorKind::InvalidInput.into()));
         }
@@ -554,26 +583,5 @@ pub fn membarrier() -> io::Result<()> {
     MEMBARRIER_CALLS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: no pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// The type of the file system that a path is on.
-pub fn file_system(path: &Path) -> io::Result<u64> {
-    let path = c_path(path)?;
-    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `path` ends with a zero; `stat` has room for what the kernel writes.
-    let result = unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded, so that all of it is written.
-    let stat = unsafe { stat.assume_init() };
-    Ok(stat.f_type.cast_unsigned())
-}
-
-/// Takes the lock of an open folder for this process; released when it is closed.
-pub fn lock(folder: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: no pointers.
-    let result = unsafe { libc::flock(folder.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

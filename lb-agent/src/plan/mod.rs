@@ -21,6 +21,7 @@ mod table;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 pub use self::table::{
     Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired, SetChange, SetRow,
@@ -29,7 +30,7 @@ pub use self::table::{
 
 use self::ids::{Freed, IdPool, Quarantine, RangePool};
 use self::port::{Pools, Table};
-use crate::model::{DesiredPort, PortKey};
+use crate::model::{DesiredPort, Family, PortKey, Protocol};
 use lb_common::abi::ServicePortId;
 
 /// Why a service port cannot be programmed as desired.
@@ -129,7 +130,7 @@ pub struct Planner {
     pools: Pools,
     ports: Vec<Option<Port>>,
     free_ports: Vec<PortIndex>,
-    by_key: HashMap<PortKey, PortIndex>,
+    by_key: BTreeMap<PortKey, PortIndex>,
     fronts: HashMap<FrontKey, Front>,
     /// Owned frontends, by family.
     owned: [u32; 2],
@@ -159,7 +160,7 @@ impl Planner {
             },
             ports: Vec::new(),
             free_ports: Vec::new(),
-            by_key: HashMap::new(),
+            by_key: BTreeMap::new(),
             fronts: HashMap::new(),
             owned: [0; 2],
             unplaced: BTreeSet::new(),
@@ -202,6 +203,22 @@ impl Planner {
         }
         work.touched.append(&mut self.stray);
         self.run(work)
+    }
+
+    /// The service ports of a Service that are desired or programmed.
+    pub fn ports_of(&self, namespace: &Arc<str>, service: &Arc<str>) -> Vec<PortKey> {
+        // The smallest key that this Service can have.
+        let first = PortKey {
+            namespace: namespace.clone(),
+            service: service.clone(),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        let keys = self.by_key.range(first..).map(|(key, _)| key);
+        keys.take_while(|key| key.namespace == *namespace && key.service == *service)
+            .cloned()
+            .collect()
     }
 
     /// Makes free what went out of use in `epoch` or before. Call it when a grace period has passed
@@ -464,11 +481,7 @@ impl Planner {
             work.lost.insert(index);
         }
         let mut error = (unplaced > 0).then(|| Error::Full {
-            map: if port.key.family == crate::model::Family::V4 {
-                "FRONTENDS4"
-            } else {
-                "FRONTENDS6"
-            },
+            map: if port.key.family == Family::V4 { "FRONTENDS4" } else { "FRONTENDS6" },
             needed: u32::try_from(unplaced).unwrap_or(u32::MAX),
             capacity: self.capacity.frontends,
             flag: "--max-frontends",

@@ -230,7 +230,9 @@ impl World {
     fn plan(&mut self, updates: &[Update]) -> Vec<Op> {
         let waiting: Vec<_> = self.planner.pools.quarantine.iter().collect();
         self.before = self.model.clone();
-        updates.iter().for_each(|update| self.model.update(update));
+        for update in updates {
+            self.model.update(update);
+        }
         let updates = updates.iter().map(|(port, desired)| (key(*port), desired.clone()));
         let ops = diff::operations(self.planner.plan(updates));
         assert_unused(&waiting, &ops);
@@ -284,8 +286,9 @@ impl World {
 fn assert_unused(waiting: &[Freed], ops: &[Op]) {
     for op in ops {
         let used = |freed: &Freed| match (freed, op) {
-            (Freed::Backend(a), Op::Backend(b, _)) => a == b,
-            (Freed::ServicePort(a), Op::Name(b, _)) => a == b,
+            (Freed::Backend(a), Op::Backend(b, _)) | (Freed::ServicePort(a), Op::Name(b, _)) => {
+                a == b
+            }
             (Freed::Slots(range), Op::Slots(first, ids)) => {
                 let end = first + u32::try_from(ids.len()).unwrap();
                 range.first < end && *first < range.first + range.count

@@ -1,0 +1,44 @@
+#![expect(unsafe_code, reason = "statfs(2), flock(2) and setns(2) have no function in std")]
+//! The few other system calls: what a file system is, locks, and where this process is.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// A path as the kernel takes it.
+pub(super) fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// The type of the file system that a path is on.
+pub fn file_system(path: &Path) -> io::Result<u64> {
+    let path = c_path(path)?;
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `path` ends with a zero; `stat` has room for what the kernel writes.
+    let result = unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so that all of it is written.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_type.cast_unsigned())
+}
+
+/// Takes the lock of an open folder for this process; released when it is closed.
+pub fn lock(folder: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::flock(folder.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Moves this thread to a network namespace. Threads and processes that it starts from now on are
+/// there too; mounts stay, so that bpffs and cgroup2 are where they were. Call it before any other
+/// thread starts.
+pub fn enter_netns(namespace: &File) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

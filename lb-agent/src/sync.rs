@@ -1,0 +1,469 @@
+//! When is what programmed? The loop that everything goes through.
+//!
+//! Events come from one queue; all that are queued are taken up together, and then one batch is
+//! applied, so that a burst costs one commit and nothing in between is ever programmed.
+//!
+//! - Nothing is programmed before the source has told complete lists (contract L-3). What an
+//!   earlier run left in force stays in force until then.
+//! - Programs are attached once there is something in the maps.
+//! - What went out of use is given to others only after a grace period, which is waited for on a
+//!   thread of its own; meanwhile commits go on.
+//! - The end of the loop leaves everything in place (L-7).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lb_common::abi::{ABI_VERSION, MetaWord};
+use tokio::sync::mpsc;
+
+use crate::convert;
+use crate::datapath::roles::Role;
+use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
+use crate::diff::{self, Op};
+use crate::model::{Change, DesiredPort, Dirty, ObjectKey, PortKey, Store};
+use crate::plan::{Batch, Capacity, FrontKey, Planner, Report, name};
+use crate::policy;
+
+/// Everything that the loop reacts to.
+#[derive(Debug)]
+pub enum Event {
+    /// The source says what changed.
+    Changes(Vec<Change>),
+    /// The source has told complete lists of all kinds.
+    Listed,
+    /// What the source cannot serve.
+    Reports(Vec<convert::Report>),
+    /// So many objects are skipped as bad at this moment.
+    Skipped(u64),
+    /// The source answered, with or without news.
+    Alive,
+    /// An interface came, changed its role or went.
+    Interface(interfaces::Change),
+    /// A grace period has passed, or could not be waited for.
+    GraceDone(Result<(), std::io::Error>),
+    /// Stop, and leave everything in place.
+    Shutdown,
+}
+
+/// How many events may be queued before who sends them has to wait.
+pub const QUEUE: usize = 1024;
+
+/// What could not be done is tried again after this time.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the loop has counted since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Batches applied.
+    pub commits: u64,
+    /// Operations that failed; they are tried again.
+    pub failed_operations: u64,
+    /// Reports on objects that are not served as they are.
+    pub object_reports: u64,
+    /// Reports on service ports that are not programmed as desired, and on conflicts.
+    pub plan_reports: u64,
+    /// Attachments that failed; they are tried again.
+    pub failed_attachments: u64,
+}
+
+/// The state of the loop. `D` is the kernel, or maps in memory.
+#[derive(Debug)]
+pub struct Sync<D> {
+    datapath: D,
+    planner: Planner,
+    store: Store,
+    dirty: Dirty,
+    /// The source has told complete lists.
+    listed: bool,
+    /// They are programmed.
+    synced: bool,
+    /// The socket engine is attached, and interfaces are as they come.
+    attached: bool,
+    pod_ports: BTreeMap<u32, Interface>,
+    /// Interfaces whose programs could not be attached or removed.
+    unsettled: BTreeSet<u32>,
+    interfaces_listed: bool,
+    /// The epoch whose grace period is waited for.
+    grace: Option<u64>,
+    /// Frontend operations that failed.
+    failed: BTreeMap<FrontKey, Op>,
+    skipped: u64,
+    counts: Counts,
+    events: mpsc::Sender<Event>,
+}
+
+impl<D: Datapath> Sync<D> {
+    /// Takes over what is programmed. Blocks for a grace period if there is anything. `events` is
+    /// where the loop tells itself that a grace period has passed.
+    pub fn new(
+        mut datapath: D,
+        capacity: Capacity,
+        events: mpsc::Sender<Event>,
+    ) -> Result<Self, Error> {
+        let found = datapath.snapshot()?;
+        let (planner, retired) = Planner::adopt(capacity, &found);
+        if !found.is_empty() {
+            // A run that was killed may have taken things out of use a moment ago.
+            datapath.grace().wait().map_err(Error::system("wait for a grace period"))?;
+            log_failures(&datapath.apply(&diff::clear(&retired)));
+            tracing::info!(
+                frontends = found.frontends.len(),
+                service_ports = planner.programmed(),
+                left_over = retired.len(),
+                "took over what was programmed"
+            );
+        }
+        log_failures(&datapath.apply(&[
+            Op::Meta(MetaWord::AbiVersion, u64::from(ABI_VERSION)),
+            Op::Meta(MetaWord::AgentPid, u64::from(std::process::id())),
+            Op::Meta(MetaWord::Synced, 0),
+        ]));
+        let commits = found.meta[MetaWord::Commits as usize];
+        let mut sync = Self {
+            datapath,
+            planner,
+            store: Store::default(),
+            dirty: Dirty::default(),
+            listed: false,
+            synced: false,
+            attached: false,
+            pod_ports: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            interfaces_listed: false,
+            grace: None,
+            failed: BTreeMap::new(),
+            skipped: 0,
+            counts: Counts { commits, ..Counts::default() },
+            events,
+        };
+        if !found.frontends.is_empty() {
+            sync.attach_all()?;
+        }
+        Ok(sync)
+    }
+
+    /// Runs until [`Event::Shutdown`], or until nobody can send any more.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), Error> {
+        let mut burst = Vec::new();
+        loop {
+            let retry = async {
+                if self.wants_retry() {
+                    tokio::time::sleep(RETRY).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let ended = tokio::select! {
+                count = events.recv_many(&mut burst, QUEUE) => count == 0,
+                () = retry => false,
+            };
+            if ended || !self.step(burst.drain(..))? {
+                tracing::info!("stopped; what is programmed stays in force");
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes up some events together; false if one says to stop. Without events, tries again what
+    /// failed.
+    pub fn step(&mut self, events: impl IntoIterator<Item = Event>) -> Result<bool, Error> {
+        let mut changes = Vec::new();
+        let (mut any, mut alive) = (false, false);
+        for event in events {
+            any = true;
+            match event {
+                Event::Changes(some) => changes.extend(some),
+                Event::Listed => self.listed = true,
+                Event::Reports(reports) => self.log_objects(&reports),
+                Event::Skipped(count) => self.skipped = count,
+                Event::Alive => {}
+                Event::Interface(change) => {
+                    self.interface(change);
+                    continue;
+                }
+                Event::GraceDone(result) => {
+                    self.grace_done(result);
+                    continue;
+                }
+                Event::Shutdown => return Ok(false),
+            }
+            alive = true;
+        }
+        if alive {
+            let seen = Op::Meta(MetaWord::SourceSeenMs, unix_ms());
+            log_failures(&self.datapath.apply(&[seen]));
+        }
+        let Dirty { services, node } = self.store.apply_all(changes);
+        self.dirty.services.extend(services);
+        self.dirty.node |= node;
+        self.commit()?;
+        if !any {
+            self.retry();
+        }
+        self.start_grace();
+        Ok(true)
+    }
+
+    /// What is counted.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The datapath.
+    pub fn datapath(&self) -> &D {
+        &self.datapath
+    }
+
+    /// What is known of the cluster.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn wants_retry(&self) -> bool {
+        !self.failed.is_empty()
+            || !self.unsettled.is_empty()
+            || (self.grace.is_none() && self.planner.waiting().is_some())
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        if !self.listed {
+            return Ok(());
+        }
+        if self.synced && self.dirty.is_empty() && !self.planner.wants_retry() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let calls = sys::calls();
+        let dirty = std::mem::take(&mut self.dirty);
+        let batch = if self.synced { self.plan(dirty) } else { self.plan_all() };
+        self.log_plan(&batch.reports);
+        let first = !std::mem::replace(&mut self.synced, true);
+        if !batch.is_empty() || first {
+            self.apply(batch);
+            tracing::info!(
+                commit = self.counts.commits,
+                service_ports = self.planner.programmed(),
+                conflicts = self.planner.conflicts(),
+                unprogrammed = self.planner.failed(),
+                bpf_calls = sys::calls().bpf - calls.bpf,
+                took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                "committed"
+            );
+        }
+        if first && !self.attached {
+            self.attach_all()?;
+        }
+        Ok(())
+    }
+
+    fn plan_all(&mut self) -> Batch {
+        let keys: Vec<ObjectKey> = self.store.services().map(|s| s.key.clone()).collect();
+        let store = &self.store;
+        self.planner.plan_all(keys.iter().flat_map(|key| policy::service_ports(store, key)))
+    }
+
+    fn plan(&mut self, mut dirty: Dirty) -> Batch {
+        if dirty.node {
+            dirty.services.extend(self.store.services().map(|service| service.key.clone()));
+        }
+        let mut updates: Vec<(PortKey, Option<DesiredPort>)> = Vec::new();
+        for service in &dirty.services {
+            let ports = policy::service_ports(&self.store, service);
+            for old in self.planner.ports_of(&service.namespace, &service.name) {
+                if !ports.iter().any(|(key, _)| *key == old) {
+                    updates.push((old, None));
+                }
+            }
+            updates.extend(ports.into_iter().map(|(key, desired)| (key, Some(desired))));
+        }
+        self.planner.plan(updates)
+    }
+
+    fn apply(&mut self, batch: Batch) {
+        let mut ops = diff::operations(batch);
+        self.counts.commits += 1;
+        ops.extend([
+            Op::Meta(MetaWord::Conflicts, self.planner.conflicts() as u64),
+            Op::Meta(MetaWord::SkippedObjects, self.skipped),
+            Op::Meta(MetaWord::Commits, self.counts.commits),
+            Op::Meta(MetaWord::LastCommitMs, unix_ms()),
+            Op::Meta(MetaWord::Synced, 1),
+        ]);
+        self.run_ops(&ops);
+    }
+
+    /// Applies operations, and keeps those on frontends that failed until they succeed or newer
+    /// ones take their place.
+    fn run_ops(&mut self, ops: &[Op]) {
+        if !self.failed.is_empty() {
+            for op in ops {
+                if let Op::FrontendPut(key, _) | Op::FrontendDelete(key) = op {
+                    self.failed.remove(key);
+                }
+            }
+        }
+        let failures = self.datapath.apply(ops);
+        self.counts.failed_operations += failures.len() as u64;
+        log_failures(&failures);
+        for (index, _) in failures {
+            if let Some(op @ (Op::FrontendPut(key, _) | Op::FrontendDelete(key))) = ops.get(index) {
+                self.failed.insert(*key, op.clone());
+            }
+        }
+    }
+
+    fn retry(&mut self) {
+        let failed = std::mem::take(&mut self.failed);
+        if !failed.is_empty() {
+            let ops: Vec<Op> = failed.into_values().collect();
+            self.run_ops(&ops);
+        }
+        for index in std::mem::take(&mut self.unsettled) {
+            self.settle(index);
+        }
+    }
+
+    /// Waits for a grace period elsewhere, if something waits for one. As long as a frontend could
+    /// not be deleted, what it leads to is in use.
+    fn start_grace(&mut self) {
+        if self.grace.is_some() || !self.failed.is_empty() {
+            return;
+        }
+        let Some(epoch) = self.planner.waiting() else { return };
+        self.grace = Some(epoch);
+        let (grace, events) = (self.datapath.grace(), self.events.clone());
+        let wait = move || {
+            let result = grace.wait();
+            // Nobody listens any more: the loop has ended.
+            drop(events.blocking_send(Event::GraceDone(result)));
+        };
+        if let Err(error) = std::thread::Builder::new().name("grace".into()).spawn(wait) {
+            tracing::warn!(%error, "cannot start a thread; ids and slots are not reused for now");
+            self.grace = None;
+        }
+    }
+
+    fn grace_done(&mut self, result: Result<(), std::io::Error>) {
+        let Some(epoch) = self.grace.take() else { return };
+        match result {
+            Ok(()) => {
+                let retired = self.planner.release(epoch);
+                self.run_ops(&diff::clear(&retired));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no grace period; ids and slots are not reused for now");
+            }
+        }
+    }
+
+    fn attach_all(&mut self) -> Result<(), Error> {
+        self.datapath.attach_sockets()?;
+        self.attached = true;
+        let indices: Vec<u32> = self.pod_ports.keys().copied().collect();
+        for index in indices {
+            self.settle(index);
+        }
+        self.sweep_interfaces();
+        Ok(())
+    }
+
+    fn interface(&mut self, change: interfaces::Change) {
+        let index = match change {
+            interfaces::Change::Is(interface) => {
+                let index = interface.index;
+                tracing::debug!(interface = interface.name, role = %interface.role, "interface");
+                if interface.role == Role::PodPort {
+                    self.pod_ports.insert(index, interface);
+                } else if self.pod_ports.remove(&index).is_none() {
+                    return;
+                }
+                index
+            }
+            interfaces::Change::Gone(index) => {
+                self.pod_ports.remove(&index);
+                index
+            }
+            interfaces::Change::Listed => {
+                self.interfaces_listed = true;
+                self.sweep_interfaces();
+                return;
+            }
+        };
+        if self.attached {
+            self.settle(index);
+        }
+    }
+
+    /// Forgets interfaces of an earlier run that are gone or no pod ports any more.
+    fn sweep_interfaces(&mut self) {
+        if !self.attached || !self.interfaces_listed {
+            return;
+        }
+        for index in self.datapath.attached() {
+            if !self.pod_ports.contains_key(&index) {
+                self.settle(index);
+            }
+        }
+    }
+
+    /// Makes an interface have programs if it is a pod port, and none otherwise.
+    fn settle(&mut self, index: u32) {
+        let result = match self.pod_ports.get(&index) {
+            Some(interface) => self.datapath.attach(interface),
+            None => self.datapath.detach(index),
+        };
+        if let Err(error) = result {
+            self.counts.failed_attachments += 1;
+            let name = self.pod_ports.get(&index).map_or("", |interface| &interface.name);
+            tracing::warn!(%error, interface = name, index, "will be tried again");
+            self.unsettled.insert(index);
+        } else {
+            self.unsettled.remove(&index);
+        }
+    }
+
+    fn log_objects(&mut self, reports: &[convert::Report]) {
+        self.counts.object_reports += reports.len() as u64;
+        for report in reports {
+            tracing::warn!("{report}");
+        }
+    }
+
+    fn log_plan(&mut self, reports: &[Report]) {
+        self.counts.plan_reports += reports.len() as u64;
+        for report in reports {
+            match report {
+                Report::Conflict { frontend, winner, losers } => {
+                    let losers: Vec<_> = losers.iter().map(name::display).collect();
+                    tracing::warn!(
+                        %frontend,
+                        winner = name::display(winner),
+                        ?losers,
+                        "several Services claim this frontend; the oldest has it"
+                    );
+                }
+                Report::Unprogrammed { port, error } => {
+                    tracing::error!(service_port = name::display(port), %error, "not programmed");
+                }
+                Report::Recovered { port } => {
+                    tracing::info!(service_port = name::display(port), "programmed again");
+                }
+            }
+        }
+    }
+}
+
+fn log_failures(failures: &[(usize, Error)]) {
+    if let Some((_, error)) = failures.first() {
+        tracing::error!(%error, failed = failures.len(), "will be tried again");
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[path = "sync_tests.rs"]
+mod tests;

@@ -1,0 +1,260 @@
+//! The loop against maps in memory: when is something programmed, attached, tried again, given up?
+
+use super::*;
+use crate::datapath::fake::Fake;
+use crate::datapath::{Grace, Lacking};
+use crate::model::{
+    ClusterIps, Conditions, Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort,
+};
+use crate::plan::Snapshot;
+
+const CAPACITY: Capacity = Capacity { service_ports: 16, backends: 32, slots: 32, frontends: 16 };
+
+/// Maps in memory, in which some frontends can be made to fail.
+#[derive(Debug)]
+struct Flaky {
+    fake: Fake,
+    refuse: bool,
+}
+
+impl Datapath for Flaky {
+    fn apply(&mut self, ops: &[Op]) -> Vec<(usize, Error)> {
+        let refused = |op: &Op| matches!(op, Op::FrontendPut(..) | Op::FrontendDelete(_));
+        let mut failed = Vec::new();
+        for (index, op) in ops.iter().enumerate() {
+            if self.refuse && refused(op) {
+                failed.push((index, Error::Bounds { map: "FRONTENDS4", index: 0 }));
+            } else {
+                failed.extend(self.fake.apply(std::slice::from_ref(op)));
+            }
+        }
+        failed
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.fake.snapshot()
+    }
+
+    fn grace(&self) -> Grace {
+        self.fake.grace()
+    }
+
+    fn attach_sockets(&mut self) -> Result<(), Error> {
+        self.fake.attach_sockets()
+    }
+
+    fn lacking(&self) -> &[Lacking] {
+        self.fake.lacking()
+    }
+
+    fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
+        if self.refuse {
+            return Err(Error::NoObject);
+        }
+        self.fake.attach(interface)
+    }
+
+    fn detach(&mut self, index: u32) -> Result<(), Error> {
+        self.fake.detach(index)
+    }
+
+    fn attached(&self) -> Vec<u32> {
+        self.fake.attached()
+    }
+}
+
+struct Rig {
+    sync: Sync<Flaky>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Rig {
+    fn new(fake: Fake) -> Self {
+        let (sender, events) = mpsc::channel(QUEUE);
+        let sync = Sync::new(Flaky { fake, refuse: false }, CAPACITY, sender).unwrap();
+        Self { sync, events }
+    }
+
+    fn step(&mut self, events: impl IntoIterator<Item = Event>) {
+        assert!(self.sync.step(events).unwrap());
+    }
+
+    /// Takes up that a grace period has passed.
+    fn grace(&mut self) {
+        let event = self.events.blocking_recv().unwrap();
+        assert!(matches!(event, Event::GraceDone(Ok(()))));
+        self.step([event]);
+    }
+
+    fn fake(&mut self) -> &mut Fake {
+        &mut self.sync.datapath.fake
+    }
+
+    fn frontends(&mut self) -> Vec<String> {
+        self.fake().frontends.keys().map(ToString::to_string).collect()
+    }
+
+    fn backends(&mut self) -> Vec<String> {
+        let fake = self.fake();
+        let reach = fake.frontends.keys().filter_map(|key| fake.reach(key)).flatten();
+        reach.map(|backend| crate::plan::address(&backend.addr, false).to_string()).collect()
+    }
+}
+
+fn service(name: &str, last_octet: u8, port: &str) -> Change {
+    Change::SetService(Service {
+        key: ObjectKey::new("default", name),
+        created_s: 1,
+        cluster_ips: ClusterIps { v4: Some([10, 96, 0, last_octet].into()), v6: None },
+        ports: [ServicePort { name: port.into(), port: 80, protocol: Protocol::Tcp }].into(),
+        internal_local: false,
+        affinity_timeout_s: None,
+    })
+}
+
+fn slice(service: &str, port: &str, last_octets: &[u8]) -> Change {
+    let ready = Conditions::READY.with(Conditions::SERVING, true);
+    let endpoint = |n: &u8| Endpoint { addr: [10, 0, 0, *n].into(), conditions: ready };
+    Change::SetSlice(Slice {
+        key: ObjectKey::new("default", &format!("{service}-1")),
+        service: service.into(),
+        family: Family::V4,
+        ports: [SlicePort { name: port.into(), port: 8080, protocol: Protocol::Tcp }].into(),
+        endpoints: last_octets.iter().map(endpoint).collect(),
+    })
+}
+
+fn web() -> Event {
+    Event::Changes(vec![service("web", 1, "http"), slice("web", "http", &[1, 2])])
+}
+
+fn pod_port(index: u32) -> Event {
+    let name = format!("veth{index}");
+    Event::Interface(interfaces::Change::Is(Interface {
+        index,
+        name,
+        role: Role::PodPort,
+        ethernet: true,
+    }))
+}
+
+#[test]
+fn nothing_is_programmed_before_the_lists_are_complete() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([web(), pod_port(3)]);
+    assert_eq!(rig.frontends(), Vec::<String>::new());
+    assert!(!rig.fake().sockets && rig.fake().interfaces.is_empty());
+    rig.step([Event::Listed]);
+    assert_eq!(rig.frontends(), ["10.96.0.1:80/tcp"]);
+    assert_eq!(rig.backends(), ["10.0.0.1", "10.0.0.2"]);
+    assert!(rig.fake().sockets);
+    assert_eq!(rig.fake().attached(), [3]);
+    assert_eq!(rig.fake().meta[MetaWord::Synced as usize], 1);
+}
+
+#[test]
+fn a_burst_is_one_commit() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([Event::Listed]);
+    let commits = rig.sync.counts().commits;
+    rig.step([
+        web(),
+        Event::Changes(vec![slice("web", "http", &[1])]),
+        Event::Changes(vec![slice("web", "http", &[1, 7])]),
+    ]);
+    assert_eq!(rig.backends(), ["10.0.0.1", "10.0.0.7"]);
+    assert_eq!(rig.sync.counts().commits, commits + 1);
+    rig.step([Event::Changes(vec![slice("web", "http", &[1, 7])]), Event::Alive]);
+    assert_eq!(rig.sync.counts().commits, commits + 1, "nothing changed");
+}
+
+#[test]
+fn a_service_that_goes_or_renames_its_port_leaves_nothing_behind() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([web(), Event::Listed]);
+    rig.step([Event::Changes(vec![service("web", 1, "api"), slice("web", "api", &[5])])]);
+    assert_eq!(rig.backends(), ["10.0.0.5"]);
+    rig.step([Event::Changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
+    assert_eq!(rig.frontends(), Vec::<String>::new());
+    while rig.sync.grace.is_some() {
+        rig.grace();
+    }
+    let left = rig.fake().snapshot().unwrap();
+    assert_eq!(left.ports, []);
+    let word = |backend: &lb_common::abi::Backend| lb_common::abi::BackendWord(backend.word);
+    assert!(left.backends.iter().all(|(_, backend)| word(backend).flags() == 0));
+}
+
+#[test]
+fn what_an_earlier_run_left_stays_until_the_lists_are_complete() {
+    let mut first = Rig::new(Fake::new(CAPACITY));
+    first.step([web(), Event::Changes(vec![service("old", 2, "http")]), Event::Listed]);
+    first.step([pod_port(3), pod_port(4)]);
+    assert!(!first.sync.step([Event::Shutdown]).unwrap());
+    let mut fake = first.sync.datapath.fake;
+    fake.sockets = false;
+    let mut rig = Rig::new(fake);
+    assert!(rig.fake().sockets, "programs are replaced at once where there is something to serve");
+    rig.step([web(), pod_port(3), Event::Interface(interfaces::Change::Listed)]);
+    assert_eq!(rig.fake().attached(), [3]);
+    assert_eq!(rig.frontends().len(), 2);
+    let applied = rig.fake().sets.clone();
+    rig.step([Event::Listed]);
+    assert_eq!(rig.frontends(), ["10.96.0.1:80/tcp"]);
+    assert_eq!(rig.fake().sets, applied, "the Service that is the same is not written");
+}
+
+#[test]
+fn what_goes_out_of_use_is_reused_after_a_grace_period_only() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([web(), Event::Listed]);
+    assert_eq!(rig.sync.grace, None, "nothing went out of use");
+    rig.step([Event::Changes(vec![slice("web", "http", &[3, 4])])]);
+    assert!(rig.sync.grace.is_some());
+    rig.step([Event::Changes(vec![slice("web", "http", &[5, 6])])]);
+    assert_eq!(rig.fake().backends[5..7].iter().filter(|b| b.word != 0).count(), 2);
+    rig.grace();
+    rig.grace();
+    assert_eq!(rig.sync.planner.waiting(), None);
+    rig.step([Event::Changes(vec![slice("web", "http", &[7, 8])])]);
+    assert_eq!(rig.fake().backends[7].word, 0, "ids of the first set are used again");
+}
+
+#[test]
+fn a_frontend_that_fails_is_tried_again_and_keeps_ids_in_use() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([web(), Event::Listed]);
+    rig.sync.datapath.refuse = true;
+    rig.step([Event::Changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
+    assert_eq!(rig.frontends().len(), 1);
+    assert!(rig.sync.wants_retry() && rig.sync.grace.is_none());
+    rig.step([]);
+    assert_eq!((rig.frontends().len(), rig.sync.counts().failed_operations), (1, 2));
+    rig.sync.datapath.refuse = false;
+    rig.step([]);
+    assert_eq!(rig.frontends().len(), 0);
+    rig.grace();
+    assert!(!rig.sync.wants_retry());
+}
+
+#[test]
+fn an_interface_that_fails_is_tried_again_unless_it_is_gone() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([Event::Listed]);
+    rig.sync.datapath.refuse = true;
+    rig.step([pod_port(3), pod_port(4)]);
+    assert_eq!(rig.sync.counts().failed_attachments, 2);
+    rig.sync.datapath.refuse = false;
+    rig.step([Event::Interface(interfaces::Change::Gone(4))]);
+    rig.step([]);
+    assert_eq!(rig.fake().attached(), [3]);
+    assert!(!rig.sync.wants_retry());
+}
+
+#[tokio::test]
+async fn the_loop_ends_when_told_to_or_when_nobody_can_tell() {
+    let (sender, events) = mpsc::channel(QUEUE);
+    let sync = Sync::new(Fake::new(CAPACITY), CAPACITY, sender.clone()).unwrap();
+    sender.send(Event::Shutdown).await.unwrap();
+    sync.run(events).await.unwrap();
+}
