@@ -148,6 +148,11 @@ impl HostTables {
         self.next_random.borrow_mut().push_back(number);
     }
 
+    /// Forgets the numbers that [`Self::push_random`] gave and nobody asked for.
+    pub fn clear_random(&self) {
+        self.next_random.borrow_mut().clear();
+    }
+
     /// Sets the interface at hand.
     pub fn set_interface(&self, ifindex: u32) {
         self.interface.set(ifindex);

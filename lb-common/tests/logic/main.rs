@@ -1,0 +1,11 @@
+//! The packet logic as a whole, on tables in hash maps and packets in slices.
+
+mod bytes;
+mod choice;
+mod connected;
+mod flows;
+mod hostile;
+mod setup;
+mod tables;
+mod unconnected;
+mod wire;

@@ -1,0 +1,161 @@
+//! Flow tables that are full, torn or half evicted, and what the rest costs.
+
+use lb_common::{
+    abi::{Counter, Flow},
+    host::{Capacities, HostTables, OfFamily, WhenFull},
+    tables::{FlowTable, FlowTables},
+    verdict::Verdict,
+};
+
+use crate::setup::{
+    ACK, Ends, NETS, Net, Protocol, SYN, World, at, ends_in, of_two, packet, records, tcp, udp,
+};
+
+#[test]
+fn a_flood_of_syns_cannot_evict_an_established_flow() {
+    for net in NETS {
+        let (world, _, Ends { client, vip, .. }) = of_two(net, Protocol::Tcp);
+        let few = Capacities { flows: 4, half_open: 16, ..Capacities::default() };
+        world.tables.set_capacities(few);
+        let backend = world.connect(client, vip);
+        for port in 1..1000 {
+            world.ingress(&tcp(at(net.foreign, port), vip, SYN));
+        }
+        assert_eq!(records(&world), (2, 16));
+        assert_eq!(world.sent_to(&tcp(client, vip, ACK)), backend);
+        world.answers_as(&tcp(backend, client, ACK), vip);
+    }
+}
+
+#[test]
+fn full_tables_are_counted() {
+    for net in NETS {
+        let Ends { client, vip, first: pod, .. } = ends_in(net);
+        let full = |flows, half_open| Capacities {
+            flows,
+            half_open,
+            when_full: WhenFull::Refuse,
+            ..Capacities::default()
+        };
+        for room in [0, 1] {
+            let (world, _) = World::single(net, Protocol::Udp);
+            world.tables.set_capacities(full(room, 8));
+            assert_eq!(world.ingress(&udp(client, vip)).0, Verdict::TableFull);
+            assert_eq!(world.count(Counter::FlowTableFull), 1);
+            let (world, _) = World::single(net, Protocol::Tcp);
+            world.tables.set_capacities(full(8, room));
+            assert_eq!(world.ingress(&tcp(client, vip, SYN)).0, Verdict::TableFull);
+            assert_eq!(world.count(Counter::FlowTableFull), 1);
+            let foreign = tcp(at(net.foreign, 22), client, ACK);
+            assert_eq!(world.ingress(&foreign).0, Verdict::NotService, "not ours to cut");
+        }
+        // The main table refuses: the connection goes on half-open.
+        for room in [0, 1] {
+            let (world, _) = World::single(net, Protocol::Tcp);
+            world.tables.set_capacities(full(room, 8));
+            assert_eq!(world.connect(client, vip), pod);
+            world.answers_as(&tcp(pod, client, ACK), vip);
+            assert_eq!(world.sent_to(&tcp(client, vip, ACK)), pod);
+            assert_eq!(world.count(Counter::FlowTableFull), 2);
+        }
+    }
+}
+
+/// Any single field of a record that another flow's reuse may have torn.
+fn tears<const N: usize>() -> Vec<fn(&mut Flow<N>)> {
+    vec![
+        |flow| flow.src[0] ^= 1,
+        |flow| flow.dst[N - 1] ^= 1 << 31,
+        |flow| flow.sport ^= 1,
+        |flow| flow.dport ^= 0x100,
+        |flow| flow.flags ^= Flow::<N>::HAIRPIN,
+        |flow| flow.backend ^= 1,
+        |flow| flow.generation ^= 1,
+        |flow| flow.tag ^= 2,
+        |flow| *flow = Flow::empty(),
+    ]
+}
+
+fn torn_records_are_not_applied<const N: usize>(net: Net)
+where
+    HostTables: OfFamily<N> + FlowTables<N>,
+{
+    let Ends { client, vip, first: pod, .. } = ends_in(net);
+    for tear in tears::<N>() {
+        for half_open in [false, true] {
+            let (world, _) = World::single(net, Protocol::Tcp);
+            let table = if half_open { FlowTable::HalfOpen } else { FlowTable::Main };
+            if half_open {
+                world.sent_to(&tcp(client, vip, SYN));
+            } else {
+                world.connect(client, vip);
+            }
+            for (key, _) in world.tables.flows::<N>(table) {
+                world.tables.tamper(table, &key, tear);
+            }
+            assert_eq!(world.ingress(&tcp(client, vip, ACK)).0, Verdict::NoFlow);
+            let reply = tcp(pod, client, ACK);
+            assert_eq!(world.egress(&reply), (Verdict::NotService, reply.build()));
+            // A SYN makes whole ones again, if need be with another source port.
+            assert_eq!(world.sent_to(&tcp(client, vip, SYN)), pod);
+        }
+    }
+}
+
+#[test]
+fn a_torn_record_is_never_applied() {
+    torn_records_are_not_applied::<1>(NETS[0]);
+    torn_records_are_not_applied::<4>(NETS[1]);
+}
+
+fn either_half_may_be_evicted<const N: usize>(net: Net)
+where
+    HostTables: OfFamily<N>,
+{
+    let Ends { client, vip, first: pod, .. } = ends_in(net);
+    for reply in [false, true] {
+        for table in [FlowTable::Main, FlowTable::HalfOpen] {
+            let (world, _) = World::single(net, Protocol::Tcp);
+            match table {
+                FlowTable::Main => assert_eq!(world.connect(client, vip), pod),
+                FlowTable::HalfOpen => assert_eq!(world.sent_to(&tcp(client, vip, SYN)), pod),
+            }
+            let flows = world.tables.flows::<N>(table);
+            let is_reply = |flow: &Flow<N>| flow.flags & Flow::<N>::REPLY != 0;
+            let (key, _) = flows.iter().find(|(_, flow)| is_reply(flow) == reply).unwrap();
+            world.tables.evict(table, key);
+            assert_eq!(world.connect(client, vip), pod, "{table:?}, reply: {reply}");
+        }
+    }
+}
+
+#[test]
+fn a_syn_replaces_what_eviction_left_of_a_flow() {
+    either_half_may_be_evicted::<1>(NETS[0]);
+    either_half_may_be_evicted::<4>(NETS[1]);
+}
+
+#[test]
+fn established_packets_update_no_map_and_store_once_in_a_tick() {
+    for net in NETS {
+        for protocol in Protocol::BOTH {
+            let Ends { client, vip, first: pod, .. } = ends_in(net);
+            let (world, _) = World::single(net, protocol);
+            world.ingress(&packet(protocol, client, vip, SYN));
+            world.ingress(&packet(protocol, client, vip, ACK));
+            world.tables.reset_costs();
+            for _ in 0..3 {
+                world.tables.advance(1);
+                for _ in 0..10 {
+                    world.ingress(&packet(protocol, client, vip, ACK));
+                    world.egress(&packet(protocol, pod, client, ACK));
+                }
+            }
+            let costs = world.tables.costs();
+            assert_eq!((costs.map_updates, costs.precise_clock_reads), (0, 0));
+            assert_eq!(costs.value_stores, 3 * 2);
+            assert_eq!(costs.lookups, 3 * 10 * 2, "one for each packet");
+            assert_eq!(costs.coarse_clock_reads, 3 * 10 * 2);
+        }
+    }
+}
