@@ -200,7 +200,7 @@ impl Tests<'_> {
             return Ok(Outcome::skipped(lack));
         }
         if targets.is_empty() {
-            return Ok(Outcome::skipped("lb-testbed/tests holds no api_server*.rs"));
+            return Ok(Outcome::skipped("lb-testbed/tests holds no *apiserver*.rs"));
         }
         let mut cargo = self.privileged_cargo("test")?;
         cargo.args(["--package", "lb-testbed", "--no-fail-fast"]);
@@ -260,7 +260,7 @@ fn testbed_targets() -> Result<Vec<String>> {
 }
 
 fn is_api_server(target: &str) -> bool {
-    target.starts_with("api")
+    target.contains("apiserver")
 }
 
 fn no_assets() -> Option<String> {
