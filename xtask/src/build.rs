@@ -115,7 +115,7 @@ pub(crate) fn bpf_cargo(command: &str) -> Result<Command> {
     Ok(cargo)
 }
 
-/// Builds the agent. `lb-agent/build.rs` finds the object at its usual place by itself: naming it
+/// Builds the agent. `lb-object/build.rs` finds the object at its usual place by itself: naming it
 /// in the environment would make every build by plain cargo a different one.
 fn agent(release: bool, debug: bool) -> Result<()> {
     let mut cargo = sh::cargo()?;

@@ -40,7 +40,7 @@ pub(crate) fn bpf() -> PathBuf {
     target().join("bpf")
 }
 
-/// The kernel programs as one ELF object, where `lb-agent/build.rs` looks for it.
+/// The kernel programs as one ELF object, where `lb-object/build.rs` looks for it.
 pub(crate) fn object() -> PathBuf {
     bpf().join("lb-ebpf.o")
 }

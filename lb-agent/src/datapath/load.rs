@@ -6,13 +6,13 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{Program, ProgramError, ProgramType};
-use aya::sys::{BpfHelper, is_helper_supported};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::EbpfSectionKind;
 use lb_common::abi::{ABI_VERSION, SCOPES, map};
+use lb_object::Settings;
 
-use super::{Error, object, sys};
+use super::{Error, sys};
 use crate::plan::Capacity;
 
 /// `BPF_FS_MAGIC`, linux/magic.h.
@@ -90,34 +90,23 @@ pub(super) fn is_bpffs(path: &Path) -> bool {
 
 /// Loads the object: maps that are pinned are used as they are, others are made and pinned.
 pub(super) fn load(folder: &Path, sizes: &Sizes) -> Result<Ebpf, Error> {
-    let object = object::bytes()?;
-    let pins = pins(object, folder, sizes)?;
+    let settings = Settings::probe();
+    tracing::debug!(?settings, "kernel probed");
+    let object = settings.object()?;
+    let pins = pins(&object, folder, sizes)?;
     for pin in pins.values() {
         pin.check()?;
     }
-    let coarse_clock = u32::from(
-        [ProgramType::SchedClassifier, ProgramType::CgroupSockAddr]
-            .into_iter()
-            .all(|kind| has_helper(kind, BpfHelper::BPF_FUNC_ktime_get_coarse_ns)),
-    );
-    let set_retval =
-        u32::from(has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval));
-    tracing::debug!(coarse_clock, set_retval, "helpers probed");
+    let constants = settings.constants();
     let mut loader = EbpfLoader::new();
     // Nothing is relocated against the kernel's own types.
     loader.btf(None).allow_unsupported_maps();
-    loader.override_global("COARSE_CLOCK", &coarse_clock, true);
-    loader.override_global("SET_RETVAL", &set_retval, true);
+    settings.apply(&mut loader, &constants);
     for (name, pin) in &pins {
         loader.map_pin_path(name, &pin.path);
         loader.map_max_entries(name, pin.wanted.max_entries);
     }
-    loader.load(object).map_err(|error| Error::Object(Box::new(error)))
-}
-
-fn has_helper(kind: ProgramType, helper: BpfHelper) -> bool {
-    // What cannot be probed is treated as missing: programs do without it at some cost.
-    is_helper_supported(kind, helper).unwrap_or(false)
+    loader.load(&object).map_err(|error| Error::Object(Box::new(error)))
 }
 
 struct Pin {
@@ -150,7 +139,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 15] = [
+pub(super) const PINNED: [&str; 17] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::SETS,
@@ -159,6 +148,8 @@ pub(super) const PINNED: [&str; 15] = [
     map::BACKENDS,
     map::NAMES,
     map::META,
+    map::VIP_FILTER,
+    map::FLOW_PORTS,
     map::FLOWS4,
     map::FLOWS6,
     map::HALF_OPEN4,

@@ -9,7 +9,6 @@ pub mod interfaces;
 mod load;
 mod maps;
 pub mod mmap;
-mod object;
 mod process;
 pub mod roles;
 mod snapshot;
@@ -91,11 +90,9 @@ pub enum Error {
         /// What it should be.
         needed: u32,
     },
-    /// The binary has no kernel programs in it.
-    #[error(
-        "this lb-agent was built without its kernel programs; build it with `cargo xtask build`"
-    )]
-    NoObject,
+    /// The object with the kernel programs is missing or damaged.
+    #[error(transparent)]
+    Prepare(#[from] lb_object::Error),
     /// The object with the kernel programs is refused.
     #[error("the kernel programs cannot be loaded: {0}")]
     Object(#[from] Box<aya::EbpfError>),

@@ -1,7 +1,7 @@
-//! Puts the kernel programs where the agent embeds them from: `$OUT_DIR/lb-ebpf.o`.
+//! Puts the kernel programs where this crate embeds them from: `$OUT_DIR/lb-ebpf.o`.
 //!
 //! `cargo xtask build` builds the object; `MILLRACE_BPF_OBJECT` names another one. Without either
-//! the file is empty, so that check, clippy and host tests need no BPF linker; the agent then says
+//! the file is empty, so that check, clippy and host tests need no BPF linker; who loads it then says
 //! at run time what to do.
 
 use std::env;

@@ -1,0 +1,105 @@
+//! The kernel programs as bytes, fitted to the running kernel before they are loaded.
+//!
+//! Everything that depends on the kernel is decided here, by probing, never by version: constants
+//! of the object ([`Settings`]) and calls of kernel functions, whose ids differ from kernel to
+//! kernel. The agent, the tests and the benchmarks load what this crate prepares.
+
+mod btf;
+mod calls;
+
+use std::fs;
+
+use aya::EbpfLoader;
+use aya::programs::ProgramType;
+use aya::sys::is_helper_supported;
+use aya_obj::generated::bpf_func_id;
+
+pub use btf::Btf;
+
+/// Why the object cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It was not there when this binary was built.
+    #[error("this binary was built without its kernel programs; build it with `cargo xtask build`")]
+    Missing,
+    /// It is not what this crate expects.
+    #[error(
+        "the object with the kernel programs is damaged: {0}; build it anew with `cargo xtask build`"
+    )]
+    Damaged(&'static str),
+}
+
+/// The bytes of the object, aligned as its headers need it.
+#[repr(C, align(8))]
+struct Aligned<B: ?Sized>(B);
+
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/lb-ebpf.o")));
+
+/// The object as it was built.
+pub fn bytes() -> Result<&'static [u8], Error> {
+    if OBJECT.0.is_empty() { Err(Error::Missing) } else { Ok(&OBJECT.0) }
+}
+
+/// What the programs need to know of the kernel. The default assumes nothing and works everywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// `bpf_set_retval` exists (kernel 5.18): a refused call gets its own error number.
+    pub set_retval: bool,
+    /// Where `struct sk_buff` keeps `ip_summed`, with the id of the kernel function that gives
+    /// access to it (kernel 6.2): checksums are adjusted in place.
+    pub summed: Option<Summed>,
+}
+
+/// See [`Settings::summed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summed {
+    /// Bits from the beginning of `struct sk_buff`.
+    pub bit: u32,
+    /// BTF id of `bpf_cast_to_kern_ctx`.
+    pub cast: u32,
+}
+
+impl Settings {
+    /// Asks the running kernel. What cannot be asked counts as missing.
+    pub fn probe() -> Self {
+        let set_retval =
+            is_helper_supported(ProgramType::CgroupSockAddr, bpf_func_id::BPF_FUNC_set_retval)
+                .unwrap_or(false);
+        let summed = fs::read("/sys/kernel/btf/vmlinux").ok().and_then(|bytes| {
+            let btf = Btf::parse(&bytes)?;
+            Some(Summed { bit: btf.member_bit("sk_buff", "ip_summed")?, cast: btf.function(CAST)? })
+        });
+        Self { set_retval, summed }
+    }
+
+    /// The object for this kernel.
+    pub fn object(&self) -> Result<Vec<u8>, Error> {
+        let mut object = bytes()?.to_vec();
+        calls::fit(&mut object, CAST, self.summed.map(|summed| summed.cast))?;
+        Ok(object)
+    }
+
+    /// Sets the constants of the object that [`Settings::object`] returned.
+    pub fn apply<'a>(&'a self, loader: &mut EbpfLoader<'a>, constants: &'a Constants) {
+        loader.override_global("SET_RETVAL", &constants.set_retval, true);
+        loader.override_global("SKB_SUMMED", &constants.skb_summed, true);
+    }
+
+    /// The constants as the object wants them; they have to outlive the loader.
+    pub fn constants(&self) -> Constants {
+        Constants {
+            set_retval: u32::from(self.set_retval),
+            skb_summed: self.summed.map_or(0, |summed| ((summed.bit / 8) << 8) | (summed.bit % 8)),
+        }
+    }
+}
+
+/// See [`Settings::constants`].
+#[derive(Clone, Copy, Debug)]
+pub struct Constants {
+    set_retval: u32,
+    skb_summed: u32,
+}
+
+/// The kernel function that turns a program's context into the kernel's own structure.
+const CAST: &str = "bpf_cast_to_kern_ctx";
