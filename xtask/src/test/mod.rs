@@ -152,7 +152,7 @@ impl Tests<'_> {
     fn host(&self) -> Result<Outcome> {
         let mut cargo = sh::cargo()?;
         cargo.args(["test", "--no-fail-fast"]);
-        for package in ["lb-common", "lb-agent", "xtask"] {
+        for package in ["lb-common", "lb-object", "lb-agent", "xtask"] {
             cargo.args(["--package", package]);
         }
         cargo.arg("--").args(self.filter);

@@ -22,7 +22,7 @@ const ARCHITECTURE: &str = "ARCHITECTURE.md";
 const MAPS: &str = "docs/maps.md";
 const MAP_NAMES: &str = "lb-common/src/abi/mod.rs";
 const DECISIONS: &str = "docs/adr/";
-const CRATES: [&str; 5] = ["lb-common", "lb-ebpf", "lb-agent", "lb-testbed", "xtask"];
+const CRATES: [&str; 6] = ["lb-common", "lb-ebpf", "lb-object", "lb-agent", "lb-testbed", "xtask"];
 
 /// Every document that readers are promised.
 pub(super) fn exist(sources: &[Source]) -> Vec<Finding> {

@@ -10,7 +10,7 @@ struct Rule {
     reason: &'static str,
 }
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     Rule {
         folder: "lb-common/src/",
         // Behind a feature, for tests.

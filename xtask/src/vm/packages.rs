@@ -69,6 +69,9 @@ pub(super) fn unpack(folder: &Path, refresh: bool, wanted: &Wanted) -> Result<()
         let mut dpkg = Command::new("dpkg-deb");
         sh::run("unpacking", dpkg.arg("-x").arg(archive).arg(folder))?;
     }
+    // Larger than what was unpacked, and old by the next time.
+    let state = apt_folder();
+    fs::remove_dir_all(&state).with_context(|| format!("cannot delete {}", state.display()))?;
     fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))
 }
 
@@ -128,6 +131,10 @@ fn debian_mirror(sources: &str) -> Option<&str> {
         .find(|word| word.starts_with("http") && word.ends_with("/debian"))
 }
 
+fn apt_folder() -> PathBuf {
+    workspace::target().join("vm/apt")
+}
+
 /// apt with a state of its own.
 struct Apt {
     folder: PathBuf,
@@ -135,7 +142,7 @@ struct Apt {
 
 impl Apt {
     fn new(suite: &str, sources: &str) -> Result<Self> {
-        let folder = workspace::target().join("vm/apt").join(suite);
+        let folder = apt_folder().join(suite);
         for part in ["lists/partial", "cache/archives/partial"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
