@@ -24,6 +24,12 @@ const RULES: [Rule; 10] = [
         names: &["std", "alloc", "kube", "k8s_openapi", "lb_agent"],
         reason: "glue between hooks, maps and lb-common",
     },
+    Rule {
+        folder: "lb-object/src/",
+        except: &[],
+        names: &["kube", "k8s_openapi", "tokio", "lb_agent", "lb_testbed"],
+        reason: "it prepares the programs for whoever loads them",
+    },
     Rule { folder: "lb-agent/src/model/", except: &[], names: PURE, reason: "plain types" },
     Rule {
         folder: "lb-agent/src/policy",
