@@ -11,42 +11,48 @@
 //! - The end of the loop leaves everything in place (L-7).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::{ABI_VERSION, MetaWord};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::convert;
+use crate::convert::{self, Skipped};
 use crate::datapath::roles::Role;
 use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
 use crate::model::{Change, DesiredPort, Dirty, ObjectKey, PortKey, Store};
-use crate::plan::{Batch, Capacity, FrontKey, Planner, Report, name};
+use crate::plan::{Batch, Capacity, FrontKey, Planner, Report, name, self_test};
 use crate::policy;
+use crate::source::SourceEvent;
 
 /// Everything that the loop reacts to.
 #[derive(Debug)]
 pub enum Event {
-    /// The source says what changed.
-    Changes(Vec<Change>),
-    /// The source has told complete lists of all kinds.
-    Listed,
-    /// What the source cannot serve.
-    Reports(Vec<convert::Report>),
-    /// So many objects are skipped as bad at this moment.
-    Skipped(u64),
-    /// The source answered, with or without news.
-    Alive,
+    /// What the source says.
+    Source(SourceEvent),
     /// An interface came, changed its role or went.
     Interface(interfaces::Change),
     /// A grace period has passed, or could not be waited for.
-    GraceDone(Result<(), std::io::Error>),
+    GraceDone(io::Result<()>),
     /// Stop, and leave everything in place.
     Shutdown,
 }
 
-/// How many events may be queued before who sends them has to wait.
-pub const QUEUE: usize = 1024;
+/// Where events come from, but for those of the loop itself. Each is bounded by who makes it.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The source, from [`crate::source::start`].
+    pub source: mpsc::Receiver<SourceEvent>,
+    /// The watch of interfaces, [`interfaces::watch`].
+    pub interfaces: mpsc::Receiver<interfaces::Change>,
+    /// Ready, or its sender dropped, when it is time to stop.
+    pub shutdown: oneshot::Receiver<()>,
+}
+
+const SERVICE: &str = crate::convert::Kind::Service.name();
+const SLICE: &str = crate::convert::Kind::Slice.name();
 
 /// What could not be done is tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -87,19 +93,17 @@ pub struct Sync<D> {
     grace: Option<u64>,
     /// Frontend operations that failed.
     failed: BTreeMap<FrontKey, Op>,
-    skipped: u64,
+    /// Kind, namespace and name of the objects whose last state could not be read.
+    skipped: BTreeSet<(&'static str, Arc<str>, Arc<str>)>,
     counts: Counts,
-    events: mpsc::Sender<Event>,
+    /// How the thread that waits for a grace period tells that it has passed.
+    grace_done: mpsc::Sender<io::Result<()>>,
+    graces: mpsc::Receiver<io::Result<()>>,
 }
 
 impl<D: Datapath> Sync<D> {
-    /// Takes over what is programmed. Blocks for a grace period if there is anything. `events` is
-    /// where the loop tells itself that a grace period has passed.
-    pub fn new(
-        mut datapath: D,
-        capacity: Capacity,
-        events: mpsc::Sender<Event>,
-    ) -> Result<Self, Error> {
+    /// Takes over what is programmed. Blocks for a grace period if there is anything.
+    pub fn new(mut datapath: D, capacity: Capacity) -> Result<Self, Error> {
         let found = datapath.snapshot()?;
         let (planner, retired) = Planner::adopt(capacity, &found);
         if !found.is_empty() {
@@ -119,6 +123,7 @@ impl<D: Datapath> Sync<D> {
             Op::Meta(MetaWord::Synced, 0),
         ]));
         let commits = found.meta[MetaWord::Commits as usize];
+        let (grace_done, graces) = mpsc::channel(1);
         let mut sync = Self {
             datapath,
             planner,
@@ -132,9 +137,10 @@ impl<D: Datapath> Sync<D> {
             interfaces_listed: false,
             grace: None,
             failed: BTreeMap::new(),
-            skipped: 0,
+            skipped: BTreeSet::new(),
             counts: Counts { commits, ..Counts::default() },
-            events,
+            grace_done,
+            graces,
         };
         if !found.frontends.is_empty() {
             sync.attach_all()?;
@@ -142,22 +148,37 @@ impl<D: Datapath> Sync<D> {
         Ok(sync)
     }
 
-    /// Runs until [`Event::Shutdown`], or until nobody can send any more.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), Error> {
-        let mut burst = Vec::new();
+    /// Runs until it is told to stop, or until the source has ended. Everything stays in place.
+    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), Error> {
+        let mut interfaces = true;
         loop {
+            let wants_retry = self.wants_retry();
             let retry = async {
-                if self.wants_retry() {
+                if wants_retry {
                     tokio::time::sleep(RETRY).await;
                 } else {
                     std::future::pending::<()>().await;
                 }
             };
-            let ended = tokio::select! {
-                count = events.recv_many(&mut burst, QUEUE) => count == 0,
-                () = retry => false,
+            let first = tokio::select! {
+                event = inputs.source.recv() => Some(event.map_or(Event::Shutdown, Event::Source)),
+                change = inputs.interfaces.recv(), if interfaces => {
+                    interfaces = change.is_some();
+                    change.map(Event::Interface)
+                }
+                result = self.graces.recv() => result.map(Event::GraceDone),
+                _ = &mut inputs.shutdown => Some(Event::Shutdown),
+                () = retry => None,
             };
-            if ended || !self.step(burst.drain(..))? {
+            // All that is queued is one burst.
+            let mut burst: Vec<Event> = first.into_iter().collect();
+            while let Ok(event) = inputs.source.try_recv() {
+                burst.push(Event::Source(event));
+            }
+            while let Ok(change) = inputs.interfaces.try_recv() {
+                burst.push(Event::Interface(change));
+            }
+            if !self.step(burst)? {
                 tracing::info!("stopped; what is programmed stays in force");
                 return Ok(());
             }
@@ -172,27 +193,25 @@ impl<D: Datapath> Sync<D> {
         for event in events {
             any = true;
             match event {
-                Event::Changes(some) => changes.extend(some),
-                Event::Listed => self.listed = true,
-                Event::Reports(reports) => self.log_objects(&reports),
-                Event::Skipped(count) => self.skipped = count,
-                Event::Alive => {}
-                Event::Interface(change) => {
-                    self.interface(change);
-                    continue;
+                Event::Source(event) => {
+                    alive = true;
+                    match event {
+                        SourceEvent::Batch(batch) => changes.extend(batch),
+                        SourceEvent::Reports(reports) => self.log_objects(&reports),
+                        SourceEvent::Synced => self.listed = true,
+                        SourceEvent::Alive => {}
+                    }
                 }
-                Event::GraceDone(result) => {
-                    self.grace_done(result);
-                    continue;
-                }
+                Event::Interface(change) => self.interface(change),
+                Event::GraceDone(result) => self.grace_done(result),
                 Event::Shutdown => return Ok(false),
             }
-            alive = true;
         }
         if alive {
             let seen = Op::Meta(MetaWord::SourceSeenMs, unix_ms());
             log_failures(&self.datapath.apply(&[seen]));
         }
+        self.note_readable(&changes);
         let Dirty { services, node } = self.store.apply_all(changes);
         self.dirty.services.extend(services);
         self.dirty.node |= node;
@@ -259,7 +278,8 @@ impl<D: Datapath> Sync<D> {
     fn plan_all(&mut self) -> Batch {
         let keys: Vec<ObjectKey> = self.store.services().map(|s| s.key.clone()).collect();
         let store = &self.store;
-        self.planner.plan_all(keys.iter().flat_map(|key| policy::service_ports(store, key)))
+        let services = keys.iter().flat_map(|key| policy::service_ports(store, key));
+        self.planner.plan_all(services.chain(self_test::ports()))
     }
 
     fn plan(&mut self, mut dirty: Dirty) -> Batch {
@@ -284,7 +304,7 @@ impl<D: Datapath> Sync<D> {
         self.counts.commits += 1;
         ops.extend([
             Op::Meta(MetaWord::Conflicts, self.planner.conflicts() as u64),
-            Op::Meta(MetaWord::SkippedObjects, self.skipped),
+            Op::Meta(MetaWord::SkippedObjects, self.skipped.len() as u64),
             Op::Meta(MetaWord::Commits, self.counts.commits),
             Op::Meta(MetaWord::LastCommitMs, unix_ms()),
             Op::Meta(MetaWord::Synced, 1),
@@ -331,11 +351,11 @@ impl<D: Datapath> Sync<D> {
         }
         let Some(epoch) = self.planner.waiting() else { return };
         self.grace = Some(epoch);
-        let (grace, events) = (self.datapath.grace(), self.events.clone());
+        let (grace, done) = (self.datapath.grace(), self.grace_done.clone());
         let wait = move || {
             let result = grace.wait();
             // Nobody listens any more: the loop has ended.
-            drop(events.blocking_send(Event::GraceDone(result)));
+            drop(done.blocking_send(result));
         };
         if let Err(error) = std::thread::Builder::new().name("grace".into()).spawn(wait) {
             tracing::warn!(%error, "cannot start a thread; ids and slots are not reused for now");
@@ -343,7 +363,7 @@ impl<D: Datapath> Sync<D> {
         }
     }
 
-    fn grace_done(&mut self, result: Result<(), std::io::Error>) {
+    fn grace_done(&mut self, result: io::Result<()>) {
         let Some(epoch) = self.grace.take() else { return };
         match result {
             Ok(()) => {
@@ -426,7 +446,43 @@ impl<D: Datapath> Sync<D> {
         self.counts.object_reports += reports.len() as u64;
         for report in reports {
             tracing::warn!("{report}");
+            if report.skipped == Skipped::Object {
+                let name =
+                    (report.kind, report.namespace.as_str().into(), report.name.as_str().into());
+                self.skipped.insert(name);
+            }
         }
+    }
+
+    /// Objects that can be read again, or are gone, are not skipped any more.
+    fn note_readable(&mut self, changes: &[Change]) {
+        if self.skipped.is_empty() {
+            return;
+        }
+        for change in changes {
+            let (kind, key) = match change {
+                Change::SetService(service) => (SERVICE, &service.key),
+                Change::DropService(key) => (SERVICE, key),
+                Change::SetSlice(slice) => (SLICE, &slice.key),
+                Change::DropSlice(key) => (SLICE, key),
+                Change::SetNode(_) => continue,
+                Change::ReplaceServices { keep, .. } => {
+                    self.keep_skipped(SERVICE, keep);
+                    continue;
+                }
+                Change::ReplaceSlices { keep, .. } => {
+                    self.keep_skipped(SLICE, keep);
+                    continue;
+                }
+            };
+            self.skipped.remove(&(kind, key.namespace.clone(), key.name.clone()));
+        }
+    }
+
+    fn keep_skipped(&mut self, kind: &'static str, keep: &[ObjectKey]) {
+        self.skipped.retain(|(of, namespace, name)| {
+            *of != kind || keep.iter().any(|k| k.namespace == *namespace && k.name == *name)
+        });
     }
 
     fn log_plan(&mut self, reports: &[Report]) {

@@ -6,7 +6,7 @@ use crate::datapath::{Grace, Lacking};
 use crate::model::{
     ClusterIps, Conditions, Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort,
 };
-use crate::plan::Snapshot;
+use crate::plan::{Snapshot, self_test};
 
 const CAPACITY: Capacity = Capacity { service_ports: 16, backends: 32, slots: 32, frontends: 16 };
 
@@ -49,7 +49,7 @@ impl Datapath for Flaky {
 
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
         if self.refuse {
-            return Err(Error::NoObject);
+            return Err(Error::NoProgram("tc_ingress"));
         }
         self.fake.attach(interface)
     }
@@ -65,14 +65,11 @@ impl Datapath for Flaky {
 
 struct Rig {
     sync: Sync<Flaky>,
-    events: mpsc::Receiver<Event>,
 }
 
 impl Rig {
     fn new(fake: Fake) -> Self {
-        let (sender, events) = mpsc::channel(QUEUE);
-        let sync = Sync::new(Flaky { fake, refuse: false }, CAPACITY, sender).unwrap();
-        Self { sync, events }
+        Self { sync: Sync::new(Flaky { fake, refuse: false }, CAPACITY).unwrap() }
     }
 
     fn step(&mut self, events: impl IntoIterator<Item = Event>) {
@@ -81,9 +78,9 @@ impl Rig {
 
     /// Takes up that a grace period has passed.
     fn grace(&mut self) {
-        let event = self.events.blocking_recv().unwrap();
-        assert!(matches!(event, Event::GraceDone(Ok(()))));
-        self.step([event]);
+        let result = self.sync.graces.blocking_recv().unwrap();
+        assert!(result.is_ok());
+        self.step([Event::GraceDone(result)]);
     }
 
     fn fake(&mut self) -> &mut Fake {
@@ -91,7 +88,8 @@ impl Rig {
     }
 
     fn frontends(&mut self) -> Vec<String> {
-        self.fake().frontends.keys().map(ToString::to_string).collect()
+        let of_cluster = |key: &&FrontKey| key.port() != self_test::PORT;
+        self.fake().frontends.keys().filter(of_cluster).map(ToString::to_string).collect()
     }
 
     fn backends(&mut self) -> Vec<String> {
@@ -124,8 +122,16 @@ fn slice(service: &str, port: &str, last_octets: &[u8]) -> Change {
     })
 }
 
+fn changes(changes: Vec<Change>) -> Event {
+    Event::Source(SourceEvent::Batch(changes))
+}
+
+fn listed() -> Event {
+    Event::Source(SourceEvent::Synced)
+}
+
 fn web() -> Event {
-    Event::Changes(vec![service("web", 1, "http"), slice("web", "http", &[1, 2])])
+    changes(vec![service("web", 1, "http"), slice("web", "http", &[1, 2])])
 }
 
 fn pod_port(index: u32) -> Event {
@@ -144,7 +150,7 @@ fn nothing_is_programmed_before_the_lists_are_complete() {
     rig.step([web(), pod_port(3)]);
     assert_eq!(rig.frontends(), Vec::<String>::new());
     assert!(!rig.fake().sockets && rig.fake().interfaces.is_empty());
-    rig.step([Event::Listed]);
+    rig.step([listed()]);
     assert_eq!(rig.frontends(), ["10.96.0.1:80/tcp"]);
     assert_eq!(rig.backends(), ["10.0.0.1", "10.0.0.2"]);
     assert!(rig.fake().sockets);
@@ -155,32 +161,32 @@ fn nothing_is_programmed_before_the_lists_are_complete() {
 #[test]
 fn a_burst_is_one_commit() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([Event::Listed]);
+    rig.step([listed()]);
     let commits = rig.sync.counts().commits;
     rig.step([
         web(),
-        Event::Changes(vec![slice("web", "http", &[1])]),
-        Event::Changes(vec![slice("web", "http", &[1, 7])]),
+        changes(vec![slice("web", "http", &[1])]),
+        changes(vec![slice("web", "http", &[1, 7])]),
     ]);
     assert_eq!(rig.backends(), ["10.0.0.1", "10.0.0.7"]);
     assert_eq!(rig.sync.counts().commits, commits + 1);
-    rig.step([Event::Changes(vec![slice("web", "http", &[1, 7])]), Event::Alive]);
+    rig.step([changes(vec![slice("web", "http", &[1, 7])]), Event::Source(SourceEvent::Alive)]);
     assert_eq!(rig.sync.counts().commits, commits + 1, "nothing changed");
 }
 
 #[test]
 fn a_service_that_goes_or_renames_its_port_leaves_nothing_behind() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([web(), Event::Listed]);
-    rig.step([Event::Changes(vec![service("web", 1, "api"), slice("web", "api", &[5])])]);
+    rig.step([web(), listed()]);
+    rig.step([changes(vec![service("web", 1, "api"), slice("web", "api", &[5])])]);
     assert_eq!(rig.backends(), ["10.0.0.5"]);
-    rig.step([Event::Changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
+    rig.step([changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
     assert_eq!(rig.frontends(), Vec::<String>::new());
     while rig.sync.grace.is_some() {
         rig.grace();
     }
     let left = rig.fake().snapshot().unwrap();
-    assert_eq!(left.ports, []);
+    assert!(left.ports.iter().all(|row| row.name.starts_with(self_test::NAMESPACE)));
     let word = |backend: &lb_common::abi::Backend| lb_common::abi::BackendWord(backend.word);
     assert!(left.backends.iter().all(|(_, backend)| word(backend).flags() == 0));
 }
@@ -188,7 +194,7 @@ fn a_service_that_goes_or_renames_its_port_leaves_nothing_behind() {
 #[test]
 fn what_an_earlier_run_left_stays_until_the_lists_are_complete() {
     let mut first = Rig::new(Fake::new(CAPACITY));
-    first.step([web(), Event::Changes(vec![service("old", 2, "http")]), Event::Listed]);
+    first.step([web(), changes(vec![service("old", 2, "http")]), listed()]);
     first.step([pod_port(3), pod_port(4)]);
     assert!(!first.sync.step([Event::Shutdown]).unwrap());
     let mut fake = first.sync.datapath.fake;
@@ -199,7 +205,7 @@ fn what_an_earlier_run_left_stays_until_the_lists_are_complete() {
     assert_eq!(rig.fake().attached(), [3]);
     assert_eq!(rig.frontends().len(), 2);
     let applied = rig.fake().sets.clone();
-    rig.step([Event::Listed]);
+    rig.step([listed()]);
     assert_eq!(rig.frontends(), ["10.96.0.1:80/tcp"]);
     assert_eq!(rig.fake().sets, applied, "the Service that is the same is not written");
 }
@@ -207,25 +213,25 @@ fn what_an_earlier_run_left_stays_until_the_lists_are_complete() {
 #[test]
 fn what_goes_out_of_use_is_reused_after_a_grace_period_only() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([web(), Event::Listed]);
+    rig.step([web(), listed()]);
     assert_eq!(rig.sync.grace, None, "nothing went out of use");
-    rig.step([Event::Changes(vec![slice("web", "http", &[3, 4])])]);
+    rig.step([changes(vec![slice("web", "http", &[3, 4])])]);
     assert!(rig.sync.grace.is_some());
-    rig.step([Event::Changes(vec![slice("web", "http", &[5, 6])])]);
+    rig.step([changes(vec![slice("web", "http", &[5, 6])])]);
     assert_eq!(rig.fake().backends[5..7].iter().filter(|b| b.word != 0).count(), 2);
     rig.grace();
     rig.grace();
     assert_eq!(rig.sync.planner.waiting(), None);
-    rig.step([Event::Changes(vec![slice("web", "http", &[7, 8])])]);
+    rig.step([changes(vec![slice("web", "http", &[7, 8])])]);
     assert_eq!(rig.fake().backends[7].word, 0, "ids of the first set are used again");
 }
 
 #[test]
 fn a_frontend_that_fails_is_tried_again_and_keeps_ids_in_use() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([web(), Event::Listed]);
+    rig.step([web(), listed()]);
     rig.sync.datapath.refuse = true;
-    rig.step([Event::Changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
+    rig.step([changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
     assert_eq!(rig.frontends().len(), 1);
     assert!(rig.sync.wants_retry() && rig.sync.grace.is_none());
     rig.step([]);
@@ -240,7 +246,7 @@ fn a_frontend_that_fails_is_tried_again_and_keeps_ids_in_use() {
 #[test]
 fn an_interface_that_fails_is_tried_again_unless_it_is_gone() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([Event::Listed]);
+    rig.step([listed()]);
     rig.sync.datapath.refuse = true;
     rig.step([pod_port(3), pod_port(4)]);
     assert_eq!(rig.sync.counts().failed_attachments, 2);
@@ -251,10 +257,38 @@ fn an_interface_that_fails_is_tried_again_unless_it_is_gone() {
     assert!(!rig.sync.wants_retry());
 }
 
+#[test]
+fn objects_are_skipped_until_they_can_be_read() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    let report = convert::Report {
+        origin: convert::Origin::Api,
+        kind: SERVICE,
+        namespace: "default".into(),
+        name: "web".into(),
+        field: "spec".into(),
+        problem: "missing".into(),
+        skipped: Skipped::Object,
+    };
+    let skipped = |rig: &mut Rig| rig.fake().meta[MetaWord::SkippedObjects as usize];
+    rig.step([Event::Source(SourceEvent::Reports(vec![report])), listed()]);
+    assert_eq!((skipped(&mut rig), rig.sync.counts().object_reports), (1, 1));
+    rig.step([web()]);
+    assert_eq!(skipped(&mut rig), 0);
+}
+
 #[tokio::test]
-async fn the_loop_ends_when_told_to_or_when_nobody_can_tell() {
-    let (sender, events) = mpsc::channel(QUEUE);
-    let sync = Sync::new(Fake::new(CAPACITY), CAPACITY, sender.clone()).unwrap();
-    sender.send(Event::Shutdown).await.unwrap();
-    sync.run(events).await.unwrap();
+async fn the_loop_serves_until_it_is_told_to_stop() {
+    let (source, events) = mpsc::channel(8);
+    let (_links, interfaces) = mpsc::channel(8);
+    let (stop, shutdown) = oneshot::channel();
+    let sync = Sync::new(Fake::new(CAPACITY), CAPACITY).unwrap();
+    let inputs = Inputs { source: events, interfaces, shutdown };
+    for event in [web(), listed()] {
+        let Event::Source(event) = event else { panic!("both are of the source") };
+        source.send(event).await.unwrap();
+    }
+    let running = tokio::spawn(sync.run(inputs));
+    source.send(SourceEvent::Alive).await.unwrap();
+    stop.send(()).unwrap();
+    running.await.unwrap().unwrap();
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SetWord, map,
+    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SetWord, filter_bit,
+    map,
 };
 
 use super::Error;
@@ -36,6 +37,8 @@ pub struct Maps {
     backends: MmapArray<AtomicU64>,
     names: MmapArray<AtomicU64>,
     meta: MmapArray<AtomicU64>,
+    /// `VIP_FILTER`; bits are only ever set.
+    vip_filter: MmapArray<AtomicU64>,
 }
 
 impl Maps {
@@ -51,6 +54,7 @@ impl Maps {
             backends: words(map::BACKENDS)?,
             names: words(map::NAMES)?,
             meta: words(map::META)?,
+            vip_filter: words(map::VIP_FILTER)?,
         })
     }
 
@@ -167,6 +171,18 @@ impl Maps {
         }
     }
 
+    /// Sets the bit of a VIP in the filter, before its frontend is inserted: the packet engine looks
+    /// no frontend up whose bit is not set.
+    fn note_vip(&self, key: &FrontKey) {
+        let (word, bit) = match key {
+            FrontKey::V4(key) => filter_bit(&key.addr),
+            FrontKey::V6(key) => filter_bit(&key.addr),
+        };
+        if let Some(word) = self.vip_filter.get(word as usize) {
+            word.fetch_or(bit, Ordering::Release);
+        }
+    }
+
     fn store_name(&self, id: u32, name: &Name) -> Result<(), Error> {
         let words = element(&self.names, id, NAME_WORDS);
         let words = words.ok_or(Error::Bounds { map: map::NAMES, index: id })?;
@@ -209,6 +225,7 @@ impl Maps {
         for op in ops {
             match op {
                 Op::FrontendPut(key, word) => {
+                    self.note_vip(key);
                     key_bytes(key, &mut keys);
                     values.extend_from_slice(&word.0.to_ne_bytes());
                 }
@@ -347,6 +364,8 @@ fn array<W: super::mmap::Word>(folder: &Path, name: &str) -> Result<MmapArray<W>
 /// The same maps in memory of this process, for tests of what readers see.
 #[cfg(test)]
 pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
+    use lb_common::abi::FILTER_WORDS;
+
     let ports = capacity.service_ports as usize;
     let none = || std::fs::File::open("/dev/null").map(OwnedFd::from);
     Ok(Maps {
@@ -358,5 +377,59 @@ pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
         backends: MmapArray::anonymous(capacity.backends as usize * BACKEND_WORDS)?,
         names: MmapArray::anonymous(ports * NAME_WORDS)?,
         meta: MmapArray::anonymous(META_WORDS as usize)?,
+        vip_filter: MmapArray::anonymous(FILTER_WORDS as usize)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Frontend, Protocol};
+
+    const CAPACITY: Capacity = Capacity { service_ports: 4, backends: 4, slots: 4, frontends: 4 };
+
+    #[test]
+    fn a_vip_passes_the_filter_before_its_frontend_is_inserted() {
+        let maps = anonymous(CAPACITY).unwrap();
+        for addr in ["10.96.0.1", "fd00::1"] {
+            let frontend = Frontend { addr: addr.parse().unwrap(), port: 80 };
+            let key = FrontKey::new(frontend, Protocol::Tcp);
+            // There is no hash behind these maps, so that nothing more can have been done.
+            assert_eq!(maps.apply(&[Op::FrontendPut(key, key.word(1))]).len(), 1);
+            let (word, bit) = match &key {
+                FrontKey::V4(key) => filter_bit(&key.addr),
+                FrontKey::V6(key) => filter_bit(&key.addr),
+            };
+            assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) & bit, 0);
+        }
+    }
+
+    #[test]
+    fn a_backend_is_read_as_it_was_written() {
+        let maps = anonymous(CAPACITY).unwrap();
+        let backend = Backend {
+            addr: [1, 2, 3, 4],
+            word: BackendWord::new(0x1f90, 5, 6).0,
+            service_port: 7,
+            zone: 8,
+            pad: 0,
+        };
+        assert!(maps.apply(&[Op::Backend(3, backend)]).is_empty());
+        assert_eq!(maps.backend(3), Some(backend));
+        assert_eq!(maps.backend(2), Some(Backend::default()));
+    }
+
+    #[test]
+    fn a_store_outside_of_a_map_is_refused() {
+        let maps = anonymous(CAPACITY).unwrap();
+        let bad = [
+            Op::Set(8, SetWord::REJECT),
+            Op::Slots(3, vec![1, 2]),
+            Op::Backend(4, Backend::default()),
+            Op::Name(4, Box::new([0; NAME_LEN])),
+            Op::Set(7, SetWord::DROP),
+        ];
+        let failed: Vec<_> = maps.apply(&bad).into_iter().map(|(index, _)| index).collect();
+        assert_eq!(failed, [0, 1, 2, 3], "and the last one is stored");
+    }
 }

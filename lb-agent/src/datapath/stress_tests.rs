@@ -16,7 +16,7 @@ use crate::plan::{Capacity, Planner};
 
 const SERVICES: u8 = 6;
 const READERS: usize = 2;
-const BATCHES: u32 = 4_000;
+const BATCHES: u32 = 10_000;
 /// So tight that ids and slots are reused all the time.
 const CAPACITY: Capacity = Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16 };
 
@@ -70,6 +70,10 @@ impl Shared {
         if set.count() == 0 {
             return false;
         }
+        if pick.is_multiple_of(61) {
+            // The worst moment to be interrupted: the set is known, its slots are not yet read.
+            thread::yield_now();
+        }
         let slot = set.first() + (pick % u64::from(set.count())) as u32;
         let backend = self.maps.slots[slot as usize].load(Ordering::Relaxed);
         let backend = self.maps.backend(backend).unwrap();
@@ -115,14 +119,31 @@ fn desired(service: u8, state: &mut u64) -> (PortKey, Option<DesiredPort>) {
     (key, Some(desired))
 }
 
+/// A reader on its way; a failed assertion ends it too, so that the writer does not wait for ever.
+struct Reading<'a>(&'a AtomicU64);
+
+impl<'a> Reading<'a> {
+    fn new(counter: &'a AtomicU64) -> Self {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Self(counter)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 fn read(shared: &Shared, reader: usize) -> u64 {
     let mut state = 77 + reader as u64;
     let mut served = 0;
     while !shared.stop.load(Ordering::Relaxed) {
         let service = (random(&mut state) % u64::from(SERVICES)) as u8;
-        shared.readers[reader].fetch_add(1, Ordering::SeqCst);
-        let got = shared.connect(service, random(&mut state));
-        shared.readers[reader].fetch_add(1, Ordering::SeqCst);
+        let got = {
+            let _reading = Reading::new(&shared.readers[reader]);
+            shared.connect(service, random(&mut state))
+        };
         assert!(got || service != 0, "the first Service always has a backend");
         served += u64::from(got);
         if served.is_multiple_of(32) {

@@ -140,6 +140,13 @@ fn may_reach(before: &Model, after: &Model, front: &FrontKey) -> Vec<(IpAddr, u1
     owners.flat_map(|port| before.backends(port).chain(after.backends(port))).collect()
 }
 
+/// Whether connections to a frontend must succeed at every moment while `before` becomes `after`.
+fn serves_throughout(before: &Model, after: &Model, front: &FrontKey) -> bool {
+    let serves = |model: &Model| model.reach(front).is_some_and(|reached| !reached.is_empty());
+    let is_new = before.owner(front).is_none();
+    serves(after) && (is_new || (serves(before) && before.owner(front) == after.owner(front)))
+}
+
 fn place(backend: &Backend) -> (IpAddr, u16) {
     let word = lb_common::abi::BackendWord(backend.word);
     (address(&backend.addr, word.has(BackendFlags::IPV6)), u16::from_be(word.port()))
@@ -345,7 +352,7 @@ fn noise(seed: u64) -> impl Iterator<Item = u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_reader_reaches_only_its_own_backends(history in history(), seed: u64) {
@@ -389,9 +396,14 @@ proptest! {
             for n in 0..=all.len() {
                 for front in world.fake.frontends.keys() {
                     let own = may_reach(&world.before, &world.model, front);
-                    for backend in world.fake.reach(front).unwrap() {
-                        prop_assert!(own.contains(&place(&backend)), "{} after {} steps", front, n);
+                    let reached = world.fake.reach(front).unwrap();
+                    for backend in &reached {
+                        prop_assert!(own.contains(&place(backend)), "{} after {} steps", front, n);
                     }
+                    let served = serves_throughout(&world.before, &world.model, front);
+                    prop_assert!(!served || !reached.is_empty(), "{} cut after {} steps", front, n);
+                    let id = front.id_in(world.fake.frontends[front]).unwrap();
+                    prop_assert_ne!(world.fake.names[id as usize][0], 0, "{} leads to no name", front);
                 }
                 let (planner, fake, _) = restart(world.fake.clone(), &world.model);
                 assert_reach(&fake, &world.model);
