@@ -16,6 +16,7 @@ mod adopt;
 mod ids;
 pub mod name;
 mod port;
+pub mod self_test;
 mod table;
 #[cfg(test)]
 mod tests;
