@@ -6,3 +6,5 @@ pub mod diff;
 pub mod model;
 pub mod plan;
 pub mod policy;
+pub mod source;
+pub mod sync;

@@ -122,10 +122,15 @@ impl Converter {
         }
     }
 
-    /// The key of a namespaced object, for an event that says it is gone.
-    pub fn key(&mut self, raw: &RawObject<'_>, findings: &mut Findings) -> Option<ObjectKey> {
-        let name = check_name("metadata.name", &raw.metadata.name, 253, findings)?;
-        let namespace = check_name("metadata.namespace", &raw.metadata.namespace, 63, findings)?;
+    /// The key of a namespaced object, for what says no more of it than that.
+    pub fn key(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        findings: &mut Findings,
+    ) -> Option<ObjectKey> {
+        let name = check_name("metadata.name", name, 253, findings)?;
+        let namespace = check_name("metadata.namespace", namespace, 63, findings)?;
         Some(ObjectKey { namespace: self.names.share(namespace), name: self.names.share(name) })
     }
 

@@ -17,7 +17,7 @@ impl Converter {
         raw: &RawObject<'_>,
         findings: &mut Findings,
     ) -> Option<Object> {
-        let key = self.key(raw, findings)?;
+        let key = self.key(&raw.metadata.namespace, &raw.metadata.name, findings)?;
         let labels = &raw.metadata.labels;
         let spec = match &raw.spec {
             Some(spec) if !labels.other_proxy && !labels.headless && counts(spec) => spec,

@@ -7,7 +7,7 @@ use crate::model::{Conditions, Endpoint, Family, Slice, SlicePort};
 
 impl Converter {
     pub(super) fn slice(&mut self, raw: &RawObject<'_>, findings: &mut Findings) -> Option<Object> {
-        let key = self.key(raw, findings)?;
+        let key = self.key(&raw.metadata.namespace, &raw.metadata.name, findings)?;
         let labels = &raw.metadata.labels;
         if labels.headless || labels.other_proxy {
             return Some(Object::Ignored(Kind::Slice, key)); // E-5

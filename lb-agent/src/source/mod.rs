@@ -5,8 +5,10 @@
 //! is pinned stays in force (contract L-3, L-12). A source that loses its origin (an API server that
 //! is away, a file that is broken) goes on trying and sends nothing: the last state stands (L-11).
 
+mod api;
 mod manifests;
 
+pub use api::ApiServer;
 pub use manifests::Manifests;
 
 use std::future::Future;

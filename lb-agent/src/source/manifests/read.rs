@@ -176,15 +176,7 @@ impl Reader<'_> {
             Ok(kind) => kind,
             Err(kind) => Some(kind),
         };
-        let raw = RawObject {
-            metadata: convert::raw::RawMetadata {
-                name: meta.name.clone(),
-                namespace: meta.namespace.clone(),
-                ..Default::default()
-            },
-            ..RawObject::default()
-        };
-        let key = self.converter.key(&raw, &mut Findings::default());
+        let key = self.converter.key(&meta.namespace, &meta.name, &mut Findings::default());
         match kind.zip(key) {
             Some(id) => self.contents.undecodable.push(id),
             None => self.contents.has_unknown = true,
