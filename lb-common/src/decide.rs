@@ -111,67 +111,24 @@ where
     if !flow.is_for(&headers.key) {
         return None;
     }
-    match standing(tables, headers, &flow) {
-        Standing::Goes => {
-            touch(tables, &record, &flow, headers);
-            return Some(translate(packet, headers, &flow, link));
+    if flow.flags & Flow::<N>::REPLY == 0 {
+        // Whether a SYN begins another connection takes more looking.
+        if headers.opens() {
+            return None;
         }
-        Standing::Moves => tables.count(Counter::FlowMoved),
-        Standing::Over => {}
+        // A UDP flow whose backend no longer serves gets another (U-2).
+        if headers.key.proto == proto::UDP && !still_serves(tables, flow.backend, flow.generation) {
+            tables.count(Counter::FlowMoved);
+            tables.remove_flow(FlowTable::Main, &headers.key);
+            return None;
+        }
     }
-    tables.remove_flow(FlowTable::Main, &headers.key);
-    None
+    touch(tables, &record, &flow, headers);
+    Some(translate(packet, headers, &flow, link))
 }
 
-/// What a known flow's record is worth for this packet.
-enum Standing {
-    /// It says where the packet goes.
-    Goes,
-    /// UDP: its backend no longer serves (U-2), another takes over.
-    Moves,
-    /// The connection ended, or its backend is gone, and this begins a new one.
-    Over,
-}
-
-#[inline(always)]
-fn standing<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    headers: &Headers<N>,
-    flow: &Flow<N>,
-) -> Standing {
-    if flow.flags & Flow::<N>::REPLY != 0 {
-        return Standing::Goes;
-    }
-    if headers.key.proto == proto::UDP {
-        return if still_serves(tables, flow.backend, flow.generation) {
-            Standing::Goes
-        } else {
-            Standing::Moves
-        };
-    }
-    if begins_another(tables, FlowTable::Main, headers, flow) {
-        Standing::Over
-    } else {
-        Standing::Goes
-    }
-}
-
-/// Whether this packet of a forward TCP record begins another connection. An established flow is
-/// never retargeted (F-1); only a SYN may begin another.
-#[inline(always)]
-fn begins_another<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    table: FlowTable,
-    headers: &Headers<N>,
-    flow: &Flow<N>,
-) -> bool {
-    headers.opens()
-        && (ended(tables, table, &headers.key, flow)
-            || !still_serves(tables, flow.backend, flow.generation))
-}
-
-/// A packet that arrives and has no record in the main table: it follows a SYN, begins a flow, or
-/// is not ours.
+/// A packet that arrives and is no matter of course: it follows a SYN, is one, begins a UDP or SCTP
+/// flow, or is not ours.
 #[inline(never)]
 fn first<const N: usize, P, T>(
     packet: &mut P,
@@ -184,16 +141,23 @@ where
     T: FlowTables<N>,
 {
     let mut flow = Flow::empty();
-    if headers.is_tcp() && half_open(tables, headers, &mut flow) {
+    if headers.opens() && stands(tables, headers, FlowTable::Main, &mut flow) {
+        return translate_apart(packet, headers, &flow, link);
+    }
+    if headers.is_tcp() && stands(tables, headers, FlowTable::HalfOpen, &mut flow) {
         if flow.flags & Flow::<N>::REPLY == 0 && !headers.opens() {
             promote(tables, &mut headers.key, &mut flow);
         }
         return translate_apart(packet, headers, &flow, link);
     }
-    match fresh(tables, headers, &mut flow) {
-        Ok(()) => translate_apart(packet, headers, &flow, link),
-        Err(verdict) => verdict,
+    if let Some(verdict) = fresh(tables, headers, &mut flow) {
+        return verdict;
     }
+    tables.note_flows();
+    if let Some(verdict) = create(tables, &mut headers.key, &mut flow) {
+        return verdict;
+    }
+    translate_apart(packet, headers, &flow, link)
 }
 
 /// [`translate`] as a function of its own, whose frame ends before others begin.
@@ -207,22 +171,27 @@ fn translate_apart<const N: usize, P: Packet>(
     translate(packet, headers, flow, link)
 }
 
-/// A TCP packet of a flow whose SYN was seen, but nothing since: fills in its record.
+/// Fills in the record of a TCP packet's flow, if there is one and it stands: an established flow is
+/// never retargeted (F-1), and only a SYN may begin another.
 #[inline(never)]
-fn half_open<const N: usize, T: FlowTables<N>>(
+fn stands<const N: usize, T: FlowTables<N>>(
     tables: &T,
     headers: &Headers<N>,
+    table: FlowTable,
     flow: &mut Flow<N>,
 ) -> bool {
-    let Some(record) = tables.flow(FlowTable::HalfOpen, &headers.key) else { return false };
+    let Some(record) = tables.flow(table, &headers.key) else { return false };
     *flow = record.read();
     if !flow.is_for(&headers.key) {
         return false;
     }
     // A hairpin flow's replies are met here too; only the client's packets say what becomes of it.
     if flow.flags & Flow::<N>::REPLY == 0
-        && begins_another(tables, FlowTable::HalfOpen, headers, flow)
+        && headers.opens()
+        && (ended(tables, table, &headers.key, flow)
+            || !still_serves(tables, flow.backend, flow.generation))
     {
+        tables.remove_flow(table, &headers.key);
         return false;
     }
     touch(tables, &record, flow, headers);
@@ -230,28 +199,30 @@ fn half_open<const N: usize, T: FlowTables<N>>(
     true
 }
 
-/// A packet without a record: it begins a connection, or is not ours.
-#[inline(always)]
+/// A packet without a record: fills in where its flow goes, or tells why it does not begin one.
+#[inline(never)]
 fn fresh<const N: usize, T: FlowTables<N>>(
     tables: &T,
-    headers: &mut Headers<N>,
+    headers: &Headers<N>,
     flow: &mut Flow<N>,
-) -> Result<(), Verdict> {
+) -> Option<Verdict> {
     let key = &headers.key;
     let Some(id) = service_port(tables, &FrontendKey::new(key.dst, key.dport, key.proto)) else {
-        return Err(Verdict::NotService);
+        return Some(Verdict::NotService);
     };
     if headers.is_tcp() && !headers.opens() {
-        return Err(Verdict::NoFlow);
+        return Some(Verdict::NoFlow);
     }
-    match choose(tables, id, internal_scope(tables, id)) {
-        Ok(choice) => {
-            tables.note_flows();
-            create(tables, &mut headers.key, &choice, flow)
-        }
-        Err(NoBackend::Reject) => Err(Verdict::NoBackend),
-        Err(NoBackend::Drop) => Err(Verdict::NoLocalBackend),
-    }
+    let choice = match choose(tables, id, internal_scope(tables, id)) {
+        Ok(choice) => choice,
+        Err(NoBackend::Reject) => return Some(Verdict::NoBackend),
+        Err(NoBackend::Drop) => return Some(Verdict::NoLocalBackend),
+    };
+    flow.dst = choice.ip();
+    flow.dport = choice.port;
+    flow.backend = choice.id;
+    flow.generation = choice.generation;
+    None
 }
 
 /// A packet that leaves and may be a reply.

@@ -6,7 +6,6 @@
 
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, proto};
 use crate::parse::{Headers, tcp};
-use crate::select::Choice;
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert};
 use crate::verdict::Verdict;
 
@@ -137,26 +136,22 @@ fn remove_reply<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>, 
     tables.remove_flow(FlowTable::HalfOpen, &reply_key(key, flow));
 }
 
-/// Makes both records of a new flow: fills in `flow`, the forward one, or tells why not.
+/// Makes both records of a new flow to the backend in `flow`, whose rest is filled in; or tells why
+/// not.
 #[inline(always)]
 pub fn create<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
-    choice: &Choice,
     flow: &mut Flow<N>,
-) -> Result<(), Verdict> {
-    flow.dst = choice.ip::<N>();
+) -> Option<Verdict> {
     // The pod would refuse its own address as a source; the VIP is one that it answers through us.
     let hairpin = flow.dst == key.src;
     flow.src = if hairpin { key.dst } else { key.src };
     flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
     flow.live = Live::new(tables.now(), 0).0;
     flow.sport = key.sport;
-    flow.dport = choice.port;
-    flow.backend = choice.id;
-    flow.generation = choice.generation;
     if key.proto == proto::SCTP && flow.dport != key.dport {
-        return Err(Verdict::SctpPort);
+        return Some(Verdict::SctpPort);
     }
     let table = table_of(key);
     let mut inserted = insert_reply(tables, key, flow, table);
@@ -168,18 +163,18 @@ pub fn create<const N: usize, T: FlowTables<N>>(
         inserted = insert_reply(tables, key, flow, table);
     }
     if inserted == Insert::Exists {
-        return Err(Verdict::NoPort);
+        return Some(Verdict::NoPort);
     }
     if inserted == Insert::Full || tables.insert_flow(table, key, flow, true) != Insert::Done {
         tables.count(Counter::FlowTableFull);
-        return Err(Verdict::TableFull);
+        return Some(Verdict::TableFull);
     }
     tables.count(if flow.sport == key.sport {
         Counter::FlowCreated
     } else {
         Counter::FlowReported
     });
-    Ok(())
+    None
 }
 
 /// Where a new flow's records go.

@@ -125,30 +125,32 @@ pub fn network<P: Packet>(packet: &P, link: Link) -> Result<Network, Verdict> {
 
 /// A family's header, as far as the flow key needs it.
 pub trait Header<const N: usize> {
-    /// Reads addresses and protocol; returns them with the offset of the transport header and the
-    /// bytes that follow it according to the IP header.
-    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<N>, Verdict>;
+    /// Offset of the source address in the header; the destination follows it.
+    const ADDRESSES: usize;
+
+    /// Finds the transport header.
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict>;
 }
 
-/// What both families' headers say.
+/// Where the transport header is, and what the IP header says of it.
 #[derive(Clone, Copy, Debug)]
-pub struct IpHeader<const N: usize> {
-    src: Ip<N>,
-    dst: Ip<N>,
+pub struct Transport {
     proto: u8,
-    l4: usize,
-    l4_len: usize,
+    at: usize,
+    /// Bytes from there to the end of the packet.
+    length: usize,
 }
 
 /// Selects the header of an address width.
 pub struct Ipv<const N: usize>;
 
 impl Header<V4> for Ipv<V4> {
+    const ADDRESSES: usize = 12;
+
     /// RFC 791: options are skipped, a first fragment counts as a packet, a later one has no ports.
     #[inline(always)]
-    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V4>, Verdict> {
-        let [first, fragment, ttl_proto, src, dst] =
-            packet.words::<5>(l3).ok_or(Verdict::Unparsed)?;
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict> {
+        let [first, fragment, ttl_proto] = packet.words(l3).ok_or(Verdict::Unparsed)?;
         let first = u32::from_be(first);
         let header = ((first >> 22) & 0x3c) as usize;
         let total = (first & 0xffff) as usize;
@@ -158,66 +160,61 @@ impl Header<V4> for Ipv<V4> {
         if u32::from_be(fragment) & 0x1fff != 0 {
             return Err(Verdict::Fragment);
         }
-        let proto = (u32::from_be(ttl_proto) >> 16 & 0xff) as u8;
-        Ok(IpHeader {
-            src: [src],
-            dst: [dst],
-            proto,
-            l4: l3.wrapping_add(header),
-            l4_len: total.wrapping_sub(header),
+        Ok(Transport {
+            proto: (u32::from_be(ttl_proto) >> 16 & 0xff) as u8,
+            at: l3.wrapping_add(header),
+            length: total.wrapping_sub(header),
         })
     }
 }
 
 impl Header<V6> for Ipv<V6> {
+    const ADDRESSES: usize = 8;
+
     /// RFC 8200: up to [`MAX_EXTENSIONS`] extension headers are skipped.
     #[inline(always)]
-    fn read<P: Packet>(packet: &P, l3: usize) -> Result<IpHeader<V6>, Verdict> {
-        let [first, length, s0, s1, s2, s3, d0, d1, d2, d3] =
-            packet.words::<10>(l3).ok_or(Verdict::Unparsed)?;
+    fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict> {
+        let [first, length] = packet.words(l3).ok_or(Verdict::Unparsed)?;
         if u32::from_be(first) >> 28 != 6 {
             return Err(Verdict::Unparsed);
         }
         let length = u32::from_be(length);
-        let payload = (length >> 16) as usize;
-        let next = (length >> 8 & 0xff) as u8;
-        let l4 = l3.wrapping_add(40);
-        let (proto, l4, skipped) = match next {
-            proto::TCP | proto::UDP | proto::SCTP => (next, l4, 0),
-            _ => extensions(packet, next, l4)?,
+        let mut transport = Transport {
+            proto: (length >> 8 & 0xff) as u8,
+            at: l3.wrapping_add(40),
+            length: (length >> 16) as usize,
         };
-        if payload < skipped {
-            return Err(Verdict::Unparsed);
+        if !matches!(transport.proto, proto::TCP | proto::UDP | proto::SCTP) {
+            extensions(packet, &mut transport)?;
         }
-        Ok(IpHeader {
-            src: [s0, s1, s2, s3],
-            dst: [d0, d1, d2, d3],
-            proto,
-            l4,
-            l4_len: payload.wrapping_sub(skipped),
-        })
+        Ok(transport)
     }
 }
 
 /// Extension headers that are followed; a packet with more is not ours to judge.
 pub const MAX_EXTENSIONS: usize = 4;
 
-/// Follows extension headers: returns protocol, offset of the transport header, bytes skipped.
-#[inline(always)]
-fn extensions<P: Packet>(
-    packet: &P,
-    mut next: u8,
-    start: usize,
-) -> Result<(u8, usize, usize), Verdict> {
+/// Follows extension headers to the transport header. Rare, so it is kept out of the way.
+#[inline(never)]
+fn extensions<P: Packet>(packet: &P, transport: &mut Transport) -> Result<(), Verdict> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const DESTINATION: u8 = 60;
+    let start = transport.at;
+    let mut next = transport.proto;
     let mut skipped = 0_usize;
     for _ in 0..=MAX_EXTENSIONS {
         let at = start.wrapping_add(skipped);
         let length = match next {
-            proto::TCP | proto::UDP | proto::SCTP => return Ok((next, at, skipped)),
+            proto::TCP | proto::UDP | proto::SCTP => {
+                if transport.length < skipped {
+                    return Err(Verdict::Unparsed);
+                }
+                let length = transport.length.wrapping_sub(skipped);
+                *transport = Transport { proto: next, at, length };
+                return Ok(());
+            }
             HOP_BY_HOP | ROUTING | DESTINATION => {
                 // Until the last segment the destination seen is not the one that the transport
                 // checksum covers (RFC 8200 section 8.1), nor the one that is meant.
@@ -254,26 +251,32 @@ pub fn headers<const N: usize, P: Packet>(
 where
     Ipv<N>: Header<N>,
 {
-    let ip = Ipv::<N>::read(packet, l3)?;
-    let (smallest, flags_at) = match ip.proto {
-        proto::TCP => (20, Some(ip.l4.wrapping_add(13))),
-        proto::UDP => (8, None),
-        proto::SCTP => (12, None),
+    let transport = Ipv::<N>::read(packet, l3)?;
+    let at = transport.at;
+    let smallest = match transport.proto {
+        proto::TCP => 20,
+        proto::UDP => 8,
+        proto::SCTP => 12,
         _ => return Err(Verdict::NotTransport),
     };
-    if ip.l4_len < smallest || ip.l4 > MAX_L4 {
+    if transport.length < smallest || at > MAX_L4 {
         return Err(Verdict::Unparsed);
     }
-    let [ports] = packet.words::<1>(ip.l4).ok_or(Verdict::Unparsed)?;
-    let (sport, dport) = split_ports(ports);
-    headers.tcp_flags = match flags_at {
-        Some(at) => packet.u8(at).ok_or(Verdict::Unparsed)?,
-        None => 0,
-    };
-    headers.key = FlowKey { src: ip.src, dst: ip.dst, sport, dport, proto: ip.proto, kind, pad: 0 };
+    if transport.proto == proto::TCP {
+        headers.tcp_flags = packet.u8(at.wrapping_add(13)).ok_or(Verdict::Unparsed)?;
+    }
+    let [ports] = packet.words(at).ok_or(Verdict::Unparsed)?;
+    let addresses = l3.wrapping_add(Ipv::<N>::ADDRESSES);
+    let key = &mut headers.key;
+    // Last, so that these words go from the packet to the stack and nowhere else.
+    key.src = packet.words(addresses).ok_or(Verdict::Unparsed)?;
+    key.dst = packet.words(addresses.wrapping_add(size_of::<Ip<N>>())).ok_or(Verdict::Unparsed)?;
+    (key.sport, key.dport) = split_ports(ports);
+    key.proto = transport.proto;
+    key.kind = kind;
     // Both were compared above; `try_from` would leave a path that the verifier cannot rule out.
     headers.l3 = (l3 & 0xff) as u8;
-    headers.l4 = (ip.l4 & MAX_L4) as u16;
+    headers.l4 = (at & MAX_L4) as u16;
     Ok(())
 }
 

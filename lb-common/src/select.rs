@@ -97,14 +97,8 @@ pub fn choose<T: ServiceTables>(
 /// Whether a remembered backend may keep what it has: still the same one, and serving (U-4).
 #[inline(always)]
 pub fn still_serves<T: ServiceTables>(tables: &T, id: BackendId, generation: u32) -> bool {
-    match tables.backend(id) {
-        Some(backend) => {
-            let word = BackendWord(backend.word);
-            word.generation() == generation
-                && word.has(BackendFlags::PRESENT | BackendFlags::SERVING)
-        }
-        None => false,
-    }
+    let word = tables.backend_word(id);
+    word.generation() == generation && word.has(BackendFlags::PRESENT | BackendFlags::SERVING)
 }
 
 #[inline(always)]

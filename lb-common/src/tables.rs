@@ -2,8 +2,8 @@
 //! hash maps in tests, the pinned maps in `explain`.
 
 use crate::abi::{
-    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
-    ServicePortId, SetWord, SocketKey, SocketPeer, SocketRecord,
+    Backend, BackendId, BackendWord, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord,
+    Ip, Live, ServicePortId, SetWord, SocketKey, SocketPeer, SocketRecord,
 };
 
 /// What has no family: sets, backends, counters, time, randomness.
@@ -16,6 +16,10 @@ pub trait ServiceTables {
     fn slot(&self, index: u32) -> BackendId;
     /// A backend.
     fn backend(&self, id: BackendId) -> Option<Backend>;
+    /// Only the word of a backend that changes; that of no backend has no flag.
+    fn backend_word(&self, id: BackendId) -> BackendWord {
+        self.backend(id).map_or_else(BackendWord::default, |backend| BackendWord(backend.word))
+    }
     /// Coarse time since boot, in ticks of 256 jiffies.
     fn now(&self) -> u32;
     /// A random number.

@@ -4,8 +4,8 @@
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use lb_common::abi::{
-    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
-    ServicePortId, SetWord, V4, V6, filter_bit, flow_port,
+    Backend, BackendId, BackendWord, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord,
+    Ip, Live, ServicePortId, SetWord, V4, V6, filter_bit, flow_port,
 };
 use lb_common::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables};
 
@@ -51,6 +51,13 @@ impl ServiceTables for Maps {
     #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend> {
         if id == 0 { None } else { load(&maps::BACKENDS, id) }
+    }
+
+    #[inline(always)]
+    fn backend_word(&self, id: BackendId) -> BackendWord {
+        let Some(backend) = maps::BACKENDS.get_ptr(id) else { return BackendWord::default() };
+        // SAFETY: the verifier proved the index; one aligned word, loaded once.
+        BackendWord(unsafe { (&raw const (*backend).word).read_volatile() })
     }
 
     #[inline(always)]

@@ -9,8 +9,8 @@ use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::abi::{
-    Backend, BackendId, Counter, FactsWord, FrontendKey, FrontendWord, ServicePortId, SetWord,
-    SocketKey, SocketPeer, SocketRecord, V4, V6,
+    Backend, BackendId, BackendWord, Counter, FactsWord, FrontendKey, FrontendWord, ServicePortId,
+    SetWord, SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 use lb_common::socket::{self, Address, Outcome};
 use lb_common::tables::{FrontendTables, ServiceTables, SocketTables};
@@ -110,6 +110,11 @@ impl ServiceTables for Socket {
     #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend> {
         MAPS.backend(id)
+    }
+
+    #[inline(always)]
+    fn backend_word(&self, id: BackendId) -> BackendWord {
+        MAPS.backend_word(id)
     }
 
     #[inline(always)]

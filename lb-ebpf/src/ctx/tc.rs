@@ -66,6 +66,18 @@ impl Skb {
     #[inline(always)]
     fn adjust_by_helpers(&self, at: usize, change: &ChecksumChange) -> Option<()> {
         let skb = self.0.skb.skb;
+        if change.udp && self.u16(at)? == 0 {
+            // No checksum makes up for what changes but the IPv4 header's, for the addresses. The
+            // helper below would leave the sum of the whole packet as it is. Packets without such
+            // a sum answer with an error, which says that there was nothing to do.
+            // SAFETY: a helper on this program's context.
+            let _nothing_to_do = unsafe { bpf_csum_update(skb, change.header) };
+            if change.ipv6 {
+                // SAFETY: a helper on this program's context.
+                let _nothing_to_do = unsafe { bpf_csum_update(skb, change.pseudo) };
+            }
+            return Some(());
+        }
         let udp = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let pseudo = u64::from(BPF_F_PSEUDO_HDR) | udp;
         let diff = u64::from(change.pseudo);
