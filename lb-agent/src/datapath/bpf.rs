@@ -46,6 +46,7 @@ pub struct BpfDatapath {
     /// Names of the interfaces that have programs, by index.
     attached: BTreeMap<u32, String>,
     lacking: Vec<Lacking>,
+    tcx: bool,
     _lock: File,
 }
 
@@ -75,7 +76,14 @@ impl BpfDatapath {
         let attached = hooks::pinned_interfaces(&folder)
             .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
         let attached = attached.into_iter().map(|index| (index, String::new())).collect();
-        Ok(Self { folder, cgroup, ebpf, maps, grace, attached, lacking, _lock: lock })
+        Ok(Self { folder, cgroup, ebpf, maps, grace, attached, lacking, tcx: true, _lock: lock })
+    }
+
+    /// Attaches to interfaces by clsact filters, as on kernels before 6.6, even where tcx exists.
+    #[must_use]
+    pub fn without_tcx(mut self) -> Self {
+        self.tcx = false;
+        self
     }
 
     /// The maps.
@@ -127,7 +135,7 @@ impl Datapath for BpfDatapath {
     }
 
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
-        hooks::attach_interface(&self.folder, &mut self.ebpf, interface)?;
+        hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx)?;
         self.attached.insert(interface.index, interface.name.clone());
         Ok(())
     }
@@ -145,8 +153,8 @@ impl Datapath for BpfDatapath {
 }
 
 /// Takes everything of this node away: links, programs, maps and folders. `interfaces` are those
-/// that exist, index and name. Fails while an agent works on the folder.
-pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)]) -> Result<(), Error> {
+/// that exist, index and name. Fails while an agent works on the folder, unless it is to be forced.
+pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)], force: bool) -> Result<(), Error> {
     let mut versions: Vec<PathBuf> = Vec::new();
     let failed = |what: &Path| Error::system(format!("remove {}", what.display()));
     let entries = match fs::read_dir(bpffs) {
@@ -164,7 +172,9 @@ pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)]) -> Result<(), Error> 
     }
     for folder in versions {
         let lock = File::open(&folder).map_err(failed(&folder))?;
-        sys::lock(lock.as_fd()).map_err(|_| Error::InUse(folder.clone()))?;
+        if sys::lock(lock.as_fd()).is_err() && !force {
+            return Err(Error::InUse(folder));
+        }
         for index in hooks::pinned_interfaces(&folder).unwrap_or_default() {
             let name = interfaces.iter().find(|(i, _)| *i == index).map(|(_, name)| name.as_str());
             hooks::detach_interface(&folder, index, name).map_err(failed(&folder))?;
@@ -172,9 +182,7 @@ pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)]) -> Result<(), Error> 
         // Forward translation ends before reverse translation, the other way round than it began.
         for hook in SOCKET_HOOKS.iter().rev() {
             let pin = hooks::socket_pin(&folder, hook);
-            if pin.exists() {
-                fs::remove_file(&pin).map_err(failed(&pin))?;
-            }
+            hooks::detach(&pin).map_err(failed(&pin))?;
         }
         fs::remove_dir_all(&folder).map_err(failed(&folder))?;
     }

@@ -185,10 +185,15 @@ pub(super) fn attach_interface(
     folder: &Path,
     ebpf: &mut Ebpf,
     interface: &Interface,
+    tcx: bool,
 ) -> Result<(), Error> {
     for direction in Direction::ALL {
         let name = direction.program(interface.ethernet);
         let what = || Error::system(format!("attach {name} to {}", interface.name));
+        if !tcx {
+            attach_clsact(folder, ebpf, interface, direction).map_err(what())?;
+            continue;
+        }
         let result = attach(
             &interface_pin(folder, direction, interface.index),
             load::program_fd(ebpf, name)?,
@@ -231,7 +236,7 @@ fn attach(
     }
     let link = sys::link_create(program, target, attach_type, flags)?;
     if old.is_some() {
-        fs::remove_file(pin)?;
+        detach(pin)?;
     }
     sys::object_pin(link.as_fd(), pin)
 }
@@ -280,7 +285,7 @@ fn replace_clsact(
 /// interface if it still exists.
 pub(super) fn detach_interface(folder: &Path, index: u32, name: Option<&str>) -> io::Result<()> {
     for direction in Direction::ALL {
-        remove(&interface_pin(folder, direction, index))?;
+        detach(&interface_pin(folder, direction, index))?;
         let clsact = clsact_pin(folder, direction, index);
         if clsact.exists() {
             if let Some(name) = name {
@@ -309,6 +314,17 @@ pub fn pinned_interfaces(folder: &Path) -> io::Result<Vec<u32>> {
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+/// Ends a pinned link, if there is one.
+pub(super) fn detach(pin: &Path) -> io::Result<()> {
+    if let Ok(link) = sys::object_get(pin)
+        && let Err(error) = sys::link_detach(link.as_fd())
+    {
+        // Gone with its interface or cgroup, or a kernel that detaches with the pin only.
+        tracing::debug!(pin = %pin.display(), %error, "not detached");
+    }
+    remove(pin)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

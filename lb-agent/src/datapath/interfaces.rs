@@ -142,19 +142,19 @@ impl State {
     fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> bool {
         let NetlinkPayload::InnerMessage(message) = payload else { return false };
         match message {
+            // The kernel does not tell of the routes that go with a link, or with its being up.
             RouteNetlinkMessage::NewLink(message) => {
                 // Bridges tell of their ports in a form of their own, which lacks most.
                 if u8::from(message.header.interface_family) == 0 {
                     let seen = seen(&message);
                     self.links.insert(seen.link.index, seen);
                 }
-                false
+                self.default_routes.contains(&message.header.index)
             }
             RouteNetlinkMessage::DelLink(message) => {
                 if u8::from(message.header.interface_family) == 0 {
                     self.links.remove(&message.header.index);
                 }
-                // The kernel does not tell of each route that goes with a link.
                 self.default_routes.contains(&message.header.index)
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
