@@ -89,6 +89,8 @@ pub struct Sync<D> {
     /// Interfaces whose programs could not be attached or removed.
     unsettled: BTreeSet<u32>,
     interfaces_listed: bool,
+    /// When the process started, until it was told how long it took to be in sync.
+    started: Option<Instant>,
     /// The epoch whose grace period is waited for.
     grace: Option<u64>,
     /// Frontend operations that failed.
@@ -135,6 +137,7 @@ impl<D: Datapath> Sync<D> {
             pod_ports: BTreeMap::new(),
             unsettled: BTreeSet::new(),
             interfaces_listed: false,
+            started: Some(Instant::now()),
             grace: None,
             failed: BTreeMap::new(),
             skipped: BTreeSet::new(),
@@ -146,6 +149,12 @@ impl<D: Datapath> Sync<D> {
             sync.attach_all()?;
         }
         Ok(sync)
+    }
+
+    /// When the process started, if that was before [`Sync::new`].
+    #[must_use]
+    pub fn started_at(self, started: Instant) -> Self {
+        Self { started: Some(started), ..self }
     }
 
     /// Runs until it is told to stop, or until the source has ended. Everything stays in place.
@@ -220,6 +229,7 @@ impl<D: Datapath> Sync<D> {
             self.retry();
         }
         self.start_grace();
+        self.tell_synced();
         Ok(true)
     }
 
@@ -273,6 +283,24 @@ impl<D: Datapath> Sync<D> {
             self.attach_all()?;
         }
         Ok(())
+    }
+
+    /// Says once that all is in force: the lists are programmed, and programs are on the cgroup and
+    /// on every pod port that there is.
+    fn tell_synced(&mut self) {
+        if !(self.synced && self.attached && self.interfaces_listed) {
+            return;
+        }
+        if let Some(started) = self.started.take() {
+            tracing::info!(
+                services = self.store.counts().services,
+                service_ports = self.planner.programmed(),
+                unprogrammed = self.planner.failed(),
+                pod_ports = self.pod_ports.len(),
+                since_start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "synced"
+            );
+        }
     }
 
     fn plan_all(&mut self) -> Batch {

@@ -1,0 +1,380 @@
+//! Tables that tell what a decision asked them, and what they answered. What it would write is told
+//! and not written.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+
+use lb_agent::datapath::inspect::Inspector;
+use lb_agent::plan::{address, name};
+use lb_common::abi::{
+    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
+    SCOPES, ServicePortId, SetWord, SocketKey, SocketPeer, SocketRecord, V4, V6, filter_bit,
+};
+use lb_common::select::widen;
+use lb_common::tables::{
+    FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables, SocketTables,
+};
+use serde::Serialize;
+
+use crate::cli::view;
+
+/// What is read, of both families alike. Nothing here can write.
+pub(super) trait Reader {
+    fn set(&self, index: u32) -> SetWord;
+    fn facts(&self, id: ServicePortId) -> FactsWord;
+    fn slot(&self, index: u32) -> BackendId;
+    fn backend(&self, id: BackendId) -> Option<Backend>;
+    fn name(&self, id: ServicePortId) -> String;
+    fn now(&self) -> u32;
+}
+
+/// What is read of one family.
+pub(super) trait FamilyReader<const N: usize>: Reader {
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord>;
+    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>>;
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool;
+}
+
+impl Reader for Inspector {
+    fn set(&self, index: u32) -> SetWord {
+        self.set(index)
+    }
+
+    fn facts(&self, id: ServicePortId) -> FactsWord {
+        self.facts(id)
+    }
+
+    fn slot(&self, index: u32) -> BackendId {
+        self.slot(index)
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        self.backend(id)
+    }
+
+    fn name(&self, id: ServicePortId) -> String {
+        self.maps().name(id).map(|bytes| name::text(&bytes)).unwrap_or_default()
+    }
+
+    fn now(&self) -> u32 {
+        now().unwrap_or(0)
+    }
+}
+
+impl<const N: usize> FamilyReader<N> for Inspector {
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
+        self.frontend(key)
+    }
+
+    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>> {
+        self.flow(table, key)
+    }
+
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
+        self.may_be_vip(ip)
+    }
+}
+
+/// The programs' clock, in ticks of 256 jiffies; only this file tells jiffies.
+fn now() -> Option<u32> {
+    let timers = std::fs::read_to_string("/proc/timer_list").ok()?;
+    let jiffies = timers.lines().find_map(|line| line.trim().strip_prefix("jiffies: "))?;
+    u32::try_from((jiffies.parse::<u64>().ok()? >> 8) & u64::from(u32::MAX)).ok()
+}
+
+/// One thing that a decision asked or would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Step {
+    /// What was asked, for programs.
+    pub(super) step: &'static str,
+    /// Question and answer, for people.
+    pub(super) text: String,
+}
+
+/// Answers a decision and takes notes.
+pub(super) struct Recorder<'a, R> {
+    reader: &'a R,
+    /// Whether the client's port is known, so that flow records mean something.
+    knows_client: bool,
+    steps: RefCell<Vec<Step>>,
+    service_port: Cell<Option<ServicePortId>>,
+    set: Cell<Option<(u32, SetWord)>>,
+    backend: Cell<Option<(BackendId, Backend)>>,
+    known_flow: Cell<bool>,
+}
+
+/// What the notes say, beside the steps.
+#[derive(Debug)]
+pub(super) struct Notes {
+    pub(super) steps: Vec<Step>,
+    pub(super) service_port: Option<ServicePortId>,
+    /// Index and word of the set that was chosen from.
+    pub(super) set: Option<(u32, SetWord)>,
+    /// The backend that was read last.
+    pub(super) backend: Option<(BackendId, Backend)>,
+    /// A record of this flow was found.
+    pub(super) known_flow: bool,
+}
+
+impl<'a, R: Reader> Recorder<'a, R> {
+    pub(super) fn new(reader: &'a R, knows_client: bool) -> Self {
+        Self {
+            reader,
+            knows_client,
+            steps: RefCell::default(),
+            service_port: Cell::default(),
+            set: Cell::default(),
+            backend: Cell::default(),
+            known_flow: Cell::default(),
+        }
+    }
+
+    pub(super) fn notes(self) -> Notes {
+        Notes {
+            steps: self.steps.into_inner(),
+            service_port: self.service_port.get(),
+            set: self.set.get(),
+            backend: self.backend.get(),
+            known_flow: self.known_flow.get(),
+        }
+    }
+
+    fn note(&self, step: &'static str, text: String) {
+        self.steps.borrow_mut().push(Step { step, text });
+    }
+}
+
+impl<R: Reader> ServiceTables for Recorder<'_, R> {
+    fn set(&self, index: u32) -> SetWord {
+        let word = self.reader.set(index);
+        let scope = if index.is_multiple_of(SCOPES) { "cluster" } else { "local" };
+        let holds = match word.count() {
+            0 if word.drops_when_empty() => "no backend: drop".to_owned(),
+            0 => "no backend: reject".to_owned(),
+            n => format!("{n} backends from slot {} on", word.first()),
+        };
+        self.note("set", format!("{scope} set: word {:#018x}, {holds}", word.0));
+        self.set.set(Some((index, word)));
+        word
+    }
+
+    fn facts(&self, id: ServicePortId) -> FactsWord {
+        let word = self.reader.facts(id);
+        let facts = view::facts(word);
+        let affinity = match facts.session_affinity_timeout_s {
+            Some(timeout) => format!("session affinity for {timeout} s"),
+            None => "no session affinity".to_owned(),
+        };
+        let policy = facts.internal_traffic_policy;
+        self.note(
+            "facts",
+            format!("facts: word {:#018x}, internalTrafficPolicy {policy}, {affinity}", word.0),
+        );
+        word
+    }
+
+    fn slot(&self, index: u32) -> BackendId {
+        let id = self.reader.slot(index);
+        self.note("slot", format!("slot {index}: backend {id}"));
+        id
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        let backend = self.reader.backend(id);
+        let text = match backend.and_then(|backend| view::backend(id, &backend)) {
+            Some(shown) => format!(
+                "{}, generation {}, {}",
+                SocketAddr::new(shown.address, shown.port),
+                shown.generation,
+                shown.states.join(" ")
+            ),
+            None => "not in use".to_owned(),
+        };
+        self.note("backend", format!("backend {id}: {text}"));
+        self.backend.set(backend.map(|backend| (id, backend)));
+        backend
+    }
+
+    fn now(&self) -> u32 {
+        self.reader.now()
+    }
+
+    /// Always the first of a set: each has the same chance, and the answer stays the same.
+    fn random(&self) -> u32 {
+        if let Some((_, word)) = self.set.get() {
+            self.note(
+                "random",
+                format!(
+                    "random: one of {}, each with the same chance; here the first",
+                    word.count()
+                ),
+            );
+        }
+        0
+    }
+
+    fn count(&self, counter: Counter) {
+        self.note("count", format!("would count {}", counter.name()));
+    }
+}
+
+impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
+        let found = self.reader.frontend(key);
+        let shown = format!("{}/{}", at(&key.addr, key.port), view::protocol(key.proto));
+        let text = match found {
+            None => format!("frontend {shown}: not in the table"),
+            Some(word) => match word.id_for(key) {
+                Some(id) => {
+                    self.service_port.set(Some(id));
+                    format!(
+                        "frontend {shown}: word {:#018x}, tag matches, service port {id} ({})",
+                        word.0,
+                        self.reader.name(id)
+                    )
+                }
+                None => format!("frontend {shown}: word {:#018x}, tag of another key", word.0),
+            },
+        };
+        self.note("frontend", text);
+        found
+    }
+}
+
+/// A copy of a record: what would be written to the record itself is dropped.
+pub(super) struct Copied<const N: usize>(Flow<N>);
+
+impl<const N: usize> FlowRef<N> for Copied<N> {
+    fn read(&self) -> Flow<N> {
+        self.0
+    }
+
+    fn tag(&self) -> u32 {
+        self.0.tag
+    }
+
+    fn live(&self) -> Live {
+        Live(self.0.live)
+    }
+
+    fn set_live(&self, _: Live) {}
+}
+
+impl<const N: usize, R: FamilyReader<N>> FlowTables<N> for Recorder<'_, R> {
+    type Ref = Copied<N>;
+
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
+        let may = self.reader.may_be_vip(ip);
+        let (word, mask) = filter_bit(ip);
+        let bit = mask.trailing_zeros();
+        let says = if may { "set: may be a VIP" } else { "clear: no Service has this address" };
+        self.note("vip_filter", format!("VIP filter: bit {bit} of word {word} is {says}"));
+        may
+    }
+
+    fn has_flows(&self) -> bool {
+        true
+    }
+
+    fn note_flows(&self) {}
+
+    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Copied<N>> {
+        if !self.knows_client {
+            return None;
+        }
+        let found = self.reader.flow(table, key);
+        let (from, to) = (at(&key.src, key.sport), at(&key.dst, key.dport));
+        let which = match table {
+            FlowTable::Main => "flow table",
+            FlowTable::HalfOpen => "half-open flows",
+        };
+        let text = match &found {
+            None => "no record".to_owned(),
+            Some(flow) if flow.is_for(key) => {
+                self.known_flow.set(true);
+                let ends =
+                    if Live(flow.live).state() == 0 { "" } else { ", one side has ended it" };
+                format!(
+                    "becomes {} to {} (backend {}, generation {}){ends}",
+                    at(&flow.src, flow.sport),
+                    at(&flow.dst, flow.dport),
+                    flow.backend,
+                    flow.generation
+                )
+            }
+            Some(_) => "record of another flow, not used".to_owned(),
+        };
+        self.note("flow", format!("{which}: {from} to {to}: {text}"));
+        found.map(Copied)
+    }
+
+    fn insert_flow(&self, table: FlowTable, key: &FlowKey<N>, flow: &Flow<N>, _: bool) -> Insert {
+        let which = match table {
+            FlowTable::Main => "flow table",
+            FlowTable::HalfOpen => "half-open flows",
+        };
+        if self.knows_client {
+            self.note(
+                "insert",
+                format!(
+                    "would record in the {which}: {} to {} becomes {} to {}",
+                    at(&key.src, key.sport),
+                    at(&key.dst, key.dport),
+                    at(&flow.src, flow.sport),
+                    at(&flow.dst, flow.dport)
+                ),
+            );
+        } else if flow.flags & Flow::<N>::REPLY == 0 {
+            self.note("insert", format!("would record both directions in the {which}"));
+        }
+        Insert::Done
+    }
+
+    fn remove_flow(&self, _: FlowTable, key: &FlowKey<N>) {
+        if !self.knows_client {
+            return;
+        }
+        let (from, to) = (at(&key.src, key.sport), at(&key.dst, key.dport));
+        self.note("remove", format!("would remove the record of {from} to {to}"));
+    }
+}
+
+impl<R: Reader> SocketTables for Recorder<'_, R> {
+    fn cookie(&self) -> u64 {
+        0
+    }
+
+    /// A socket that is connected for the first time.
+    fn record(&self) -> Option<SocketRecord> {
+        None
+    }
+
+    fn set_record(&self, record: &SocketRecord) -> bool {
+        let backend = record.backend;
+        self.note(
+            "remember",
+            format!("would remember the VIP and backend {backend} in the socket"),
+        );
+        true
+    }
+
+    fn peer(&self, _: &SocketKey) -> Option<SocketPeer> {
+        None
+    }
+
+    fn set_peer(&self, _: &SocketKey, _: &SocketPeer) -> bool {
+        true
+    }
+
+    fn remove_peer(&self, _: &SocketKey) {}
+}
+
+/// Address and port from their words in network order.
+pub(super) fn at<const N: usize>(ip: &Ip<N>, port: u16) -> SocketAddr {
+    SocketAddr::new(ip_of(ip), u16::from_be(port))
+}
+
+fn ip_of<const N: usize>(ip: &Ip<N>) -> IpAddr {
+    const { assert!(N == V4 || N == V6) };
+    address(&widen(ip), N == V6)
+}

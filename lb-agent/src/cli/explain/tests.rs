@@ -1,0 +1,223 @@
+//! Explanations over tables that a test fills.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::abi::{
+    Backend, BackendId, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Scope,
+    ServicePortId, SetWord, V4, V6, proto,
+};
+use lb_common::decide;
+use lb_common::host::{HostTables, OfFamily};
+use lb_common::packet::SlicePacket;
+use lb_common::parse::{Link, tcp};
+use lb_common::tables::{
+    FlowRef as _, FlowTable, FlowTables as _, FrontendTables as _, ServiceTables as _,
+};
+use lb_common::verdict::Verdict;
+
+use super::packet::Probe;
+use super::recorder::{FamilyReader, Reader};
+use super::{Client, Explanation, Question, client, destination, explain, show};
+
+struct Host(HostTables);
+
+impl Reader for Host {
+    fn set(&self, index: u32) -> SetWord {
+        self.0.set(index)
+    }
+
+    fn facts(&self, id: ServicePortId) -> FactsWord {
+        self.0.facts(id)
+    }
+
+    fn slot(&self, index: u32) -> BackendId {
+        self.0.slot(index)
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        self.0.backend(id)
+    }
+
+    fn name(&self, id: ServicePortId) -> String {
+        format!("default/service-{id}:http/TCP4")
+    }
+
+    fn now(&self) -> u32 {
+        self.0.now()
+    }
+}
+
+impl<const N: usize> FamilyReader<N> for Host
+where
+    HostTables: OfFamily<N>,
+{
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
+        self.0.frontend(key)
+    }
+
+    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>> {
+        self.0.flow(table, key).map(|record| record.read())
+    }
+
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
+        self.0.may_be_vip(ip)
+    }
+}
+
+const VIP: &str = "10.96.0.10:80";
+const VIP6: &str = "[fd00:10:96::10]:80";
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn host() -> Host {
+    let tables = HostTables::new();
+    let backends = [at("10.244.0.2:8080"), at("10.244.1.2:8080")];
+    tables.add_service_port(proto::TCP, &[at(VIP)], &backends);
+    tables.add_service_port(proto::UDP, &[at(VIP6)], &[at("[fd00::2]:53")]);
+    tables.add_service_port(proto::TCP, &[at("10.96.0.11:80")], &[]);
+    Host(tables)
+}
+
+fn ask(host: &Host, to: &str, from: Option<&str>) -> Explanation {
+    let (to, protocol) = destination(to).unwrap();
+    let from = from.map(|from| client(from).unwrap());
+    explain(host, &Question { to, protocol, from })
+}
+
+fn verdicts(explanation: &Explanation) -> Vec<&'static str> {
+    explanation.decisions.iter().map(|decision| decision.verdict).collect()
+}
+
+fn steps(explanation: &Explanation, decision: usize) -> Vec<&'static str> {
+    explanation.decisions[decision].steps.iter().map(|step| step.step).collect()
+}
+
+/// Sends a packet through the real decisions over these tables, so that they hold its flow.
+fn send(host: &Host, from: &str, to: &str, tcp_flags: u8) -> Verdict {
+    let probe = Probe { from: at(from), to: at(to), protocol: proto::TCP, tcp_flags };
+    let mut bytes = probe.bytes();
+    decide::ingress(&mut SlicePacket(&mut bytes), &host.0, Link::None)
+}
+
+#[test]
+fn a_hit_tells_the_way_and_all_that_might_have_been_chosen() {
+    let explanation = ask(&host(), VIP, None);
+    assert_eq!(verdicts(&explanation), ["translated", "translated"]);
+    assert_eq!(explanation.service.as_ref().unwrap().service, "default/service-1");
+    for decision in &explanation.decisions {
+        assert_eq!(decision.to, Some(at("10.244.0.2:8080")));
+        let of: Vec<IpAddr> = decision.one_of.iter().map(|backend| backend.address).collect();
+        assert_eq!(of, [at("10.244.0.2:1").ip(), at("10.244.1.2:1").ip()]);
+    }
+    assert_eq!(
+        steps(&explanation, 0),
+        ["frontend", "facts", "set", "random", "slot", "backend", "remember", "count"]
+    );
+    assert_eq!(
+        steps(&explanation, 1),
+        ["vip_filter", "frontend", "facts", "set", "random", "slot", "backend", "insert", "count"]
+    );
+    let text = show::text(&explanation);
+    assert!(text.contains("10.96.0.10:80/tcp is default/service-1, port http"), "{text}");
+    assert!(text.contains("one of 2"), "{text}");
+}
+
+#[test]
+fn what_is_no_services_ends_at_the_first_question_that_tells() {
+    let host = host();
+    let foreign = ask(&host, "192.0.2.77:80", None);
+    assert_eq!(verdicts(&foreign), ["not_service", "not_service"]);
+    assert_eq!((steps(&foreign, 0), steps(&foreign, 1)), (vec!["frontend"], vec!["vip_filter"]));
+    let other_port = ask(&host, "10.96.0.10:81", None);
+    assert_eq!(verdicts(&other_port), ["not_service", "not_service"]);
+    assert_eq!(steps(&other_port, 1), ["vip_filter", "frontend"]);
+    assert!(show::text(&other_port).contains("10.96.0.10:81/tcp is no Service's"));
+}
+
+#[test]
+fn a_service_without_endpoints_is_refused_by_both_engines() {
+    let host = host();
+    let rejected = ask(&host, "10.96.0.11:80", None);
+    assert_eq!(verdicts(&rejected), ["no_backend", "no_backend"]);
+    assert!(rejected.service.is_some());
+    assert!(show::text(&rejected).contains("ECONNREFUSED"));
+    let id = rejected.service.unwrap().id;
+    host.0.set_empty(id, Scope::Cluster, SetWord::DROP);
+    let dropped = ask(&host, "10.96.0.11:80", None);
+    assert_eq!(verdicts(&dropped), ["no_local_backend", "no_local_backend"]);
+}
+
+#[test]
+fn ipv6_and_udp_are_explained_alike() {
+    let explanation = ask(&host(), &format!("{VIP6}/udp"), Some("fd00::9"));
+    assert_eq!(verdicts(&explanation), ["translated", "translated"]);
+    assert!(explanation.decisions.iter().all(|d| d.to == Some(at("[fd00::2]:53"))));
+    assert_eq!(ask(&host(), VIP6, None).service, None, "TCP at this address is no Service's");
+}
+
+#[test]
+fn a_client_that_is_its_own_backend_gets_its_packets_back_with_the_vip_as_source() {
+    let explanation = ask(&host(), VIP, Some("10.244.0.2:40000"));
+    let packet = &explanation.decisions[1];
+    assert_eq!((packet.verdict, packet.to), ("reflected", Some(at("10.244.0.2:8080"))));
+    assert_eq!(packet.from, Some(at("10.96.0.10:40000")));
+}
+
+#[test]
+fn the_record_of_a_flow_decides_and_stays_as_it_is() {
+    let host = host();
+    // The second backend, which no explanation would choose.
+    host.0.push_random(u32::MAX);
+    assert_eq!(send(&host, "10.244.0.9:40000", VIP, tcp::SYN), Verdict::Translated);
+    assert_eq!(send(&host, "10.244.0.9:40000", VIP, tcp::ACK), Verdict::Translated);
+    let before = host.0.flows::<V4>(FlowTable::Main);
+    assert_eq!(before.len(), 2);
+    host.0.advance(5);
+
+    let explanation = ask(&host, VIP, Some("10.244.0.9:40000"));
+    let [_, known, _] = &explanation.decisions[..] else { panic!("{explanation:?}") };
+    assert_eq!((known.verdict, known.to), ("translated", Some(at("10.244.1.2:8080"))));
+    assert_eq!(known.steps.iter().filter(|step| step.step == "flow").count(), 1);
+
+    let other = ask(&host, VIP, Some("10.244.0.9:40001"));
+    assert_eq!(other.decisions.len(), 2, "no record, no established connection to explain");
+
+    let mut after = host.0.flows::<V4>(FlowTable::Main);
+    let order = |flows: &mut Vec<(FlowKey<V4>, Flow<V4>)>| flows.sort_by_key(|(_, f)| f.tag);
+    let mut before = before;
+    order(&mut before);
+    order(&mut after);
+    assert_eq!(before, after, "explaining changes nothing");
+    assert!(host.0.flows::<V4>(FlowTable::HalfOpen).is_empty());
+    assert!(host.0.flows::<V6>(FlowTable::Main).is_empty());
+}
+
+#[test]
+fn sctp_is_the_packet_engines_alone() {
+    let host = host();
+    host.0.add_service_port(proto::SCTP, &[at("10.96.0.12:7")], &[at("10.244.0.2:8")]);
+    let explanation = ask(&host, "10.96.0.12:7/sctp", None);
+    assert_eq!(verdicts(&explanation), ["unsupported", "sctp_port"]);
+}
+
+#[test]
+fn addresses_are_read_as_people_write_them() {
+    assert_eq!(destination("10.96.0.10:80"), Ok((at(VIP), proto::TCP)));
+    assert_eq!(destination("10.96.0.10:53/UDP"), Ok((at("10.96.0.10:53"), proto::UDP)));
+    assert_eq!(destination("[::ffff:10.96.0.10]:80/tcp"), Ok((at(VIP), proto::TCP)));
+    for bad in ["", "10.96.0.10", "web:80", "fd00::1:80/x", "10.96.0.10:0", "10.96.0.10:80/icmp"] {
+        assert!(destination(bad).is_err(), "{bad}");
+    }
+    let ip = at(VIP).ip();
+    assert_eq!(client("10.96.0.10"), Ok(Client { ip, port: None }));
+    assert_eq!(client("10.96.0.10:7"), Ok(Client { ip, port: Some(7) }));
+    let v6 = at("[fd00::1]:7").ip();
+    for (text, port) in [("fd00::1", None), ("[fd00::1]", None), ("[fd00::1]:7", Some(7))] {
+        assert_eq!(client(text), Ok(Client { ip: v6, port }), "{text}");
+    }
+    for bad in ["", "x", "10.0.0.1:0", "[10.0.0.1"] {
+        assert!(client(bad).is_err(), "{bad}");
+    }
+}

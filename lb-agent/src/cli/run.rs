@@ -1,0 +1,325 @@
+//! `lb-agent run`: the agent.
+
+use std::env;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use lb_agent::datapath::roles::Overrides;
+use lb_agent::datapath::{BpfDatapath, Config, Sizes, interfaces};
+use lb_agent::plan::Capacity;
+use lb_agent::source::{self, ApiServer, Manifests};
+use lb_agent::sync::{Inputs, Sync};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tracing_subscriber::EnvFilter;
+
+use super::args::{self, NodeArgs};
+use super::cgroup;
+use super::error::{Error, Exit};
+use super::lacking;
+
+/// Run the agent: keep what is programmed equal to the cluster's Services and EndpointSlices
+///
+/// Programs, links and maps are pinned and outlive it: when it ends or is killed, traffic goes on,
+/// new connections included; when it starts again, it takes over what is there.
+/// Logs go to standard error, filtered by the variable `RUST_LOG`; the line `synced` tells that all is in force.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes:
+  0  ended by SIGTERM or SIGINT; everything stays in force
+  1  failed
+  2  the arguments make no sense")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Name of this node's Node object [default: the host name in lower case]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = args::node_name)]
+    #[arg(help_heading = "Node")]
+    node_name: Option<String>,
+    /// Roles of interfaces where they are not as found: name=pod-port|uplink|overlay|ignored,…
+    #[arg(long, value_name = "NAME=ROLE,…", help_heading = "Node")]
+    interfaces: Option<Overrides>,
+    #[command(flatten)]
+    sizes: SizeArgs,
+    /// How to write logs
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+/// Where Services come from; without either flag, the API server of the cluster that this runs in.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Where Services come from [default: the API server of this cluster]")]
+struct SourceArgs {
+    /// File or folder of manifests, YAML or JSON, watched for changes
+    ///
+    /// As `kubectl get services,endpointslices,nodes -A -o json` prints them.
+    #[arg(long, value_name = "PATH", value_parser = existing, conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+    /// File that tells how to reach an API server
+    #[arg(long, value_name = "PATH", value_parser = existing)]
+    kubeconfig: Option<PathBuf>,
+}
+
+/// Sizes of maps. Pinned maps keep theirs: other sizes take effect after `lb-agent cleanup`.
+#[derive(Args, Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "the names of flags")]
+#[command(next_help_heading = "Sizes of maps, fixed until `lb-agent cleanup`")]
+struct SizeArgs {
+    /// Service ports: one for each port and IP family of a Service
+    #[arg(long, value_name = "N", default_value_t = tables().service_ports)]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
+    max_service_ports: u32,
+    /// Frontends, for each IP family
+    #[arg(long, value_name = "N", default_value_t = tables().frontends)]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 22))]
+    max_frontends: u32,
+    /// Backends: endpoints, for each service port that they serve
+    #[arg(long, value_name = "N", default_value_t = tables().backends)]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 24))]
+    max_backends: u32,
+    /// Slots: the sum of the sizes of all sets, and as much again for changes
+    #[arg(long, value_name = "N", default_value_t = tables().slots)]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 26))]
+    max_slots: u32,
+    /// Flow records of the packet engine, two for each connection, for each IP family
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().flows)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
+    max_flows: u32,
+    /// Records of TCP flows that the client has not answered yet, for each IP family
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().half_open)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
+    max_half_open_flows: u32,
+    /// Peers of unconnected UDP sockets, two for each socket and VIP
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().socket_peers)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
+    max_socket_peers: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Changes of interfaces that wait at most.
+const CHANGES: usize = 256;
+
+pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
+    let started = Instant::now();
+    let node = &arguments.node;
+    let node_name = arguments.node_name()?;
+    arguments.source.check()?;
+    let cgroup = node.cgroup()?;
+    start_logs(arguments.log_format);
+    node.enter()?;
+    let config = Config { bpffs: node.bpffs.clone(), cgroup, sizes: arguments.sizes.sizes() };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node_name,
+        netns = ?node.netns,
+        cgroup = %config.cgroup.display(),
+        bpffs = %config.bpffs.display(),
+        source = %arguments.source.display(),
+        interfaces = ?arguments.interfaces,
+        sizes = ?config.sizes,
+        "starting"
+    );
+    if !node.names_cgroup() && !cgroup::is_machine_root(&config.cgroup) {
+        tracing::info!(
+            cgroup = %config.cgroup.display(),
+            "this is the root cgroup only as seen from here; processes outside of it are served \
+             by the packet engine alone"
+        );
+    }
+    for lacking in lacking::capabilities(None) {
+        tracing::warn!(lacking = lacking.what, costs = lacking.costs, "a capability is missing");
+    }
+    runtime()?.block_on(agent(arguments, &node_name, &config, started))?;
+    Ok(Exit::Success)
+}
+
+async fn agent(
+    arguments: &Arguments,
+    node_name: &str,
+    config: &Config,
+    started: Instant,
+) -> Result<(), Error> {
+    // Before anything that takes long: who asks to stop is heard from now on.
+    let shutdown = shutdown()?;
+    let datapath = BpfDatapath::open(config)?;
+    for lacking in lb_agent::datapath::Datapath::lacking(&datapath) {
+        let (hook, costs, error) = (lacking.hook, lacking.costs, &lacking.error);
+        tracing::warn!(hook, %error, costs, "a hook is missing");
+    }
+    // What maps have, which need not be what was asked for.
+    let capacity = datapath.maps().capacity()?;
+    let sync = Sync::new(datapath, capacity)?.started_at(started);
+    let (source, source_task) = if let Some(path) = &arguments.source.manifests {
+        source::start(Manifests::new(path), node_name)
+    } else {
+        let kubeconfig = arguments.source.kubeconfig.clone();
+        source::start(ApiServer::new(kubeconfig, node_name), node_name)
+    };
+    let (changes, interfaces) = mpsc::channel(CHANGES);
+    let overrides = arguments.interfaces.clone().unwrap_or_default();
+    tokio::spawn(interfaces::watch(overrides, changes));
+    sync.run(Inputs { source, interfaces, shutdown }).await?;
+    if source_task.is_finished()
+        && let Ok(result) = source_task.await
+    {
+        result?;
+    }
+    Ok(())
+}
+
+/// Ready when SIGTERM or SIGINT arrives.
+fn shutdown() -> Result<oneshot::Receiver<()>, Error> {
+    let listen = |kind| signal(kind).map_err(Error::system("listen for signals"));
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if tell.send(()).is_err() {
+            tracing::debug!("asked to stop after the loop has ended");
+        }
+    });
+    Ok(told)
+}
+
+/// One thread: a node's agent waits nearly always, and its work is in order. What blocks has
+/// threads of its own.
+pub(super) fn runtime() -> Result<Runtime, Error> {
+    Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .map_err(Error::system("start the event loop"))
+}
+
+fn start_logs(format: LogFormat) {
+    let filter =
+        EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+}
+
+fn tables() -> Capacity {
+    Capacity::default()
+}
+
+fn existing(text: &str) -> Result<PathBuf, String> {
+    match std::fs::metadata(text) {
+        Ok(_) => Ok(PathBuf::from(text)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Arguments {
+    fn node_name(&self) -> Result<String, Error> {
+        if let Some(name) = &self.node_name {
+            return Ok(name.clone());
+        }
+        let name = args::host_name().map_err(Error::system("read the host name"))?;
+        args::node_name(&name).map_err(|reason| {
+            Error::flag("--node-name", format!("the host name `{name}` cannot be it: {reason}"))
+        })
+    }
+}
+
+impl SourceArgs {
+    /// In a pod, the kubelet sets this variable.
+    fn check(&self) -> Result<(), Error> {
+        let given = self.manifests.is_some() || self.kubeconfig.is_some();
+        if given || env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+            return Ok(());
+        }
+        Err(Error::flag(
+            "--manifests or --kubeconfig",
+            "one of them is needed outside of a cluster (KUBERNETES_SERVICE_HOST is not set)",
+        ))
+    }
+
+    fn display(&self) -> String {
+        match (&self.manifests, &self.kubeconfig) {
+            (Some(path), _) => format!("manifests at {}", path.display()),
+            (None, Some(path)) => format!("the API server of {}", path.display()),
+            (None, None) => "the API server of this cluster".to_owned(),
+        }
+    }
+}
+
+impl SizeArgs {
+    fn sizes(self) -> Sizes {
+        Sizes {
+            tables: Capacity {
+                service_ports: self.max_service_ports,
+                backends: self.max_backends,
+                slots: self.max_slots,
+                frontends: self.max_frontends,
+            },
+            flows: self.max_flows,
+            half_open: self.max_half_open_flows,
+            socket_peers: self.max_socket_peers,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser as _;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["lb-agent", "run"], args].concat())
+    }
+
+    #[test]
+    fn an_impossible_value_is_refused_with_the_name_of_its_flag() {
+        for (flag, value) in [
+            ("--netns", "relative"),
+            ("--cgroup", "relative"),
+            ("--bpffs", "/"),
+            ("--node-name", "Not_A_Node"),
+            ("--interfaces", "eth0=router"),
+            ("--manifests", "/no/such/file"),
+            ("--kubeconfig", "/no/such/file"),
+            ("--max-service-ports", "0"),
+            ("--max-frontends", "-1"),
+            ("--max-backends", "many"),
+            ("--max-slots", "99999999999"),
+            ("--max-flows", "1"),
+            ("--max-half-open-flows", "1"),
+            ("--max-socket-peers", "1"),
+            ("--log-format", "xml"),
+        ] {
+            let error = parse(&[&format!("{flag}={value}")]).unwrap_err().to_string();
+            assert!(error.contains(flag), "{error}");
+        }
+        let both = parse(&["--manifests", "/", "--kubeconfig", "/"]).unwrap_err().to_string();
+        assert!(both.contains("--manifests") && both.contains("--kubeconfig"), "{both}");
+    }
+
+    #[test]
+    fn sizes_are_what_the_datapath_makes_unless_told_otherwise() {
+        let sizes = |args: &[&str]| match parse(args).unwrap().command {
+            crate::cli::Command::Run(arguments) => arguments.sizes.sizes(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(sizes(&[]), Sizes::default());
+        let changed = sizes(&["--max-backends", "4096", "--max-flows", "2048"]);
+        assert_eq!((changed.tables.backends, changed.flows), (4096, 2048));
+        assert_eq!(changed.socket_peers, Sizes::default().socket_peers);
+    }
+}

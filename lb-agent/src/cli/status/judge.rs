@@ -1,0 +1,224 @@
+//! What of a status is a problem, and how bad is it?
+
+use super::{Hook, InterfaceStatus, Status};
+use crate::cli::error::Exit;
+use crate::cli::self_test::Seen;
+
+/// Fills in problems and health; tells the exit code.
+pub(super) fn judge(status: &mut Status) -> Exit {
+    status.problems = problems(status);
+    let (health, exit) = if !status.agent.running {
+        ("not_running", Exit::NotRunning)
+    } else if status.problems.is_empty() {
+        ("healthy", Exit::Success)
+    } else {
+        ("degraded", Exit::Degraded)
+    };
+    status.health = health;
+    exit
+}
+
+fn problems(status: &Status) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !status.agent.running {
+        problems.push(
+            "no agent runs: traffic goes on as programmed, and changes are not followed; \
+             start `lb-agent run`"
+                .to_owned(),
+        );
+    }
+    if !status.sync.synced {
+        problems.push(
+            "the first complete list is not programmed yet: what an earlier run programmed, \
+             if there was one, is in force"
+                .to_owned(),
+        );
+    }
+    for hook in &status.socket_hooks {
+        if let Some(problem) = missing(hook) {
+            let costs = hook.costs.unwrap_or("the socket engine serves nobody by this call");
+            problems.push(format!("{}: {problem}: {costs}", hook.program));
+        }
+    }
+    problems.extend(self_test(status));
+    for interface in &status.interfaces {
+        problems.extend(on_interface(interface));
+    }
+    for lacking in &status.lacking {
+        problems.push(format!("{} is missing: {}", lacking.what, lacking.costs));
+    }
+    for map in &status.maps {
+        if let Some(flag) = map.flag
+            && map.used >= map.max
+        {
+            problems.push(format!(
+                "{} is full ({} of {}): raise {flag}, after `lb-agent cleanup`",
+                map.map, map.used, map.max
+            ));
+        }
+    }
+    problems
+}
+
+fn missing(hook: &Hook) -> Option<String> {
+    match &hook.error {
+        Some(error) => Some(format!("what runs there cannot be told ({error})")),
+        None if hook.runs => None,
+        None => Some("does not run".to_owned()),
+    }
+}
+
+fn self_test(status: &Status) -> Vec<String> {
+    let test = &status.self_test;
+    if let Some(error) = &test.error {
+        return vec![format!("the self-test could not be made: {error}")];
+    }
+    let families = [("IPv4", test.ipv4), ("IPv6", test.ipv6)];
+    let each = families.into_iter().filter_map(|(family, seen)| match seen? {
+        Seen::Works | Seen::NoFamily => None,
+        Seen::NotRefused => Some(format!(
+            "self-test: the socket engine does not act on {family} sockets of processes below {}",
+            status.cgroup
+        )),
+        Seen::EverythingRefused => Some(format!(
+            "self-test: somebody refuses {family} connections below {} to any address, so that \
+             nothing can be told",
+            status.cgroup
+        )),
+    });
+    each.collect()
+}
+
+fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
+    let name = &interface.name;
+    let mut problems = Vec::new();
+    for hook in &interface.hooks {
+        if let Some(problem) = missing(hook) {
+            problems.push(format!(
+                "{name}: {} {problem}: sockets outside of the node's cgroup are not served there",
+                hook.program
+            ));
+            continue;
+        }
+        let before: Vec<String> = hook
+            .order
+            .iter()
+            .take_while(|program| !program.ours)
+            .map(|program| format!("{} (id {})", program.name, program.id))
+            .collect();
+        if !before.is_empty() {
+            problems.push(format!(
+                "{name}: {} runs before {} and may end the chain, which would leave packets \
+                 untranslated",
+                before.join(", "),
+                hook.program
+            ));
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Agent, MapFill, Program, Sync};
+    use super::*;
+    use crate::cli::lacking::Lacking;
+    use crate::cli::self_test::SelfTest;
+
+    fn hook(program: &'static str, order: &[&str]) -> Hook {
+        Hook {
+            program,
+            runs: order.contains(&"ours"),
+            order: (1..)
+                .zip(order)
+                .map(|(id, name)| Program { id, name: (*name).into(), ours: *name == "ours" })
+                .collect(),
+            error: None,
+            costs: None,
+        }
+    }
+
+    fn healthy() -> Status {
+        Status {
+            health: "",
+            problems: Vec::new(),
+            cgroup: "/cg".into(),
+            machine_root: true,
+            bpffs: "/b".into(),
+            agent: Agent { running: true, pid: Some(7) },
+            sync: Sync {
+                synced: true,
+                commits: 1,
+                last_commit_age_s: Some(0),
+                source_seen_age_s: Some(0),
+                skipped_objects: 1,
+                conflicts: 1,
+            },
+            self_test: SelfTest {
+                ipv4: Some(Seen::Works),
+                ipv6: Some(Seen::NoFamily),
+                error: None,
+            },
+            socket_hooks: vec![hook("connect4", &["other", "ours"])],
+            interfaces: vec![InterfaceStatus {
+                name: "veth0".into(),
+                index: 3,
+                role: "pod-port".into(),
+                hooks: vec![hook("tc_egress", &["ours"]), hook("tc_ingress", &["ours", "other"])],
+            }],
+            lacking: Vec::new(),
+            maps: vec![MapFill { map: "FLOWS4", used: 8, max: 8, flag: None }],
+            counters: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn healthy_is_when_nothing_is_wrong() {
+        let mut status = healthy();
+        assert_eq!(judge(&mut status), Exit::Success, "{:?}", status.problems);
+        assert_eq!(status.health, "healthy");
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_is_told() {
+        type Change = fn(&mut Status);
+        let changes: [(Change, &str); 9] = [
+            (|s| s.sync.synced = false, "not programmed yet"),
+            (|s| s.socket_hooks[0] = hook("connect4", &["other"]), "connect4: does not run"),
+            (|s| s.socket_hooks[0].error = Some("EPERM".into()), "connect4: what runs there"),
+            (|s| s.self_test.ipv6 = Some(Seen::NotRefused), "does not act on IPv6"),
+            (|s| s.self_test.ipv4 = Some(Seen::EverythingRefused), "refuses IPv4"),
+            (|s| s.self_test.error = Some("x".into()), "could not be made: x"),
+            (
+                |s| s.interfaces[0].hooks[1] = hook("tc_ingress", &["policy", "ours"]),
+                "veth0: policy (id 1) runs before tc_ingress",
+            ),
+            (|s| s.interfaces[0].hooks[0] = hook("tc_egress", &[]), "tc_egress does not run"),
+            (
+                |s| {
+                    let full = MapFill { map: "B", used: 8, max: 8, flag: Some("--max-b") };
+                    s.maps.push(full);
+                },
+                "B is full (8 of 8): raise --max-b",
+            ),
+        ];
+        for (change, expected) in changes {
+            let mut status = healthy();
+            change(&mut status);
+            assert_eq!(judge(&mut status), Exit::Degraded, "{expected}");
+            let [problem] = &status.problems[..] else { panic!("{:?}", status.problems) };
+            assert!(problem.contains(expected), "{problem}");
+        }
+        let mut status = healthy();
+        status.lacking.push(Lacking { what: "CAP_X", costs: "all" });
+        assert_eq!(judge(&mut status), Exit::Degraded);
+    }
+
+    #[test]
+    fn without_an_agent_it_is_not_running_whatever_else_is_fine() {
+        let mut status = healthy();
+        status.agent.running = false;
+        assert_eq!(judge(&mut status), Exit::NotRunning);
+        assert_eq!((status.health, status.problems.len()), ("not_running", 1));
+    }
+}

@@ -1,0 +1,228 @@
+//! `lb-agent status`: is this node served, by what, and what is missing?
+//!
+//! Everything is asked of the kernel or read from what is pinned; the agent is not asked.
+
+mod judge;
+mod show;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use lb_agent::datapath::inspect::{Fill, Inspector};
+use lb_agent::datapath::roles::{Overrides, Role};
+use lb_agent::datapath::status::{self, HookStatus};
+use lb_agent::datapath::{Interface, interfaces};
+use lb_common::abi::MetaWord;
+use serde::Serialize;
+
+use super::args::NodeArgs;
+use super::cgroup;
+use super::error::{Error, Exit};
+use super::lacking::{self, Lacking};
+use super::output::{OutputArgs, note};
+use super::run::runtime;
+use super::self_test::{self, SelfTest};
+
+/// Show what is attached where, what is missing, how full the maps are, and counters
+///
+/// Asks the kernel, and connects a socket in a temporary cgroup below the node's to see whether the
+/// socket engine acts on it; no packet is sent.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes:
+  0  healthy
+  1  failed
+  2  the arguments make no sense
+  3  degraded: in force, but something is missing, which is listed
+  4  no agent runs, or nothing is in force here")]
+pub(super) struct Arguments {
+    /// Roles of interfaces, as given to `run`: name=pod-port|uplink|overlay|ignored,…
+    #[arg(long, value_name = "NAME=ROLE,…")]
+    interfaces: Option<Overrides>,
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    /// `healthy`, `degraded` or `not_running`.
+    health: &'static str,
+    /// What is wrong, each in a sentence.
+    problems: Vec<String>,
+    cgroup: String,
+    /// Whether that is the root of the whole machine.
+    machine_root: bool,
+    bpffs: String,
+    agent: Agent,
+    sync: Sync,
+    self_test: SelfTest,
+    socket_hooks: Vec<Hook>,
+    interfaces: Vec<InterfaceStatus>,
+    lacking: Vec<Lacking>,
+    maps: Vec<MapFill>,
+    counters: Vec<CounterValue>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Agent {
+    running: bool,
+    /// Of the one that runs, or ran last.
+    pid: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Sync {
+    /// The first complete list was programmed.
+    synced: bool,
+    commits: u64,
+    last_commit_age_s: Option<u64>,
+    /// Since the source last answered.
+    source_seen_age_s: Option<u64>,
+    skipped_objects: u64,
+    conflicts: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Hook {
+    /// Our program.
+    program: &'static str,
+    /// Whether it runs, as the kernel tells.
+    runs: bool,
+    /// All programs at this hook, in the order in which they run.
+    order: Vec<Program>,
+    error: Option<String>,
+    /// What is lost where it does not run.
+    costs: Option<&'static str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Program {
+    id: u32,
+    name: String,
+    ours: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct InterfaceStatus {
+    name: String,
+    index: u32,
+    role: String,
+    /// Egress and ingress, where programs belong on it.
+    hooks: Vec<Hook>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct MapFill {
+    map: &'static str,
+    used: u64,
+    max: u64,
+    /// What to raise when it is full.
+    flag: Option<&'static str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct CounterValue {
+    name: &'static str,
+    value: u64,
+    help: &'static str,
+}
+
+pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
+    let node = &arguments.node;
+    node.enter()?;
+    let folder = node.folder();
+    let Some(inspector) = Inspector::open(&folder)? else {
+        for lacking in lacking::capabilities(None) {
+            note(&format!("{} is missing: {}", lacking.what, lacking.costs));
+        }
+        return Err(Error::NotLoaded(folder));
+    };
+    let cgroup = node.cgroup()?;
+    let meta = inspector.maps().meta();
+    let last_pid = word(&meta, MetaWord::AgentPid).and_then(|pid| u32::try_from(pid).ok());
+    let holder = lacking::lock_holder(&folder);
+    let agent = Agent { running: holder.is_some(), pid: holder.or(last_pid) };
+    let overrides = arguments.interfaces.clone().unwrap_or_default();
+    let found = runtime()?.block_on(interfaces::list(&overrides))?;
+    let mut status = Status {
+        health: "healthy",
+        problems: Vec::new(),
+        machine_root: cgroup::is_machine_root(&cgroup),
+        bpffs: node.bpffs.display().to_string(),
+        sync: sync(&meta),
+        self_test: self_test::run(&cgroup),
+        socket_hooks: hooks(status::socket_hooks(&node.bpffs, &cgroup)?),
+        interfaces: found.iter().map(|interface| one_interface(node, interface)).collect(),
+        lacking: lacking::capabilities(holder),
+        maps: inspector.fill()?.iter().map(fill).collect(),
+        counters: inspector
+            .counters()?
+            .into_iter()
+            .map(|(counter, value)| CounterValue {
+                name: counter.name(),
+                value,
+                help: counter.help().trim(),
+            })
+            .collect(),
+        cgroup: cgroup.display().to_string(),
+        agent,
+    };
+    let exit = judge::judge(&mut status);
+    arguments.output.write(&status, show::text)?;
+    Ok(exit)
+}
+
+fn word(meta: &[u64], word: MetaWord) -> Option<u64> {
+    meta.get(word as usize).copied().filter(|&value| value != 0)
+}
+
+fn sync(meta: &[u64]) -> Sync {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let age = |of| word(meta, of).map(|then| now.saturating_sub(then) / 1000);
+    let count = |of| word(meta, of).unwrap_or(0);
+    Sync {
+        synced: word(meta, MetaWord::Synced).is_some(),
+        commits: count(MetaWord::Commits),
+        last_commit_age_s: age(MetaWord::LastCommitMs),
+        source_seen_age_s: age(MetaWord::SourceSeenMs),
+        skipped_objects: count(MetaWord::SkippedObjects),
+        conflicts: count(MetaWord::Conflicts),
+    }
+}
+
+fn one_interface(node: &NodeArgs, interface: &Interface) -> InterfaceStatus {
+    let Interface { index, name, role, ethernet } = interface;
+    let hooks = match role {
+        Role::PodPort => hooks(status::interface_hooks(&node.bpffs, *index, name, *ethernet)),
+        Role::Uplink | Role::Overlay | Role::Ignored(_) => Vec::new(),
+    };
+    InterfaceStatus { name: name.clone(), index: *index, role: role.to_string(), hooks }
+}
+
+fn hooks(found: Vec<HookStatus>) -> Vec<Hook> {
+    let each = found.into_iter().map(|hook| Hook {
+        program: hook.name,
+        runs: hook.ours.is_some(),
+        order: hook
+            .programs
+            .into_iter()
+            .enumerate()
+            .map(|(at, program)| Program {
+                id: program.id,
+                name: program.name,
+                ours: hook.ours == Some(at),
+            })
+            .collect(),
+        error: hook.error,
+        costs: hook.costs,
+    });
+    each.collect()
+}
+
+fn fill(fill: &Fill) -> MapFill {
+    let &Fill { map, used, max, flag } = fill;
+    MapFill { map, used, max, flag }
+}

@@ -1,0 +1,142 @@
+//! What is programmed, as tables and JSON show it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use lb_agent::model::PortKey;
+use lb_agent::plan::{self, PortRow, SetRow, Snapshot, name};
+use lb_common::abi::{BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, proto};
+use serde::Serialize;
+
+/// A frontend with everything behind it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Frontend {
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) protocol: &'static str,
+    /// `namespace/name` of the Service.
+    pub(super) service: String,
+    /// Name of the Service's port; empty for an unnamed one.
+    pub(super) port_name: String,
+    /// Id of the service port.
+    pub(super) service_port: u32,
+    #[serde(flatten)]
+    pub(super) facts: Facts,
+    pub(super) cluster: Set,
+    pub(super) local: Set,
+    pub(super) backends: Vec<Backend>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Facts {
+    /// `Cluster` or `Local`.
+    pub(super) internal_traffic_policy: &'static str,
+    pub(super) session_affinity_timeout_s: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Set {
+    pub(super) backends: usize,
+    /// What happens to new connections when there is no backend.
+    pub(super) when_empty: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Backend {
+    pub(super) id: BackendId,
+    pub(super) generation: u32,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) states: Vec<&'static str>,
+}
+
+/// All frontends, by Service.
+pub(super) fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
+    let mut backends: BTreeMap<u32, Vec<Backend>> = BTreeMap::new();
+    for (id, found) in &snapshot.backends {
+        if let Some(shown) = backend(*id, found) {
+            backends.entry(found.service_port).or_default().push(shown);
+        }
+    }
+    let mut all: Vec<Frontend> = Vec::with_capacity(snapshot.frontends.len());
+    for (key, word) in &snapshot.frontends {
+        // The word of another key: no reader follows it.
+        let Some(id) = key.id_in(*word) else { continue };
+        let none = PortRow { id, ..PortRow::default() };
+        let row = snapshot.port(id).unwrap_or(&none);
+        let (service, port_name) = service(&row.name);
+        let [cluster, local] = [set(&row.sets[0]), set(&row.sets[1])];
+        all.push(Frontend {
+            address: key.addr(),
+            port: key.port(),
+            protocol: protocol(key.proto()),
+            service,
+            port_name,
+            service_port: id,
+            facts: facts(row.facts),
+            cluster,
+            local,
+            backends: backends.get(&id).cloned().unwrap_or_default(),
+        });
+    }
+    all.sort_by(|a, b| {
+        let order = |f: &Frontend| (f.service.clone(), f.port_name.clone(), f.address, f.port);
+        order(a).cmp(&order(b)).then(a.protocol.cmp(b.protocol))
+    });
+    all
+}
+
+/// A backend, if the element is in use.
+pub(super) fn backend(id: BackendId, found: &lb_common::abi::Backend) -> Option<Backend> {
+    let word = BackendWord(found.word);
+    word.has(BackendFlags::PRESENT).then(|| Backend {
+        id,
+        generation: word.generation(),
+        address: plan::address(&found.addr, word.has(BackendFlags::IPV6)),
+        port: u16::from_be(word.port()),
+        states: states(word),
+    })
+}
+
+fn states(word: BackendWord) -> Vec<&'static str> {
+    let all = [
+        (BackendFlags::READY, "ready"),
+        (BackendFlags::SERVING, "serving"),
+        (BackendFlags::TERMINATING, "terminating"),
+        (BackendFlags::LOCAL, "local"),
+    ];
+    all.iter().filter(|(flag, _)| word.has(*flag)).map(|(_, name)| *name).collect()
+}
+
+/// Service and port name from an element of `NAMES`; the whole text where it is none.
+pub(super) fn service(name: &str) -> (String, String) {
+    match name::decode(name) {
+        Some(PortKey { namespace, service, port, .. }) => {
+            (format!("{namespace}/{service}"), port.to_string())
+        }
+        None => (name.to_owned(), String::new()),
+    }
+}
+
+pub(super) fn facts(facts: FactsWord) -> Facts {
+    let has = |flag| facts.flags() & flag != 0;
+    Facts {
+        internal_traffic_policy: if has(FactsFlags::INTERNAL_LOCAL) { "Local" } else { "Cluster" },
+        session_affinity_timeout_s: has(FactsFlags::AFFINITY).then(|| facts.affinity_timeout_s()),
+    }
+}
+
+fn set(row: &SetRow) -> Set {
+    let when_empty = if row.word.drops_when_empty() { "drop" } else { "reject" };
+    Set { backends: row.ids.len(), when_empty }
+}
+
+/// The name of an IP protocol number that Services know.
+pub(super) fn protocol(number: u8) -> &'static str {
+    match number {
+        proto::TCP => "tcp",
+        proto::UDP => "udp",
+        proto::SCTP => "sctp",
+        _ => "?",
+    }
+}
