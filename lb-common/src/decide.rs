@@ -67,10 +67,10 @@ where
     T: FlowTables<N>,
     Ipv<N>: Header<N>,
 {
-    let mut parsed = Headers::<N>::empty();
-    if let Err(verdict) = headers(packet, l3, FlowKind::INGRESS, &mut parsed) {
-        return verdict;
-    }
+    let mut parsed = match headers(packet, l3, FlowKind::INGRESS) {
+        Ok(parsed) => parsed,
+        Err(verdict) => return verdict,
+    };
     if !tables.may_be_vip(&parsed.key.dst) {
         return Verdict::NotService;
     }
@@ -87,10 +87,10 @@ where
     T: FlowTables<N>,
     Ipv<N>: Header<N>,
 {
-    let mut parsed = Headers::<N>::empty();
-    if let Err(verdict) = headers(packet, l3, FlowKind::EGRESS, &mut parsed) {
-        return verdict;
-    }
+    let parsed = match headers(packet, l3, FlowKind::EGRESS) {
+        Ok(parsed) => parsed,
+        Err(verdict) => return verdict,
+    };
     returning(packet, tables, &parsed)
 }
 

@@ -57,14 +57,6 @@ pub mod tcp {
 }
 
 impl<const N: usize> Headers<N> {
-    /// Headers to be filled in by [`headers`].
-    #[inline(always)]
-    pub const fn empty() -> Self {
-        let key =
-            FlowKey { src: [0; N], dst: [0; N], sport: 0, dport: 0, proto: 0, kind: 0, pad: 0 };
-        Self { key, tcp_flags: 0, l3: 0, l4: 0 }
-    }
-
     /// Offset of the IP header.
     #[inline(always)]
     pub const fn l3(&self) -> usize {
@@ -246,8 +238,7 @@ pub fn headers<const N: usize, P: Packet>(
     packet: &P,
     l3: usize,
     kind: u8,
-    headers: &mut Headers<N>,
-) -> Result<(), Verdict>
+) -> Result<Headers<N>, Verdict>
 where
     Ipv<N>: Header<N>,
 {
@@ -262,22 +253,24 @@ where
     if transport.length < smallest || at > MAX_L4 {
         return Err(Verdict::Unparsed);
     }
-    if transport.proto == proto::TCP {
-        headers.tcp_flags = packet.u8(at.wrapping_add(13)).ok_or(Verdict::Unparsed)?;
-    }
+    let tcp_flags = if transport.proto == proto::TCP {
+        packet.u8(at.wrapping_add(13)).ok_or(Verdict::Unparsed)?
+    } else {
+        0
+    };
     let [ports] = packet.words(at).ok_or(Verdict::Unparsed)?;
+    let (sport, dport) = split_ports(ports);
     let addresses = l3.wrapping_add(Ipv::<N>::ADDRESSES);
-    let key = &mut headers.key;
     // Last, so that these words go from the packet to the stack and nowhere else.
-    key.src = packet.words(addresses).ok_or(Verdict::Unparsed)?;
-    key.dst = packet.words(addresses.wrapping_add(size_of::<Ip<N>>())).ok_or(Verdict::Unparsed)?;
-    (key.sport, key.dport) = split_ports(ports);
-    key.proto = transport.proto;
-    key.kind = kind;
-    // Both were compared above; `try_from` would leave a path that the verifier cannot rule out.
-    headers.l3 = (l3 & 0xff) as u8;
-    headers.l4 = (at & MAX_L4) as u16;
-    Ok(())
+    let src = packet.words(addresses).ok_or(Verdict::Unparsed)?;
+    let dst = packet.words(addresses.wrapping_add(size_of::<Ip<N>>())).ok_or(Verdict::Unparsed)?;
+    Ok(Headers {
+        key: FlowKey { src, dst, sport, dport, proto: transport.proto, kind, pad: 0 },
+        tcp_flags,
+        // Both were compared above; `try_from` would leave a path that the verifier cannot rule out.
+        l3: (l3 & 0xff) as u8,
+        l4: (at & MAX_L4) as u16,
+    })
 }
 
 /// Splits the word of both ports, each in network order.

@@ -46,9 +46,7 @@ fn parsed<const N: usize>(bytes: &mut [u8], l3: usize) -> Headers<N>
 where
     Ipv<N>: Header<N>,
 {
-    let mut found = Headers::empty();
-    headers(&SlicePacket(bytes), l3, FlowKind::INGRESS, &mut found).unwrap();
-    found
+    headers(&SlicePacket(bytes), l3, FlowKind::INGRESS).unwrap()
 }
 
 /// Rewrites a packet to another tuple and back; returns what it was in between.
