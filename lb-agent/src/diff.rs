@@ -50,6 +50,22 @@ pub enum Op {
     Meta(MetaWord, u64),
 }
 
+impl Op {
+    /// How many bytes it stores in shared memory; frontends go through system calls instead.
+    pub fn bytes_stored(&self) -> usize {
+        match self {
+            Self::Name(..) => NAME_LEN,
+            Self::Backend(..) => size_of::<Backend>(),
+            Self::BackendWord(..) => size_of::<BackendWord>(),
+            Self::Slots(_, ids) => size_of_val(ids.as_slice()),
+            Self::Set(..) => size_of::<SetWord>(),
+            Self::Facts(..) => size_of::<FactsWord>(),
+            Self::Meta(..) => size_of::<u64>(),
+            Self::FrontendDelete(_) | Self::FrontendPut(..) => 0,
+        }
+    }
+}
+
 /// The operations of a batch, in order.
 pub fn operations(batch: Batch) -> Vec<Op> {
     let mut names = Vec::new();

@@ -268,13 +268,16 @@ impl<D: Datapath> Sync<D> {
         self.log_plan(&batch.reports);
         let first = !std::mem::replace(&mut self.synced, true);
         if !batch.is_empty() || first {
-            self.apply(batch);
+            let bytes_stored = self.apply(batch);
+            let after = sys::calls();
             tracing::info!(
                 commit = self.counts.commits,
                 service_ports = self.planner.programmed(),
                 conflicts = self.planner.conflicts(),
                 unprogrammed = self.planner.failed(),
-                bpf_calls = sys::calls().bpf - calls.bpf,
+                bpf_calls = after.bpf - calls.bpf,
+                membarrier_calls = after.membarrier - calls.membarrier,
+                bytes_stored,
                 took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
                 "committed"
             );
@@ -327,7 +330,8 @@ impl<D: Datapath> Sync<D> {
         self.planner.plan(updates)
     }
 
-    fn apply(&mut self, batch: Batch) {
+    /// Applies a batch; returns how many bytes it stored in shared memory.
+    fn apply(&mut self, batch: Batch) -> usize {
         let mut ops = diff::operations(batch);
         self.counts.commits += 1;
         ops.extend([
@@ -338,6 +342,7 @@ impl<D: Datapath> Sync<D> {
             Op::Meta(MetaWord::Synced, 1),
         ]);
         self.run_ops(&ops);
+        ops.iter().map(Op::bytes_stored).sum()
     }
 
     /// Applies operations, and keeps those on frontends that failed until they succeed or newer

@@ -62,6 +62,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn split(&mut self) -> Result<(), Broken> {
+        tracing::debug!(path = %self.path.display(), "reading");
         let file = File::open(self.path).map_err(|error| Broken::read(0, &error))?;
         let mut file = BufReader::with_capacity(128 << 10, file);
         let begin = file.fill_buf().map_err(|error| Broken::read(0, &error))?;
