@@ -26,7 +26,8 @@ pub fn apply<const N: usize, P: Packet>(
         proto::TCP => packet.adjust_checksum(headers.l4().wrapping_add(16), &change)?,
         proto::UDP => packet.adjust_checksum(headers.l4().wrapping_add(6), &change)?,
         // SCTP's CRC32c covers no address, and its ports are kept (see `decide`).
-        _ => {}
+        _ if N == V4 => {}
+        _ => packet.note_change(addresses),
     }
     let addresses_at = if N == V4 {
         let at = headers.l3().wrapping_add(10);

@@ -35,6 +35,16 @@ pub fn root_or_skip(test: &str) -> bool {
     true
 }
 
+/// True when this process may load programs; otherwise says that `test` is skipped and what to do.
+#[must_use]
+pub fn bpf_or_skip(test: &str) -> bool {
+    if !sys::is_root() {
+        skip(test, "needs root to load programs; run `cargo xtask test`, which uses sudo");
+        return false;
+    }
+    true
+}
+
 /// The folder with etcd, kube-apiserver, kube-controller-manager and kubectl, or says that `test`
 /// is skipped.
 #[must_use]

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "bpf() reads and writes through addresses in its argument")]
 
 use std::{
-    ffi::c_int,
+    ffi::{CStr, c_int},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -14,6 +14,8 @@ use crate::sys;
 
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_TEST_RUN: c_int = 10;
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`
+const SUMMED: u32 = 1 << 2;
 /// Programs may grow a packet (XDP head room, encapsulation); the result must have room for it.
 const HEADROOM: usize = 4096;
 
@@ -47,6 +49,8 @@ pub enum Kind {
     SchedCls = 3,
     /// XDP.
     Xdp = 6,
+    /// A cgroup's making and freeing of sockets.
+    CgroupSock = 9,
     /// A cgroup's connect, sendmsg and so on.
     CgroupSockAddr = 18,
 }
@@ -56,8 +60,19 @@ pub fn once(program: BorrowedFd<'_>, data: &[u8]) -> Result<Output> {
     run(program, &Input { data, context: &[], repeat: 1 })
 }
 
+/// Runs a tc program once over a packet that carries a sum of all its bytes, as from a network card
+/// (`CHECKSUM_COMPLETE`). Fails with EBADMSG when the sum does not fit the packet afterwards, and
+/// with EINVAL below kernel 6.15.
+pub fn once_summed(program: BorrowedFd<'_>, data: &[u8]) -> Result<Output> {
+    run_flagged(program, &Input { data, context: &[], repeat: 1 }, SUMMED)
+}
+
 /// Runs a program.
 pub fn run(program: BorrowedFd<'_>, input: &Input<'_>) -> Result<Output> {
+    run_flagged(program, input, 0)
+}
+
+fn run_flagged(program: BorrowedFd<'_>, input: &Input<'_>, flags: u32) -> Result<Output> {
     let mut data = vec![0; input.data.len() + HEADROOM];
     let mut attr = TestRunAttr {
         prog_fd: program.as_raw_fd().cast_unsigned(),
@@ -68,6 +83,7 @@ pub fn run(program: BorrowedFd<'_>, input: &Input<'_>) -> Result<Output> {
         repeat: input.repeat,
         ctx_size_in: len(input.context)?,
         ctx_in: if input.context.is_empty() { 0 } else { address(input.context) },
+        flags,
         ..TestRunAttr::default()
     };
     // SAFETY: each address belongs to a slice of the length stated beside it that lives until the
@@ -89,14 +105,29 @@ pub fn load_empty(kind: Kind, verdict: i32, attach_type: u32) -> Result<OwnedFd>
 
 /// Loads a program of these instructions.
 pub(crate) fn load(kind: Kind, code: &[u64], attach_type: u32) -> Result<OwnedFd> {
-    let license = c"Apache-2.0";
-    let mut log = vec![0_u8; 4096];
+    load_logged(kind, code, attach_type, c"Apache-2.0", 1).map(|(program, _)| program)
+}
+
+/// Loads a program of these instructions, which may use what is for GPL programs only, and drops it
+/// again; returns the statistics that the verifier gives (`BPF_LOG_STATS`).
+pub fn verify(kind: Kind, code: &[u64], attach_type: u32) -> Result<String> {
+    load_logged(kind, code, attach_type, c"Dual MIT/GPL", 4).map(|(_, log)| log)
+}
+
+fn load_logged(
+    kind: Kind,
+    code: &[u64],
+    attach_type: u32,
+    license: &CStr,
+    log_level: u32,
+) -> Result<(OwnedFd, String)> {
+    let mut log = vec![0_u8; 1 << 16];
     let mut attr = LoadAttr {
         prog_type: kind as u32,
         insn_cnt: u32::try_from(code.len()).context("length of a program")?,
         insns: code.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        log_level: 1,
+        log_level,
         log_size: len(&log)?,
         log_buf: log.as_mut_ptr() as u64,
         expected_attach_type: attach_type,
@@ -104,11 +135,13 @@ pub(crate) fn load(kind: Kind, code: &[u64], attach_type: u32) -> Result<OwnedFd
     };
     // SAFETY: code, licence and log live until the call returns; the log is exclusively ours and as
     // long as stated.
-    unsafe { sys::bpf_open(BPF_PROG_LOAD, &mut attr) }.with_context(|| {
-        let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-        let log = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
-        format!("load a program of type {kind:?}: {}", log.trim())
-    })
+    let loaded = unsafe { sys::bpf_open(BPF_PROG_LOAD, &mut attr) };
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    let log = String::from_utf8_lossy(log.get(..end).unwrap_or_default()).trim().to_owned();
+    match loaded {
+        Ok(program) => Ok((program, log)),
+        Err(error) => Err(error).with_context(|| format!("load a program of type {kind:?}: {log}")),
+    }
 }
 
 /// `union bpf_attr` as `BPF_PROG_TEST_RUN` reads it (kernel 5.10: until `cpu`).

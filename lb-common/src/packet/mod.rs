@@ -24,6 +24,9 @@ pub trait Packet {
     /// Adjusts the transport checksum at `at` by two differences ([`crate::csum::Diff`]): of the
     /// addresses, which a partial checksum covers, and of the rest, which it does not.
     fn adjust_checksum(&mut self, at: usize, change: &ChecksumChange) -> Option<()>;
+    /// Notes a change that no checksum in the packet makes up for, by its difference: who keeps a
+    /// sum of all bytes adjusts it.
+    fn note_change(&mut self, _diff: u32) {}
 }
 
 /// What a rewrite does to a transport checksum.

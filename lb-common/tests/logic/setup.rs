@@ -11,106 +11,15 @@ use lb_common::{
     tables::FlowTable,
     verdict::Verdict,
 };
-use lb_testbed::packet::{self, Packet, TcpFlags, Upper};
-
-pub(crate) const SYN: TcpFlags = TcpFlags::SYN;
-pub(crate) const ACK: TcpFlags = TcpFlags::ACK;
-pub(crate) const RST: TcpFlags = TcpFlags::RST;
-pub(crate) const SYN_ACK: TcpFlags = TcpFlags(0x12);
-pub(crate) const FIN_ACK: TcpFlags = TcpFlags(0x11);
-
-/// Port of a client that has one.
-pub(crate) const SPORT: u16 = 40_000;
-/// Port of every VIP.
-pub(crate) const PORT: u16 = 80;
-/// Port of every backend.
-pub(crate) const TARGET: u16 = 8080;
-
-/// Addresses of one family.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Net {
-    pub(crate) client: &'static str,
-    pub(crate) vip: &'static str,
-    pub(crate) vip2: &'static str,
-    pub(crate) pod: &'static str,
-    pub(crate) pod2: &'static str,
-    pub(crate) foreign: &'static str,
-}
-
-pub(crate) const V4: Net = Net {
-    client: "10.244.1.10",
-    vip: "10.96.0.10",
-    vip2: "10.96.0.11",
-    pod: "10.244.2.20",
-    pod2: "10.244.3.30",
-    foreign: "192.0.2.1",
+use lb_testbed::packet::{self as built, Packet, TcpFlags, Upper};
+pub(crate) use lb_testbed::traffic::{
+    ACK, FIN_ACK, NETS, Net, PORT, Protocol, RST, SPORT, SYN, SYN_ACK, TARGET, V4, V6, at, packet,
+    readdressed,
 };
-
-pub(crate) const V6: Net = Net {
-    client: "fd00:10:244:1::a",
-    vip: "fd00:10:96::a",
-    vip2: "fd00:10:96::b",
-    pod: "fd00:10:244:2::14",
-    pod2: "fd00:10:244:3::1e",
-    foreign: "2001:db8::1",
-};
-
-pub(crate) const NETS: [Net; 2] = [V4, V6];
-
-/// TCP or UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    Tcp,
-    Udp,
-    Sctp,
-}
-
-impl Protocol {
-    pub(crate) const BOTH: [Self; 2] = [Self::Tcp, Self::Udp];
-
-    pub(crate) fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-            Self::Sctp => 132,
-        }
-    }
-}
-
-pub(crate) fn at(ip: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip.parse().unwrap(), port)
-}
-
-/// A packet; `flags` only count for TCP.
-pub(crate) fn packet(
-    protocol: Protocol,
-    from: SocketAddr,
-    to: SocketAddr,
-    flags: TcpFlags,
-) -> Packet {
-    let packet = Packet::new(from.ip(), to.ip()).payload(b"some payload of odd length.");
-    match protocol {
-        Protocol::Tcp => packet.tcp(from.port(), to.port(), flags),
-        Protocol::Udp => packet.udp(from.port(), to.port()),
-        Protocol::Sctp => packet.sctp(from.port(), to.port()),
-    }
-}
-
-/// The same packet between other addresses.
-pub(crate) fn readdressed(packet: &Packet, from: SocketAddr, to: SocketAddr) -> Packet {
-    let mut other = packet.clone();
-    (other.src, other.dst) = (from.ip(), to.ip());
-    if let Upper::Tcp { ports, .. } | Upper::Udp { ports, .. } | Upper::Sctp { ports, .. } =
-        &mut other.upper
-    {
-        *ports = [from.port(), to.port()];
-    }
-    other
-}
 
 /// Where the packet comes from and goes to.
 pub(crate) fn ends(bytes: &[u8]) -> (SocketAddr, SocketAddr) {
-    let parsed = packet::parse(bytes, packet::Link::Ethernet).unwrap();
+    let parsed = built::parse(bytes, built::Link::Ethernet).unwrap();
     let [sport, dport] = parsed.ports.unwrap();
     (SocketAddr::new(parsed.src, sport), SocketAddr::new(parsed.dst, dport))
 }
@@ -181,7 +90,7 @@ impl World {
     pub(crate) fn becomes(&self, hook: Hook, from: &Packet, to: &Packet) {
         let (verdict, bytes) = self.run(hook, &from.build(), Link::Ethernet);
         assert_eq!(verdict, Verdict::Translated);
-        let diff = packet::diff(&to.build(), &bytes, packet::Link::Ethernet);
+        let diff = built::diff(&to.build(), &bytes, built::Link::Ethernet);
         assert!(diff.is_empty(), "{diff}");
     }
 
@@ -190,7 +99,7 @@ impl World {
     pub(crate) fn sent_to(&self, packet: &Packet) -> SocketAddr {
         let (verdict, bytes) = self.ingress(packet);
         assert_eq!(verdict, Verdict::Translated);
-        packet::checksums_ok(&bytes, packet::Link::Ethernet).unwrap();
+        built::checksums_ok(&bytes, built::Link::Ethernet).unwrap();
         destination(&bytes)
     }
 

@@ -62,22 +62,27 @@ impl Skb {
         Some((byte >> (place & 7)) & 3)
     }
 
+    /// Adds a difference to the sum of the whole packet.
+    #[inline(always)]
+    fn add_to_sum(&self, diff: u32) {
+        // Packets without such a sum answer with an error: there was nothing to do.
+        // SAFETY: a helper on this program's context.
+        let _nothing_to_do = unsafe { bpf_csum_update(self.0.skb.skb, diff) };
+    }
+
     /// Adjusts a checksum by the kernel's helpers, whatever its kind.
     #[inline(always)]
     fn adjust_by_helpers(&self, at: usize, change: &ChecksumChange) -> Option<()> {
-        let skb = self.0.skb.skb;
         if change.udp && self.u16(at)? == 0 {
-            // No checksum makes up for what changes but the IPv4 header's, for the addresses. The
-            // helper below would leave the sum of the whole packet as it is. Packets without such
-            // a sum answer with an error, which says that there was nothing to do.
-            // SAFETY: a helper on this program's context.
-            let _nothing_to_do = unsafe { bpf_csum_update(skb, change.header) };
+            // The helper below would leave the sum of the whole packet as it is, but only the
+            // IPv4 header's checksum makes up for a change, that of the addresses.
+            self.add_to_sum(change.header);
             if change.ipv6 {
-                // SAFETY: a helper on this program's context.
-                let _nothing_to_do = unsafe { bpf_csum_update(skb, change.pseudo) };
+                self.add_to_sum(change.pseudo);
             }
             return Some(());
         }
+        let skb = self.0.skb.skb;
         let udp = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let pseudo = u64::from(BPF_F_PSEUDO_HDR) | udp;
         let diff = u64::from(change.pseudo);
@@ -107,10 +112,8 @@ impl Skb {
         }
         if change.ipv6 && !flagged {
             // With CHECKSUM_COMPLETE the helper assumes that an IPv4 header checksum made up for
-            // the addresses and adjusts the sum of the whole packet; undo that. Packets without
-            // such a sum answer with an error, which says that there was nothing to do.
-            // SAFETY: a helper on this program's context.
-            let _nothing_to_do = unsafe { bpf_csum_update(skb, change.pseudo) };
+            // the addresses and adjusts the sum of the whole packet; undo that.
+            self.add_to_sum(change.pseudo);
         }
         Some(())
     }
@@ -171,6 +174,11 @@ impl Packet for Skb {
             Some(new) => self.set_u16(at, new),
             None => Some(()),
         }
+    }
+
+    #[inline(always)]
+    fn note_change(&mut self, diff: u32) {
+        self.add_to_sum(diff);
     }
 }
 

@@ -1,0 +1,194 @@
+//! Golden packets through the real kernel programs: bytes, verdict, counters and records are those
+//! that the host's decisions give, at every step.
+//!
+//! Needs root and nothing else: no file beside it, no mount. The BPF test run of an L3 program needs
+//! no Ethernet header: the kernel only steps over the first 14 bytes and back.
+
+#[path = "golden/kernel.rs"]
+mod kernel;
+
+use std::{io::ErrorKind, os::fd::AsFd as _};
+
+use anyhow::{Context as _, Result, ensure};
+use kernel::{Kernel, flows_on_host};
+use lb_common::{host::HostTables, verdict::Verdict};
+use lb_object::Settings;
+use lb_testbed::{
+    golden::{self, Case, Hook, Shot, Step},
+    packet::Link,
+    require, testrun,
+};
+
+/// Which programs see the packets that arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Tc,
+    /// tc, with packets that carry a sum of all their bytes.
+    TcSummed,
+    Xdp,
+}
+
+impl Engine {
+    /// The program for a packet; XDP has none for what leaves, which tc sees.
+    fn program(self, shot: &Shot) -> &'static str {
+        match (self, shot.hook, shot.link) {
+            (Self::Xdp, Hook::Ingress, Link::Ethernet) => "xdp_ingress",
+            (_, Hook::Ingress, Link::Ethernet) => "tc_ingress",
+            (_, Hook::Egress, Link::Ethernet) => "tc_egress",
+            (_, Hook::Ingress, Link::None) => "tc_ingress_l3",
+            (_, Hook::Egress, Link::None) => "tc_egress_l3",
+        }
+    }
+}
+
+const PROGRAMS: [&str; 5] =
+    ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3", "xdp_ingress"];
+
+/// What the program returns for a verdict.
+fn action(program: &str, verdict: Verdict) -> i32 {
+    let dropped = verdict.drop_counter().is_some();
+    if program == "xdp_ingress" {
+        // XDP_TX, XDP_DROP, XDP_PASS
+        if verdict == Verdict::Reflected {
+            3
+        } else if dropped {
+            1
+        } else {
+            2
+        }
+    } else {
+        // TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC: the next program sees the packet
+        if verdict == Verdict::Reflected {
+            7
+        } else if dropped {
+            2
+        } else {
+            -1
+        }
+    }
+}
+
+/// What the running kernel has, and what every kernel has.
+fn settings() -> Vec<(&'static str, Settings)> {
+    let (probed, none) = (Settings::probe(), Settings::default());
+    let mut settings = vec![("all that this kernel has", probed)];
+    if probed != none {
+        settings.push(("what every kernel has", none));
+    }
+    settings
+}
+
+#[test]
+fn every_program_loads() -> Result<()> {
+    if !require::bpf_or_skip("every_program_loads") {
+        return Ok(());
+    }
+    for (what, settings) in settings() {
+        let mut kernel = Kernel::prepare(&settings)?;
+        let names = kernel.names();
+        ensure!(names.len() == 14, "programs: {names:?}");
+        println!("with {what}:");
+        for name in names {
+            match kernel.load(&name).with_context(|| format!("with {what}"))? {
+                Some(verified) => println!("  {name}: {verified} instructions verified"),
+                None => println!("  {name}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn golden_packets_at_tc_and_xdp() -> Result<()> {
+    let test = "golden_packets_at_tc_and_xdp";
+    if !require::bpf_or_skip(test) {
+        return Ok(());
+    }
+    let mut engines = vec![Engine::Tc, Engine::Xdp];
+    if runs_summed()? {
+        engines.push(Engine::TcSummed);
+    } else {
+        require::skip(
+            test,
+            "packets with CHECKSUM_COMPLETE: this kernel (below 6.15) has no such test run",
+        );
+    }
+    for (what, settings) in settings() {
+        let mut kernel = Kernel::prepare(&settings)?;
+        for program in PROGRAMS {
+            kernel.load(program)?;
+        }
+        for case in golden::cases() {
+            for engine in &engines {
+                play(&mut kernel, *engine, &case)
+                    .with_context(|| format!("{}, {engine:?}, with {what}", case.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs a case through the programs, and beside them through the host's decisions.
+fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
+    kernel.reset()?;
+    let tables = HostTables::new();
+    for (index, step) in case.steps.iter().enumerate() {
+        match step {
+            Step::Change(change) => {
+                change(&tables);
+                kernel.fill(&tables)?;
+            }
+            Step::Shot(shot) => {
+                let program = engine.program(shot);
+                let what = format!("step {index}, {program}");
+                let (verdict, output) = shot.on_host(&tables);
+                shot.check(&format!("{what} on the host"), verdict, &output)?;
+                let before = kernel.counters()?;
+                // What leaves has no such sum, and without an Ethernet header the test run sums up
+                // from a wrong place.
+                let summed = engine == Engine::TcSummed
+                    && (shot.hook, shot.link) == (Hook::Ingress, Link::Ethernet);
+                let ran = if summed {
+                    kernel.run_summed(program, &shot.input)
+                } else {
+                    kernel.run(program, &shot.input)
+                };
+                let ran = match ran {
+                    Err(error) if refused(&error, shot) => continue,
+                    ran => ran.context(what.clone())?,
+                };
+                let (returned, expected) =
+                    (ran.verdict.cast_signed(), action(program, shot.verdict));
+                ensure!(returned == expected, "{what}: returned {returned} for {verdict:?}");
+                shot.check_bytes(&what, &ran.data)?;
+                let counts = golden::difference(&before, &kernel.counters()?);
+                shot.check_counts(&what, &counts)?;
+                let (flows, on_host) = (kernel.flows()?, flows_on_host(&tables));
+                ensure!(
+                    flows == on_host,
+                    "{what}: records\n{}\ninstead of\n{}",
+                    flows.join("\n"),
+                    on_host.join("\n")
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether this kernel makes test runs with `CHECKSUM_COMPLETE`.
+fn runs_summed() -> Result<bool> {
+    let program = testrun::load_empty(testrun::Kind::SchedCls, -1, 0)?;
+    let packet = [0; 64];
+    testrun::once(program.as_fd(), &packet)?;
+    Ok(testrun::once_summed(program.as_fd(), &packet).is_ok())
+}
+
+/// Newer kernels start no test run over an IP packet that is shorter than its header; the programs
+/// may still meet one, so older kernels and the host run it.
+fn refused(error: &anyhow::Error, shot: &Shot) -> bool {
+    let invalid = error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::InvalidInput);
+    invalid && shot.verdict == Verdict::Unparsed && shot.input.len() < 14 + 40
+}

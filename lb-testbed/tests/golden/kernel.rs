@@ -1,0 +1,280 @@
+//! The loaded programs with maps of their own, filled from tables of the host.
+#![expect(unsafe_code, reason = "map keys and values of our own types need aya's marker")]
+
+use std::os::fd::AsFd as _;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{Program, ProgramFd},
+};
+use lb_common::{
+    abi::{Backend, Counter, Flow, FlowKey, FrontendKey, Live, V4, V6, flow_port, map},
+    host::{HostTables, OfFamily},
+    tables::FlowTable,
+};
+use lb_object::Settings;
+use lb_testbed::testrun::{self, Output};
+
+/// The interface of a test run: the loopback one of this namespace.
+const INTERFACE: u32 = 1;
+/// Room for a case. An LRU hash gives each CPU a share, so it needs more than it holds.
+const ENTRIES: u32 = 256;
+const LRU_ENTRIES: u32 = 1 << 13;
+
+/// A key or value of a map.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Plain<T>(T);
+
+macro_rules! plain {
+    ($($type:ty),+) => {
+        $(
+            // SAFETY: `repr(C)` with integers only and without padding, as the assertions of
+            // lb-common say; any bytes are a value of it.
+            unsafe impl aya::Pod for Plain<$type> {}
+        )+
+    };
+}
+
+plain!(Backend, FrontendKey<V4>, FrontendKey<V6>, FlowKey<V4>, FlowKey<V6>, Flow<V4>, Flow<V6>);
+
+/// The programs. Nothing is pinned: all is gone when this is dropped.
+pub(crate) struct Kernel {
+    ebpf: Ebpf,
+    /// Words of `VIP_FILTER` that are not 0.
+    filter: Vec<u32>,
+}
+
+impl Kernel {
+    /// Prepares the object for these settings; no program is loaded yet.
+    pub(crate) fn prepare(settings: &Settings) -> Result<Self> {
+        let object = settings.object()?;
+        let constants = settings.constants();
+        let mut loader = EbpfLoader::new();
+        settings.apply(&mut loader, &constants);
+        for name in [
+            map::FRONTENDS4,
+            map::FRONTENDS6,
+            map::SETS,
+            map::FACTS,
+            map::SLOTS,
+            map::BACKENDS,
+            map::NAMES,
+            map::SOCKET_PEERS,
+        ] {
+            loader.map_max_entries(name, ENTRIES);
+        }
+        for name in [map::FLOWS4, map::FLOWS6, map::HALF_OPEN4, map::HALF_OPEN6] {
+            loader.map_max_entries(name, LRU_ENTRIES);
+        }
+        let ebpf = loader.load(&object).context("create the maps")?;
+        Ok(Self { ebpf, filter: Vec::new() })
+    }
+
+    /// Names of all programs, in order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Loads a program; says how many instructions the verifier followed, where the kernel tells.
+    pub(crate) fn load(&mut self, name: &str) -> Result<Option<u32>> {
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            other => bail!("{name} is of type {:?}", other.prog_type()),
+        }
+        .with_context(|| format!("load {name}"))?;
+        Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
+    }
+
+    /// Runs a loaded program over a packet, as if it came by the loopback interface.
+    pub(crate) fn run(&self, name: &str, packet: &[u8]) -> Result<Output> {
+        testrun::once(self.fd(name)?.as_fd(), packet)
+    }
+
+    /// The same with a sum of the whole packet, see [`testrun::once_summed`].
+    pub(crate) fn run_summed(&self, name: &str, packet: &[u8]) -> Result<Output> {
+        testrun::once_summed(self.fd(name)?.as_fd(), packet)
+    }
+
+    /// Empties every table.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        self.empty::<FrontendKey<V4>, u64>(map::FRONTENDS4)?;
+        self.empty::<FrontendKey<V6>, u64>(map::FRONTENDS6)?;
+        for name in [map::FLOWS4, map::HALF_OPEN4] {
+            self.empty::<FlowKey<V4>, Plain<Flow<V4>>>(name)?;
+        }
+        for name in [map::FLOWS6, map::HALF_OPEN6] {
+            self.empty::<FlowKey<V6>, Plain<Flow<V6>>>(name)?;
+        }
+        self.array::<u64>(map::FLOW_PORTS)?.set(flow_port(INTERFACE), 0, 0)?;
+        self.fill(&HostTables::new())
+    }
+
+    /// Makes the service tables the same as those of the host. Flows are left alone.
+    pub(crate) fn fill(&mut self, tables: &HostTables) -> Result<()> {
+        self.store(map::SETS, tables.sets().iter().map(|word| word.0))?;
+        self.store(map::FACTS, tables.all_facts().iter().map(|word| word.0))?;
+        let slots = tables.slots();
+        let pairs = slots.chunks(2).map(|pair| [pair[0], pair.get(1).copied().unwrap_or(0)]);
+        self.store(map::SLOTS, pairs)?;
+        let empty = Backend::default();
+        let backends = tables.backends().into_iter().map(Plain);
+        self.store_or(map::BACKENDS, backends, Plain(empty))?;
+        self.fill_filter(tables)?;
+        self.fill_frontends::<V4>(map::FRONTENDS4, tables)?;
+        self.fill_frontends::<V6>(map::FRONTENDS6, tables)
+    }
+
+    /// All counters that are not 0, summed over the CPUs.
+    pub(crate) fn counters(&self) -> Result<Vec<(Counter, u64)>> {
+        let map = self.ebpf.map(map::COUNTERS).context("no map COUNTERS")?;
+        let map = PerCpuArray::<_, u64>::try_from(map)?;
+        let mut counters = Vec::new();
+        for counter in Counter::ALL {
+            let sum: u64 = map.get(&(*counter as u32), 0)?.iter().sum();
+            if sum != 0 {
+                counters.push((*counter, sum));
+            }
+        }
+        Ok(counters)
+    }
+
+    /// All flow records, in words, without their times.
+    pub(crate) fn flows(&self) -> Result<Vec<String>> {
+        let mut flows = self.flows_of::<V4>(map::FLOWS4, FlowTable::Main)?;
+        flows.extend(self.flows_of::<V4>(map::HALF_OPEN4, FlowTable::HalfOpen)?);
+        flows.extend(self.flows_of::<V6>(map::FLOWS6, FlowTable::Main)?);
+        flows.extend(self.flows_of::<V6>(map::HALF_OPEN6, FlowTable::HalfOpen)?);
+        flows.sort();
+        Ok(flows)
+    }
+
+    /// Only the words that are not 0, or were not: there are many.
+    fn fill_filter(&mut self, tables: &HostTables) -> Result<()> {
+        let wanted: Vec<_> =
+            (0_u32..).zip(tables.vip_filter()).filter(|(_, word)| *word != 0).collect();
+        let shown = std::mem::take(&mut self.filter);
+        let mut array = self.array::<u64>(map::VIP_FILTER)?;
+        for index in shown {
+            array.set(index, 0, 0)?;
+        }
+        for (index, word) in &wanted {
+            array.set(*index, word, 0)?;
+        }
+        self.filter = wanted.into_iter().map(|(index, _)| index).collect();
+        Ok(())
+    }
+
+    fn fd(&self, name: &str) -> Result<&ProgramFd> {
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        Ok(match program {
+            Program::SchedClassifier(program) => program.fd()?,
+            Program::Xdp(program) => program.fd()?,
+            _ => bail!("{name} does not run over packets"),
+        })
+    }
+
+    fn flows_of<const N: usize>(&self, name: &str, table: FlowTable) -> Result<Vec<String>>
+    where
+        Plain<FlowKey<N>>: aya::Pod,
+        Plain<Flow<N>>: aya::Pod,
+    {
+        let map = self.ebpf.map(name).with_context(|| format!("no map {name}"))?;
+        let map = HashMap::<_, Plain<FlowKey<N>>, Plain<Flow<N>>>::try_from(map)?;
+        let mut flows = Vec::new();
+        for entry in &map {
+            let (Plain(key), Plain(flow)) = entry?;
+            flows.push(describe(table, &key, flow));
+        }
+        Ok(flows)
+    }
+
+    fn fill_frontends<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
+    where
+        Plain<FrontendKey<N>>: aya::Pod,
+        HostTables: OfFamily<N>,
+    {
+        let wanted = tables.frontends::<N>();
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map = HashMap::<_, Plain<FrontendKey<N>>, u64>::try_from(map)?;
+        let present = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for Plain(key) in present {
+            if !wanted.iter().any(|(wanted, _)| *wanted == key) {
+                map.remove(&Plain(key))?;
+            }
+        }
+        for (key, word) in wanted {
+            map.insert(Plain(key), word.0, 0)?;
+        }
+        Ok(())
+    }
+
+    fn empty<K, V: aya::Pod>(&mut self, name: &str) -> Result<()>
+    where
+        Plain<K>: aya::Pod,
+    {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map = HashMap::<_, Plain<K>, V>::try_from(map)?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in keys {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    fn store<T: aya::Pod + Default>(
+        &mut self,
+        name: &str,
+        elements: impl Iterator<Item = T>,
+    ) -> Result<()> {
+        self.store_or(name, elements, T::default())
+    }
+
+    /// Stores the elements, and `empty` behind them.
+    fn store_or<T: aya::Pod>(
+        &mut self,
+        name: &str,
+        elements: impl Iterator<Item = T>,
+        empty: T,
+    ) -> Result<()> {
+        let mut array = self.array::<T>(name)?;
+        let elements: Vec<T> = elements.collect();
+        ensure!(elements.len() <= ENTRIES as usize, "{} elements for {name}", elements.len());
+        for index in 0..ENTRIES {
+            array.set(index, elements.get(index as usize).unwrap_or(&empty), 0)?;
+        }
+        Ok(())
+    }
+
+    fn array<T: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        Ok(Array::try_from(map)?)
+    }
+}
+
+/// All flow records of the host, in the same words.
+pub(crate) fn flows_on_host(tables: &HostTables) -> Vec<String> {
+    let mut flows = Vec::new();
+    for table in [FlowTable::Main, FlowTable::HalfOpen] {
+        let four = tables.flows::<V4>(table);
+        flows.extend(four.into_iter().map(|(key, flow)| describe(table, &key, flow)));
+        let six = tables.flows::<V6>(table);
+        flows.extend(six.into_iter().map(|(key, flow)| describe(table, &key, flow)));
+    }
+    flows.sort();
+    flows
+}
+
+fn describe<const N: usize>(table: FlowTable, key: &FlowKey<N>, mut flow: Flow<N>) -> String {
+    // The host has a clock of its own.
+    flow.live = Live::new(0, Live(flow.live).state()).0;
+    format!("{table:?} {key:?} {flow:?}")
+}
