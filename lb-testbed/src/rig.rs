@@ -99,6 +99,11 @@ impl Rig {
 
     /// `web` in a family.
     pub fn vip(&self, family: Family) -> SocketAddr {
+        Self::cluster_ip(family)
+    }
+
+    /// The cluster IP of `web` and its port.
+    pub fn cluster_ip(family: Family) -> SocketAddr {
         match family {
             Family::V4 => (Ipv4Addr::new(10, 96, 0, 10), PORT).into(),
             Family::V6 => (Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x10), PORT).into(),
@@ -117,15 +122,20 @@ impl Rig {
 
     /// Gives `web` other endpoints, and waits until every agent has them in force.
     pub fn set_endpoints(&mut self, places: &[At]) -> Result<()> {
-        let endpoints = self.addresses(places);
-        self.manifest.endpoints("web", TARGET, &endpoints);
-        self.write()?;
+        self.change_endpoints(places)?;
         for at in [NEAR, FAR, SPARE, CLIENT] {
             for address in self.cluster.addresses(at) {
                 self.wait_backend("default/web", address, places.contains(&at))?;
             }
         }
         Ok(())
+    }
+
+    /// Gives `web` other endpoints; agents follow when they see the file change.
+    pub fn change_endpoints(&mut self, places: &[At]) -> Result<()> {
+        let endpoints = self.addresses(places);
+        self.manifest.endpoints("web", TARGET, &endpoints);
+        self.write()
     }
 
     /// Writes the manifest; the agents watch it.

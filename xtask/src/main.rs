@@ -3,8 +3,10 @@
 //! One module per command, each with its own arguments; what they share is in [`sh`] (programs and
 //! progress), [`workspace`] (paths), [`preflight`] (what a machine lacks) and [`debian`] (packages).
 
+mod bench;
 mod build;
 mod debian;
+mod demo;
 mod object;
 mod preflight;
 mod run;
@@ -35,7 +37,9 @@ enum Task {
     Setup(setup::Arguments),
     Build(build::Arguments),
     Run(run::Arguments),
+    Demo(demo::Arguments),
     Test(test::Arguments),
+    Bench(bench::Arguments),
     Vm(vm::Arguments),
     Tidy(tidy::Arguments),
 }
@@ -45,7 +49,9 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::main(&arguments).map(done),
         Task::Build(arguments) => build::main(&arguments).map(done),
         Task::Run(arguments) => run::main(&arguments).map(done),
+        Task::Demo(arguments) => demo::main(&arguments),
         Task::Test(arguments) => test::main(&arguments),
+        Task::Bench(arguments) => bench::main(&arguments),
         Task::Vm(arguments) => vm::main(&arguments),
         Task::Tidy(arguments) => tidy::main(&arguments).map(done),
     };

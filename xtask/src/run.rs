@@ -51,7 +51,7 @@ pub(crate) fn runner_variable() -> Result<String> {
 }
 
 /// `program` through sudo unless this is root already.
-fn as_root(facts: &Facts, program: &std::path::Path) -> Command {
+pub(crate) fn as_root(facts: &Facts, program: &std::path::Path) -> Command {
     let mut command = if facts.root {
         Command::new(program)
     } else {
