@@ -165,7 +165,7 @@ impl Store {
         let service = slice.service_key();
         let name = slice.key.name.clone();
         match self.slices.entry(slice.key.clone()) {
-            Entry::Occupied(held) if *held.get() == slice => return,
+            Entry::Occupied(held) if *held.get() == slice => {}
             Entry::Occupied(mut held) => {
                 let old = held.insert(slice).service_key();
                 if old != service {

@@ -19,7 +19,7 @@ const LABELS: &str = "!service.kubernetes.io/service-proxy-name,!service.kuberne
 /// Objects in a page of a list.
 const PAGE: u32 = 500;
 /// A page that takes longer is asked for again.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
+const PAGE_TIMEOUT: Duration = Duration::from_mins(1);
 /// The server ends a watch after this, so that a balancer in between may move it.
 const WATCH_S: u32 = 290;
 /// The server sends a bookmark every minute; a connection without any is dead.

@@ -153,7 +153,7 @@ impl<R: BufRead> Scanner<R> {
             let next = chunk.get(space).copied();
             let at_end = chunk.is_empty();
             let read = chunk.get(..space).unwrap_or_default();
-            self.line += read.iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.line += line_ends(read);
             keep(&mut self.text, &mut self.too_long, read);
             self.reader.consume(space);
             if next.is_some() || at_end {
@@ -175,6 +175,10 @@ impl<R: BufRead> Scanner<R> {
     fn broken(&self, problem: &str) -> Broken {
         Broken::at(self.line, problem)
     }
+}
+
+fn line_ends(text: &[u8]) -> u64 {
+    text.iter().map(|byte| u64::from(*byte == b'\n')).sum()
 }
 
 fn keep(text: &mut Vec<u8>, too_long: &mut bool, read: &[u8]) {
@@ -243,8 +247,11 @@ mod tests {
     use super::*;
     use std::io::BufReader;
 
-    /// The pieces of `text` as (document, item, line, text), read in chunks of `chunk` bytes.
-    fn pieces(text: &str, chunk: usize) -> Result<Vec<(u32, Option<u32>, u64, String)>, Broken> {
+    /// Document, item, line and text of a piece.
+    type Told = (u32, Option<u32>, u64, String);
+
+    /// The pieces of `text`, read in chunks of `chunk` bytes.
+    fn pieces(text: &str, chunk: usize) -> Result<Vec<Told>, Broken> {
         let mut found = Vec::new();
         split(BufReader::with_capacity(chunk, text.as_bytes()), &mut |piece| {
             let text = String::from_utf8(piece.text.unwrap().to_vec()).unwrap();

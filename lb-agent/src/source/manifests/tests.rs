@@ -12,6 +12,9 @@ use crate::convert::{Origin, Report, Skipped};
 use crate::model::{Change, Dirty, ObjectKey, Store};
 use crate::source::start;
 
+/// File, document, item, line and field of a report, and what was skipped.
+type Told<'a> = (String, u32, Option<u32>, u64, &'a str, Skipped);
+
 struct Rig {
     folder: TempDir,
     events: mpsc::Receiver<SourceEvent>,
@@ -83,7 +86,7 @@ impl Rig {
         Some(service.ports.first()?.port)
     }
 
-    fn places(&self) -> Vec<(String, u32, Option<u32>, u64, &str, Skipped)> {
+    fn places(&self) -> Vec<Told<'_>> {
         let place = |report: &Report| match &report.origin {
             Origin::File { path, document, item, line } => {
                 let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -120,8 +123,8 @@ fn service_yaml(name: &str, port: &str) -> String {
 }
 
 fn list_yaml(items: &[String]) -> String {
-    let items: String =
-        items.iter().map(|item| format!("- {}\n", item.trim_end().replace('\n', "\n  "))).collect();
+    let item = |item: &String| format!("- {}\n", item.trim_end().replace('\n', "\n  "));
+    let items = items.iter().map(item).collect::<Vec<_>>().concat();
     format!("apiVersion: v1\nitems:\n{items}kind: List\nmetadata:\n  resourceVersion: \"\"\n")
 }
 
