@@ -15,7 +15,9 @@
 mod adopt;
 mod ids;
 pub mod name;
+mod owners;
 mod port;
+mod report;
 pub mod self_test;
 mod table;
 #[cfg(test)]
@@ -24,79 +26,16 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+pub use self::report::{Error, Report};
 pub use self::table::{
     Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired, SetChange, SetRow,
     Snapshot, address, words,
 };
 
 use self::ids::{Freed, IdPool, Quarantine, RangePool};
+use self::owners::Front;
 use self::port::{Pools, Table};
 use crate::model::{DesiredPort, Family, PortKey, Protocol};
-use lb_common::abi::ServicePortId;
-
-/// Why a service port cannot be programmed as desired.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// A map has no room.
-    #[error(
-        "{map} is full: {needed} more needed, {capacity} in all; raise {flag} (takes effect after `lb-agent cleanup`)"
-    )]
-    Full {
-        /// The map.
-        map: &'static str,
-        /// How many elements this service port needs more.
-        needed: u32,
-        /// How many elements the map has.
-        capacity: u32,
-        /// What to raise.
-        flag: &'static str,
-    },
-    /// More backends than one set can hold.
-    #[error("{count} endpoints; a service port can have at most 1048575, so split the Service")]
-    TooManyBackends {
-        /// How many there are.
-        count: u32,
-    },
-    /// Names that the API would not accept.
-    #[error("its name is longer than the API allows; shorten the namespace, Service or port name")]
-    NameTooLong,
-}
-
-impl Error {
-    /// Whether the other says nothing new.
-    fn same_cause(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Full { map: a, .. }, Self::Full { map: b, .. }) => a == b,
-            (a, b) => a == b,
-        }
-    }
-}
-
-/// What people should know. Each is told once, when it begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// Several service ports claim a frontend.
-    Conflict {
-        /// The frontend.
-        frontend: FrontKey,
-        /// Who has it.
-        winner: Box<PortKey>,
-        /// Who claims it too.
-        losers: Vec<PortKey>,
-    },
-    /// A service port is not programmed as desired; what was programmed of it stays.
-    Unprogrammed {
-        /// The service port.
-        port: Box<PortKey>,
-        /// Why.
-        error: Error,
-    },
-    /// A service port that was reported is programmed as desired now.
-    Recovered {
-        /// The service port.
-        port: Box<PortKey>,
-    },
-}
 
 /// Handle of a service port inside of the planner.
 type PortIndex = u32;
@@ -113,15 +52,6 @@ struct Port {
     error: Option<Error>,
     /// It could not be programmed at all, so that it cannot own a frontend.
     barred: bool,
-}
-
-#[derive(Debug, Default)]
-struct Front {
-    /// Who wants it, the strongest claim first.
-    claims: Vec<PortIndex>,
-    owner: Option<PortIndex>,
-    /// What its word in the map says; 0: it is in no map.
-    programmed: ServicePortId,
 }
 
 /// Holds ids and tables; see the module's documentation.
@@ -343,29 +273,6 @@ impl Planner {
         index
     }
 
-    fn claim(&mut self, front: FrontKey, index: PortIndex) {
-        let rank = |ports: &[Option<Port>], index: PortIndex| {
-            let port = ports.get(index as usize).and_then(Option::as_ref);
-            port.map(|port| {
-                (port.desired.as_ref().map_or(i64::MAX, |d| d.created_s), port.key.clone())
-            })
-        };
-        let claims = &mut self.fronts.entry(front).or_default().claims;
-        if claims.is_empty() {
-            claims.push(index);
-            return;
-        }
-        let own = rank(&self.ports, index);
-        let at = claims.partition_point(|&other| rank(&self.ports, other) < own);
-        claims.insert(at, index);
-    }
-
-    fn unclaim(&mut self, front: FrontKey, index: PortIndex) {
-        if let Some(entry) = self.fronts.get_mut(&front) {
-            entry.claims.retain(|&other| other != index);
-        }
-    }
-
     /// Settles ownership, programs what is dirty, and tells the difference.
     fn run(&mut self, mut work: Work) -> Batch {
         let mut batch = Batch { epoch: self.pools.epoch, ..Batch::default() };
@@ -413,62 +320,6 @@ impl Planner {
         let Some(port) = self.port(index) else { return Vec::new() };
         let fronts = port.desired.iter().flat_map(|desired| &desired.frontends);
         fronts.map(|&frontend| FrontKey::new(frontend, port.key.protocol)).collect()
-    }
-
-    /// Gives each frontend to the strongest claim. Those that lose their owner go first, so that
-    /// their place is free for others.
-    fn settle(&mut self, touched: BTreeSet<FrontKey>, work: &mut Work) {
-        let mut gain = Vec::new();
-        for front in touched {
-            let Some(entry) = self.fronts.get(&front) else { continue };
-            let owner = entry.owner;
-            let able = |&&index: &&PortIndex| self.port(index).is_some_and(|port| !port.barred);
-            let next = entry.claims.iter().find(able).copied();
-            if next == owner {
-                if next.is_none() {
-                    self.unplaced.remove(&front);
-                }
-                continue;
-            }
-            self.set_owner(front, None, work);
-            if let Some(next) = next {
-                gain.push((front, next, owner.is_some()));
-            } else {
-                self.unplaced.remove(&front);
-            }
-        }
-        // Moved ones keep their place; only then do new ones get one.
-        gain.sort_by_key(|&(front, _, moved)| (!moved, front));
-        for (front, next, _) in gain {
-            let family = usize::from(matches!(front, FrontKey::V6(_)));
-            if self.owned[family] < self.capacity.frontends {
-                self.unplaced.remove(&front);
-                self.set_owner(front, Some(next), work);
-            } else {
-                self.unplaced.insert(front);
-                work.dirty.insert(next);
-            }
-        }
-    }
-
-    fn set_owner(&mut self, front: FrontKey, owner: Option<PortIndex>, work: &mut Work) {
-        let family = usize::from(matches!(front, FrontKey::V6(_)));
-        let Some(entry) = self.fronts.get_mut(&front) else { return };
-        let before = std::mem::replace(&mut entry.owner, owner);
-        if let Some(before) = before {
-            self.owned[family] -= 1;
-            work.dirty.insert(before);
-            if let Some(port) = self.port_mut(before) {
-                port.owned.remove(&front);
-            }
-        }
-        if let Some(owner) = owner {
-            self.owned[family] += 1;
-            work.dirty.insert(owner);
-            if let Some(port) = self.port_mut(owner) {
-                port.owned.insert(front);
-            }
-        }
     }
 
     fn program(&mut self, index: PortIndex, work: &mut Work, batch: &mut Batch) {
@@ -552,44 +403,6 @@ impl Planner {
             self.programmed -= 1;
             batch.ports.push(port::retire(&table, &mut self.pools));
         }
-    }
-
-    fn frontend_change(&mut self, front: FrontKey, batch: &mut Batch) {
-        let Some(entry) = self.fronts.get(&front) else { return };
-        let owner = entry.owner.and_then(|owner| self.port(owner));
-        let id = owner.and_then(|port| port.table.as_ref()).map_or(0, |table| table.id);
-        let Some(entry) = self.fronts.get_mut(&front) else { return };
-        if entry.programmed != id {
-            entry.programmed = id;
-            batch.frontends.push(match id {
-                0 => FrontendChange::Delete(front),
-                id => FrontendChange::Put(front, id),
-            });
-        }
-        if entry.claims.is_empty() && entry.owner.is_none() {
-            self.fronts.remove(&front);
-        }
-    }
-
-    fn conflict(&mut self, front: FrontKey, batch: &mut Batch) {
-        let claims = self.fronts.get(&front).map_or(&[][..], |entry| &entry.claims);
-        if claims.len() < 2 {
-            self.conflicts.remove(&front);
-            return;
-        }
-        let claims = claims.to_vec();
-        let owner = self.fronts.get(&front).and_then(|entry| entry.owner);
-        if self.conflicts.get(&front) == Some(&claims) {
-            return;
-        }
-        let key = |index: PortIndex| self.port(index).map(|port| port.key.clone());
-        if let Some(winner) = owner.and_then(key) {
-            let others = claims.iter().filter(|&&index| Some(index) != owner);
-            let losers = others.filter_map(|&index| key(index)).collect();
-            let winner = Box::new(winner);
-            batch.reports.push(Report::Conflict { frontend: front, winner, losers });
-        }
-        self.conflicts.insert(front, claims);
     }
 
     /// Drops what is neither desired nor programmed.
