@@ -163,7 +163,7 @@ pub fn interface_pin(folder: &Path, direction: Direction, index: u32) -> PathBuf
 
 /// The program of the clsact filter of one direction of an interface is pinned here, so that
 /// `cleanup` finds it.
-fn clsact_pin(folder: &Path, direction: Direction, index: u32) -> PathBuf {
+pub(super) fn clsact_pin(folder: &Path, direction: Direction, index: u32) -> PathBuf {
     folder.join("links").join(format!("clsact_{}_{index}", direction.label()))
 }
 

@@ -58,9 +58,23 @@ pub fn interface_hooks(bpffs: &Path, index: u32, name: &str, ethernet: bool) -> 
         let target = Target::Interface(index);
         let running = sys::program_query(target, direction.attach_type(), 0);
         let pin = hooks::interface_pin(&folder, direction, index);
-        status(direction.program(ethernet), name.to_owned(), running, &pin, None)
+        let shown = status(direction.program(ethernet), name.to_owned(), running, &pin, None);
+        match clsact(&folder, direction, index) {
+            // Before Linux 6.6 there is no such query; what we have put there is all that is known.
+            Some(program) if shown.ours.is_none() => {
+                HookStatus { programs: vec![program], ours: Some(0), error: None, ..shown }
+            }
+            _ => shown,
+        }
     });
     each.collect()
+}
+
+/// Our program in a clsact filter, if we have put one there.
+fn clsact(folder: &Path, direction: Direction, index: u32) -> Option<RunningProgram> {
+    let program = sys::object_get(&hooks::clsact_pin(folder, direction, index)).ok()?;
+    let info = sys::program_info(program.as_fd()).ok()?;
+    Some(RunningProgram { id: info.id, name: info.name() })
 }
 
 fn status(
