@@ -286,7 +286,7 @@ fn interface_programs_are_first_on_ingress_and_last_on_egress() -> Result<()> {
         );
         for hook in status::interface_hooks(&bpffs, veth.index, "v0", true) {
             assert_eq!(hook.programs.len(), 2);
-            let place = if hook.name == "tc_ingress" { 0 } else { 1 };
+            let place = usize::from(hook.name != "tc_ingress");
             assert_eq!(hook.ours, Some(place), "{hook:?}");
         }
         for hook in status::interface_hooks(&bpffs, tun.index, "t0", false) {

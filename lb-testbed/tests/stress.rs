@@ -80,7 +80,7 @@ fn change(
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let updates: Vec<_> = (0..1 + random(state) % 3)
+        let updates: Vec<_> = (0..=random(state) % 3)
             .map(|_| {
                 let service = random(state) % u64::from(SERVICES);
                 Ok(desired(u8::try_from(service)?, state))

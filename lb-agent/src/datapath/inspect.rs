@@ -14,8 +14,9 @@ use lb_common::abi::{
 };
 use lb_common::tables::FlowTable;
 
+use super::batch::{Batch, Cursor, Hash};
 use super::mmap::MmapArray;
-use super::sys::{self, Batch, Cursor, Hash};
+use super::sys;
 use super::{Error, Maps};
 
 /// Elements read by one call.

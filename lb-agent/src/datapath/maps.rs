@@ -13,8 +13,9 @@ use lb_common::abi::{
 };
 
 use super::Error;
+use super::batch::{self, Batch, Hash};
 use super::mmap::MmapArray;
-use super::sys::{self, Batch, Hash};
+use super::sys;
 use crate::diff::Op;
 use crate::plan::{Capacity, FrontKey};
 
@@ -272,7 +273,7 @@ pub(super) fn write_many(
     while done < count {
         if batches {
             let keys = keys.get_mut(done * key_size..).unwrap_or_default();
-            let values = values.get_mut(done * sys::VALUE_SIZE..).unwrap_or_default();
+            let values = values.get_mut(done * batch::VALUE_SIZE..).unwrap_or_default();
             let (part, result) = hash.batch(kind, keys, values, None);
             match result {
                 Ok(()) => break,
@@ -288,9 +289,9 @@ pub(super) fn write_many(
         let result = if kind == Batch::Delete {
             hash.delete(key)
         } else {
-            let at = done * sys::VALUE_SIZE;
-            let mut value = [0; sys::VALUE_SIZE];
-            value.copy_from_slice(values.get(at..at + sys::VALUE_SIZE).unwrap_or(&[0; 8]));
+            let at = done * batch::VALUE_SIZE;
+            let mut value = [0; batch::VALUE_SIZE];
+            value.copy_from_slice(values.get(at..at + batch::VALUE_SIZE).unwrap_or(&[0; 8]));
             hash.update(key, value)
         };
         match result {

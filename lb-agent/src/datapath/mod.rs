@@ -1,5 +1,6 @@
 //! The only place that touches BPF: maps, programs, links and interfaces.
 
+mod batch;
 mod bpf;
 pub mod fake;
 mod grace;

@@ -9,8 +9,8 @@ use lb_common::abi::{
 };
 
 use super::Error;
+use super::batch::{Batch, Cursor, Hash, VALUE_SIZE};
 use super::maps::Maps;
-use super::sys::{Batch, Cursor, Hash, VALUE_SIZE};
 use crate::plan::{FrontKey, PortRow, SetRow, Snapshot, name};
 
 /// Elements read by one call.

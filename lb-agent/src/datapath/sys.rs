@@ -37,7 +37,7 @@ pub fn calls() -> Calls {
 /// # Safety
 ///
 /// Every pointer in `attr` must be valid for what `cmd` reads and writes through it.
-unsafe fn bpf<A>(cmd: bpf_cmd, attr: &mut A) -> io::Result<i32> {
+pub(super) unsafe fn bpf<A>(cmd: bpf_cmd, attr: &mut A) -> io::Result<i32> {
     BPF_CALLS.fetch_add(1, Ordering::Relaxed);
     let attr: *mut A = attr;
     // SAFETY: the attribute is a live struct of integers of the size given; the caller answers for
@@ -62,15 +62,15 @@ unsafe fn bpf_fd<A>(cmd: bpf_cmd, attr: &mut A) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn address<T>(data: &[T]) -> u64 {
+pub(super) fn address<T>(data: &[T]) -> u64 {
     data.as_ptr() as u64
 }
 
-fn address_mut<T>(data: &mut [T]) -> u64 {
+pub(super) fn address_mut<T>(data: &mut [T]) -> u64 {
     data.as_mut_ptr() as u64
 }
 
@@ -328,209 +328,12 @@ pub fn program_query(
 }
 
 #[repr(C)]
-struct ElementAttr {
-    map: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-/// A hash, with values of 8 bytes unless it is only read.
-#[derive(Clone, Copy, Debug)]
-pub struct Hash<'a> {
-    fd: BorrowedFd<'a>,
-    key_size: usize,
-    value_size: usize,
-}
-
-/// Bytes of a value of [`Hash`].
-pub const VALUE_SIZE: usize = 8;
-
-impl<'a> Hash<'a> {
-    /// Checks that the map has such keys and values: the kernel writes as many bytes as it has.
-    pub fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
-        let is_hash = map_info(fd)?.kind == bpf_map_type::BPF_MAP_TYPE_HASH as u32;
-        let hash = Self::to_read(fd)?;
-        if is_hash && hash.value_size == VALUE_SIZE {
-            Ok(hash)
-        } else {
-            Err(io::ErrorKind::InvalidInput.into())
-        }
-    }
-
-    /// A hash of any kind with values of any size, for [`Self::read`] and batched lookups.
-    pub fn to_read(fd: BorrowedFd<'a>) -> io::Result<Self> {
-        const KINDS: [bpf_map_type; 2] =
-            [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
-        let info = map_info(fd)?;
-        if !KINDS.iter().any(|kind| *kind as u32 == info.kind) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
-        Ok(Self { fd, key_size, value_size })
-    }
-
-    /// Bytes of a value.
-    pub fn value_size(&self) -> usize {
-        self.value_size
-    }
-
-    /// Bytes of a key.
-    pub fn key_size(&self) -> usize {
-        self.key_size
-    }
-
-    fn element(&self, cmd: bpf_cmd, key: &[u8], value: &mut [u8]) -> io::Result<()> {
-        if key.len() != self.key_size || value.len() != self.key_size.max(self.value_size) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut attr = ElementAttr {
-            map: raw(self.fd),
-            pad: 0,
-            key: address(key),
-            value: address_mut(value),
-            flags: 0,
-        };
-        // SAFETY: `key` has the size of a key and `value` that of the larger of key and value,
-        // which is the most that any of these commands reads or writes there.
-        unsafe { bpf(cmd, &mut attr) }.map(drop)
-    }
-
-    fn buffer(&self, value: &[u8]) -> Vec<u8> {
-        let mut buffer = vec![0; self.key_size.max(self.value_size)];
-        buffer[..value.len()].copy_from_slice(value);
-        buffer
-    }
-
-    /// Inserts or replaces one element.
-    pub fn update(&self, key: &[u8], value: [u8; VALUE_SIZE]) -> io::Result<()> {
-        self.element(bpf_cmd::BPF_MAP_UPDATE_ELEM, key, &mut self.buffer(&value))
-    }
-
-    /// Deletes one element.
-    pub fn delete(&self, key: &[u8]) -> io::Result<()> {
-        let mut attr =
-            ElementAttr { map: raw(self.fd), pad: 0, key: address(key), value: 0, flags: 0 };
-        if key.len() != self.key_size {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        // SAFETY: `key` has the size of a key; nothing else is read or written.
-        unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
-    }
-
-    /// One element.
-    pub fn lookup(&self, key: &[u8]) -> io::Result<[u8; VALUE_SIZE]> {
-        let mut buffer = self.buffer(&[]);
-        self.element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, key, &mut buffer)?;
-        let mut value = [0; VALUE_SIZE];
-        value.copy_from_slice(&buffer[..VALUE_SIZE]);
-        Ok(value)
-    }
-
-    /// The bytes of one element's value, if it is there. An LRU hash does not take this for a use.
-    pub fn read(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let mut buffer = self.buffer(&[]);
-        match self.element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, key, &mut buffer) {
-            Ok(()) => {
-                buffer.truncate(self.value_size);
-                Ok(Some(buffer))
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The key after this one; without one, the first.
-    pub fn next_key(&self, key: Option<&[u8]>) -> io::Result<Vec<u8>> {
-        let mut next = vec![0; self.key_size];
-        if key.is_some_and(|key| key.len() != self.key_size) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut attr = ElementAttr {
-            map: raw(self.fd),
-            pad: 0,
-            key: key.map_or(0, address),
-            value: address_mut(&mut next),
-            flags: 0,
-        };
-        // SAFETY: `key` is none or has the size of a key, as the kernel writes to `next`.
-        unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) }?;
-        Ok(next)
-    }
-
-    /// Inserts, deletes or looks up `count` elements at once; see [`Batch`].
-    pub fn batch(
-        &self,
-        kind: Batch,
-        keys: &mut [u8],
-        values: &mut [u8],
-        cursor: Option<&mut Cursor>,
-    ) -> (usize, io::Result<()>) {
-        let count = keys.len() / self.key_size.max(1);
-        if keys.len() != count * self.key_size
-            || (values.len() != count * self.value_size && kind != Batch::Delete)
-        {
-            return (0, Err(io::ErrorKind::InvalidInput.into()));
-        }
-        let (input, output) = cursor.map_or((0, 0), |cursor| {
-            let input = if cursor.started { address(&cursor.position) } else { 0 };
-            cursor.started = true;
-            (input, address_mut(&mut cursor.position))
-        });
-        let mut attr = BatchAttr {
-            in_batch: input,
-            out_batch: output,
-            keys: address_mut(keys),
-            values: if kind == Batch::Delete { 0 } else { address_mut(values) },
-            count: u32::try_from(count).unwrap_or(0),
-            map: raw(self.fd),
-            element_flags: 0,
-            flags: 0,
-        };
-        let cmd = match kind {
-            Batch::Update => bpf_cmd::BPF_MAP_UPDATE_BATCH,
-            Batch::Delete => bpf_cmd::BPF_MAP_DELETE_BATCH,
-            Batch::Lookup => bpf_cmd::BPF_MAP_LOOKUP_BATCH,
-        };
-        if kind == Batch::Lookup && output == 0 {
-            return (0, Err(io::ErrorKind::InvalidInput.into()));
-        }
-        // SAFETY: `keys` and `values` hold `count` elements of the map's own sizes; the cursor
-        // holds more bytes than the kernel's position in a hash (4), for reading and writing.
-        let result = unsafe { bpf(cmd, &mut attr) };
-        (attr.count as usize, result.map(drop))
-    }
-}
-
-/// What a batch does. The kernel tells how many elements it did even if it then failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Batch {
-    /// Inserts or replaces.
-    Update,
-    /// Deletes; values are not used.
-    Delete,
-    /// Reads on from a cursor; ENOENT tells the end.
-    Lookup,
-}
-
-/// Where a batched lookup goes on.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cursor {
-    position: [u64; 4],
-    started: bool,
-}
-
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
+pub(super) struct ElementAttr {
+    pub(super) map: u32,
+    pub(super) pad: u32,
+    pub(super) key: u64,
+    pub(super) value: u64,
+    pub(super) flags: u64,
 }
 
 #[repr(C)]
