@@ -28,24 +28,25 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
+// Closures, so that each program has its own copy of the decision in it and no call to a shared one.
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, decide::ingress)
+    tc::run(ctx, Link::Ethernet, |packet, tables, link| decide::ingress(packet, tables, link))
 }
 
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, decide::egress)
+    tc::run(ctx, Link::Ethernet, |packet, tables, link| decide::egress(packet, tables, link))
 }
 
 #[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, decide::ingress)
+    tc::run(ctx, Link::None, |packet, tables, link| decide::ingress(packet, tables, link))
 }
 
 #[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, decide::egress)
+    tc::run(ctx, Link::None, |packet, tables, link| decide::egress(packet, tables, link))
 }
 
 #[xdp]
