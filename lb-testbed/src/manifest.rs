@@ -93,11 +93,15 @@ impl Manifest {
         Self::list(&self.objects.values().cloned().collect::<Vec<_>>())
     }
 
-    /// The same as one would write it for an API server, which gives out identities itself.
+    /// The same as one would write it for an API server, which gives out identities and
+    /// takes no status this way.
     pub fn to_apply(&self) -> String {
         let mut items: Vec<Value> = self.objects.values().cloned().collect();
-        for metadata in items.iter_mut().filter_map(|item| item["metadata"].as_object_mut()) {
-            metadata.remove("uid");
+        for item in items.iter_mut().filter_map(Value::as_object_mut) {
+            item.remove("status");
+            if let Some(metadata) = item.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.remove("uid");
+            }
         }
         Self::list(&items)
     }

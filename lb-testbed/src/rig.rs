@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     address::{node_v4, node_v6, pod_net_v4, pod_net_v6},
-    agent::{Agent, Source},
+    agent::{Agent, AgentSpec, Source},
     cluster::{At, Cluster, Family, Spec, Topology},
     manifest::{Manifest, Node},
     matrix::Engine,
@@ -91,10 +91,26 @@ impl Rig {
     /// Starts an agent on every node.
     pub fn start_agents(&mut self) -> Result<()> {
         for node in 0..self.cluster.nodes().len() {
-            let source = Source::Manifests(self.path.clone());
-            self.agents.push(self.cluster.agent(node, source)?.start_unsynced()?);
+            let spec = self.agent(node, Source::Manifests(self.path.clone()))?;
+            self.agents.push(spec.start_unsynced()?);
         }
         self.agents.iter().try_for_each(|agent| agent.wait_synced(crate::agent::SYNC_WITHIN))
+    }
+
+    /// How to start the agent of a node, with maps no larger than tests need: the kernel clears and
+    /// accounts for every byte, for every agent.
+    pub fn agent(&self, node: usize, source: Source) -> Result<AgentSpec> {
+        let sizes = [
+            ("--max-service-ports", "1024"),
+            ("--max-frontends", "1024"),
+            ("--max-backends", "4096"),
+            ("--max-slots", "8192"),
+            ("--max-flows", "32768"),
+            ("--max-half-open-flows", "8192"),
+            ("--max-socket-peers", "4096"),
+        ];
+        let spec = self.cluster.agent(node, source)?;
+        Ok(sizes.iter().fold(spec, |spec, (flag, size)| spec.arg(flag).arg(size)))
     }
 
     /// `web` in a family.
@@ -123,12 +139,14 @@ impl Rig {
     /// Gives `web` other endpoints, and waits until every agent has them in force.
     pub fn set_endpoints(&mut self, places: &[At]) -> Result<()> {
         self.change_endpoints(places)?;
-        for at in [NEAR, FAR, SPARE, CLIENT] {
-            for address in self.cluster.addresses(at) {
-                self.wait_backend("default/web", address, places.contains(&at))?;
-            }
-        }
-        Ok(())
+        self.wait_endpoints(places)
+    }
+
+    /// Waits until, of the pods in the table above, `web` has exactly these as backends.
+    pub fn wait_endpoints(&self, places: &[At]) -> Result<()> {
+        let all = [NEAR, FAR, SPARE, CLIENT];
+        let others: Vec<At> = all.into_iter().filter(|at| !places.contains(at)).collect();
+        self.wait_backends("default/web", &self.addresses(places), &self.addresses(&others))
     }
 
     /// Gives `web` other endpoints; agents follow when they see the file change.
@@ -143,19 +161,27 @@ impl Rig {
         self.manifest.write(&self.path)
     }
 
-    /// Waits until every agent shows an address among the backends of a Service, or shows it no
-    /// longer.
-    pub fn wait_backend(&self, service: &str, address: IpAddr, present: bool) -> Result<()> {
-        let what = format!("{address} to be {} {service}", if present { "in" } else { "out of" });
+    /// Waits until every agent shows all of `present` among the backends of a Service, and none of
+    /// `absent`.
+    pub fn wait_backends(
+        &self,
+        service: &str,
+        present: &[IpAddr],
+        absent: &[IpAddr],
+    ) -> Result<()> {
         for agent in &self.agents {
             let mut last = String::new();
-            wait::until(&what, IN_FORCE_WITHIN, || {
+            wait::until(&format!("the new backends of {service}"), IN_FORCE_WITHIN, || {
                 last = agent
                     .command("services", &["--output", "json"])
                     .unwrap_or_else(|error| format!("{error:#}"));
-                is_backend(&last, service, address) == Some(present)
+                let shown = |address: &IpAddr| is_backend(&last, service, *address);
+                present.iter().all(|address| shown(address) == Some(true))
+                    && absent.iter().all(|address| shown(address) == Some(false))
             })
-            .with_context(|| format!("services said: {last}"))?;
+            .with_context(|| {
+                format!("wanted {present:?}, not {absent:?}; services said: {last}")
+            })?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use lb_testbed::{
     matrix::{Case, Engine},
     peer::LoadKind,
     require,
-    rig::{FAR, IN_FORCE_WITHIN, NEAR, Rig, SPARE, TARGET},
+    rig::{IN_FORCE_WITHIN, NEAR, Rig, SPARE, TARGET},
     wait,
 };
 
@@ -26,7 +26,7 @@ fn an_api_server_is_followed_and_its_absence_disturbs_nobody() -> Result<()> {
     let mut plane = ApiServer::start_in(&assets, rig.cluster.fabric(), address)?;
     plane.apply(&rig.manifest)?;
     // The API server is on the nodes' network, so the agent's process starts there as well.
-    let spec = rig.cluster.agent(0, Source::Kubeconfig(plane.proxy_kubeconfig()))?;
+    let spec = rig.agent(0, Source::Kubeconfig(plane.proxy_kubeconfig()))?;
     let agent = spec.starts_in(&rig.cluster.nodes()[0].netns).start()?;
     rig.agents.push(agent);
     for case in Case::all() {
@@ -60,10 +60,5 @@ fn apply_endpoints(rig: &mut Rig, plane: &ApiServer, places: &[At]) -> Result<()
     let endpoints = rig.addresses(places);
     rig.manifest.endpoints("web", TARGET, &endpoints);
     plane.apply(&rig.manifest)?;
-    for at in [NEAR, FAR, SPARE] {
-        for address in rig.cluster.addresses(at) {
-            rig.wait_backend("default/web", address, places.contains(&at))?;
-        }
-    }
-    Ok(())
+    rig.wait_endpoints(places)
 }

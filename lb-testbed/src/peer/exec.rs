@@ -143,6 +143,10 @@ impl Peer {
                 Some((_, at)) => Err(io::Error::other(format!("wrong byte at {at}"))),
             }
         });
+        if received.is_err() {
+            // The sender would wait for its own deadline.
+            stream.get_ref().shutdown(Shutdown::Both)?;
+        }
         let sent = sender.join().unwrap_or_else(|_| Err(io::Error::other("sender panicked")));
         received.and(sent).map(|()| Answer::Done)
     }

@@ -14,6 +14,9 @@ use std::{
 use super::wire::{LoadKind, Reply, Stats};
 use crate::sys;
 
+/// Between two requests of a load: enough of them to notice a gap, and a machine with two cores
+/// still has time for what is under test.
+const PAUSE: Duration = Duration::from_millis(2);
 /// Failures kept in words.
 const KEPT_FAILURES: usize = 10;
 
@@ -48,6 +51,8 @@ impl Load {
                 let mut stats = for_stats.lock().unwrap_or_else(PoisonError::into_inner);
                 stats.note(result, number);
                 stats.elapsed_ns = nanos(start);
+                drop(stats);
+                thread::park_timeout(PAUSE);
             }
         });
         Self { stats, stop, thread: Some(thread) }

@@ -200,7 +200,7 @@ impl Peer {
 
     /// Sends bytes over TCP and gets them back, all of them checked.
     pub fn bulk(&mut self, sock: SocketId, bytes: u64) -> Result<()> {
-        let deadline = Duration::from_secs(20);
+        let deadline = Duration::from_secs(10);
         self.done(&Command::Bulk { sock, bytes, timeout_ms: millis(deadline) }, deadline)
     }
 
