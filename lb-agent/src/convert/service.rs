@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::raw::{RawObject, RawPort, RawSpec};
 use super::report::quoted;
-use super::{Converter, Findings, Kind, Object, address, port_number, protocol, time};
+use super::{Converter, Findings, Kind, Object, address, check_name, port_number, protocol, time};
 use crate::model::{ClusterIps, Service, ServicePort};
 
 /// Default and largest affinity timeout in seconds.
@@ -18,6 +18,7 @@ impl Converter {
         findings: &mut Findings,
     ) -> Option<Object> {
         let key = self.key(&raw.metadata.namespace, &raw.metadata.name, findings)?;
+        check_name("metadata.name", &key.name, 63, findings)?;
         let labels = &raw.metadata.labels;
         let spec = match &raw.spec {
             Some(spec) if !labels.other_proxy && !labels.headless && counts(spec) => spec,

@@ -234,7 +234,11 @@ fn an_object_without_a_usable_name_is_skipped() {
         (slice(), "/metadata/name"),
     ] {
         let field = pointer[1..].replace('/', ".");
-        for bad in [without(value.clone(), pointer), with(value, pointer, json!("a\u{1b}[2J"))] {
+        for bad in [
+            without(value.clone(), pointer),
+            with(value.clone(), pointer, json!("a\u{1b}[2J")),
+            with(value, pointer, json!("x".repeat(254))),
+        ] {
             let (object, reports) = convert(&bad);
             assert_eq!((object, only_field(&reports)), (None, Some(field.clone())));
         }

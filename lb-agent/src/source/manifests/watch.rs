@@ -16,8 +16,10 @@ use tokio::time::{Instant, sleep_until};
 
 /// A file is read once nothing happened for so long.
 const QUIET: Duration = Duration::from_millis(20);
-/// But never later than this after the first event: a file may be written to without end.
+/// But never later than this after the first event: there may always be another.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// A file that is open for writing is waited for so long: half of it may look like a whole.
+const WRITING: Duration = Duration::from_secs(5);
 /// More touched files than this are not told apart.
 const MOST_TOUCHED: usize = 4096;
 
@@ -107,20 +109,20 @@ impl Watch {
     pub(super) async fn touched(&self) -> Touched {
         loop {
             self.shared.happened.notified().await;
-            let latest = Instant::now() + PATIENCE;
+            let (latest, closed) = (Instant::now() + PATIENCE, Instant::now() + WRITING);
             loop {
                 let quiet = (Instant::now() + QUIET).min(latest);
                 tokio::select! {
                     () = self.shared.happened.notified() => {}
                     () = sleep_until(quiet) => {
                         let writing = self.shared.with(|touched| !touched.open.is_empty());
-                        if !writing || Instant::now() >= latest {
+                        if !writing || Instant::now() >= closed {
                             break;
                         }
                         // Whoever writes will close the file, which is another event.
                         tokio::select! {
                             () = self.shared.happened.notified() => {}
-                            () = sleep_until(latest) => {}
+                            () = sleep_until(closed) => {}
                         }
                     }
                 }

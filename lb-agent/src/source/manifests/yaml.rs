@@ -110,6 +110,9 @@ impl Cutter {
             self.whole.add(rest);
             return;
         }
+        if line.starts_with(b"%") && !self.whole.says {
+            return; // A directive, such as %YAML: the document begins at its marker.
+        }
         if let Items::In { column, index } = self.items {
             let indent = indent(line);
             if indent == column && is_dash(line, indent) {
@@ -225,11 +228,11 @@ mod tests {
     #[test]
     fn documents_are_cut_at_markers_and_empty_ones_do_not_count() {
         let text =
-            "# head\n---\nkind: A\ntext: |\n  ---\n--- # two\nkind: B\n...\n---\n\n--- {kind: C}\n";
+            "# head\n%YAML 1.2\n---\nkind: A\ntext: |\n  ---\n--- # two\nkind: B\n...\n---\n\n--- {kind: C}\n";
         let found = pieces(text);
         let told: Vec<_> =
             found.iter().map(|(document, item, line, _)| (*document, *item, *line)).collect();
-        assert_eq!(told, [(1, None, 2), (2, None, 6), (3, None, 11)]);
+        assert_eq!(told, [(1, None, 3), (2, None, 7), (3, None, 12)]);
         assert_eq!(found[0].3, "   \nkind: A\ntext: |\n  ---\n");
         assert_eq!(found[2].3, "    {kind: C}\n");
     }
