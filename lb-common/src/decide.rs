@@ -141,10 +141,16 @@ where
     T: FlowTables<N>,
 {
     let mut flow = Flow::empty();
-    if headers.opens() && stands(tables, headers, FlowTable::Main, &mut flow) {
+    if headers.opens()
+        && found(tables, headers, FlowTable::Main, &mut flow)
+        && !begins_another(tables, headers, FlowTable::Main, &flow)
+    {
         return translate_apart(packet, headers, &flow, link);
     }
-    if headers.is_tcp() && stands(tables, headers, FlowTable::HalfOpen, &mut flow) {
+    if headers.is_tcp()
+        && found(tables, headers, FlowTable::HalfOpen, &mut flow)
+        && !begins_another(tables, headers, FlowTable::HalfOpen, &flow)
+    {
         if flow.flags & Flow::<N>::REPLY == 0 && !headers.opens() {
             promote(tables, &mut headers.key, &mut flow);
         }
@@ -171,10 +177,10 @@ fn translate_apart<const N: usize, P: Packet>(
     translate(packet, headers, flow, link)
 }
 
-/// Fills in the record of a TCP packet's flow, if there is one and it stands: an established flow is
-/// never retargeted (F-1), and only a SYN may begin another.
+/// Fills in the record of a TCP packet's flow, if there is one. A SYN leaves it with its state from
+/// before.
 #[inline(never)]
-fn stands<const N: usize, T: FlowTables<N>>(
+fn found<const N: usize, T: FlowTables<N>>(
     tables: &T,
     headers: &Headers<N>,
     table: FlowTable,
@@ -185,18 +191,31 @@ fn stands<const N: usize, T: FlowTables<N>>(
     if !flow.is_for(&headers.key) {
         return false;
     }
-    // A hairpin flow's replies are met here too; only the client's packets say what becomes of it.
-    if flow.flags & Flow::<N>::REPLY == 0
-        && headers.opens()
-        && (ended(tables, table, &headers.key, flow)
-            || !still_serves(tables, flow.backend, flow.generation))
-    {
-        tables.remove_flow(table, &headers.key);
-        return false;
-    }
     touch(tables, &record, flow, headers);
-    flow.live = record.live().0;
+    if !headers.opens() {
+        flow.live = record.live().0;
+    }
     true
+}
+
+/// Whether a TCP packet with a record begins another connection: an established flow is never
+/// retargeted (F-1), and only a SYN may begin one. The old record is removed then.
+#[inline(never)]
+fn begins_another<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    table: FlowTable,
+    flow: &Flow<N>,
+) -> bool {
+    // A hairpin flow's replies are met here too; only the client's packets say what becomes of it.
+    let another = flow.flags & Flow::<N>::REPLY == 0
+        && headers.opens()
+        && (!still_serves(tables, flow.backend, flow.generation)
+            || ended(tables, table, &headers.key, flow));
+    if another {
+        tables.remove_flow(table, &headers.key);
+    }
+    another
 }
 
 /// A packet without a record: fills in where its flow goes, or tells why it does not begin one.

@@ -84,7 +84,7 @@ pub fn touch<const N: usize, T: FlowTables<N>>(
 
 /// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one, or its
 /// reply record was evicted, without which it cannot go on.
-#[inline(never)]
+#[inline(always)]
 pub fn ended<const N: usize, T: FlowTables<N>>(
     tables: &T,
     table: FlowTable,

@@ -6,6 +6,8 @@
 
 #[path = "golden/kernel.rs"]
 mod kernel;
+#[path = "golden/verifier.rs"]
+mod verifier;
 
 use std::{io::ErrorKind, os::fd::AsFd as _};
 

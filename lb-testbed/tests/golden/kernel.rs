@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{Program, ProgramFd},
 };
 use lb_common::{
@@ -102,6 +102,18 @@ impl Kernel {
     /// The same with a sum of the whole packet, see [`testrun::once_summed`].
     pub(crate) fn run_summed(&self, name: &str, packet: &[u8]) -> Result<Output> {
         testrun::once_summed(self.fd(name)?.as_fd(), packet)
+    }
+
+    /// A map, whatever its type.
+    pub(crate) fn map_data(&self, name: &str) -> Option<&MapData> {
+        match self.ebpf.map(name)? {
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::SkStorage(data) => Some(data),
+            _ => None,
+        }
     }
 
     /// Empties every table.
