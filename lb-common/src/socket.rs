@@ -3,7 +3,9 @@
 //!
 //! Addresses are four words, IPv4 in the first; an IPv4-mapped IPv6 address is IPv4 here.
 
-use crate::abi::{Counter, FrontendKey, SocketKey, SocketPeer, SocketRecord, V4, V6, proto};
+use crate::abi::{
+    Counter, FrontendKey, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6, proto,
+};
 use crate::select::{Choice, choose, internal_scope, narrow, service_port, still_serves, widen};
 use crate::tables::{FrontendTables, SocketTables};
 use crate::verdict::NoBackend;
@@ -50,14 +52,7 @@ where
             return outcome;
         }
     };
-    let mut record = tables.record().unwrap_or(EMPTY);
-    record.vip = widen(&to.ip);
-    record.vip_port = to.port;
-    record.peer = choice.addr;
-    record.peer_port = choice.port;
-    record.backend = choice.id;
-    record.generation = choice.generation;
-    if !tables.set_record(&record) {
+    if !tables.set_connected(&widen(&to.ip), to.port, &choice) {
         tables.count(Counter::SocketUnrecorded);
     }
     tables.count(Counter::SocketTranslated);
@@ -73,7 +68,7 @@ where
 {
     let frontend = FrontendKey::new(to.ip, to.port, proto::UDP);
     let Some(id) = service_port(tables, &frontend) else { return Outcome::Pass };
-    let key = key_of(tables, SocketKey::FORWARD, to);
+    let key = key_of(tables, SocketLink::FORWARD, to);
     let mut backend = Address { ip: [0; N], port: 0 };
     if serving_peer(tables, &key, &mut backend) {
         return Outcome::Translated(backend);
@@ -85,7 +80,7 @@ where
     backend = Address { ip: choice.ip(), port: choice.port };
     let mut peer = SocketPeer { addr: widen(&to.ip), port: to.port, ..NO_PEER };
     // The reverse record first: an answer must never arrive without it.
-    let reverse_key = key_of(tables, SocketKey::REVERSE, &backend);
+    let reverse_key = key_of(tables, SocketLink::REVERSE, &backend);
     let mut remembered = remember(tables, &reverse_key, &mut peer);
     if remembered {
         peer.addr = choice.addr;
@@ -123,10 +118,10 @@ pub fn recvmsg<const N: usize, T: SocketTables>(
     if let Some(vip) = connected(&record, from) {
         return Some(vip);
     }
-    if record.head_kind == 0 {
+    if record.head.kind == 0 {
         return None;
     }
-    let peer = tables.peer(&key_of(tables, SocketKey::REVERSE, from))?;
+    let peer = tables.peer(&key_of(tables, SocketLink::REVERSE, from))?;
     Some(Address { ip: narrow(&peer.addr), port: peer.port })
 }
 
@@ -143,24 +138,14 @@ pub fn getpeername<const N: usize, T: SocketTables>(
 #[inline(always)]
 pub fn release<T: SocketTables>(tables: &T) {
     let Some(record) = tables.record() else { return };
-    let mut key = SocketKey {
-        cookie: tables.cookie(),
-        addr: record.head_addr,
-        port: record.head_port,
-        kind: record.head_kind,
-        family: record.head_family,
-        pad: 0,
-    };
+    let mut key = SocketKey { cookie: tables.cookie(), link: record.head, pad: 0 };
     for _ in 0..MAX_PEERS {
-        if key.kind == 0 {
+        if key.link.kind == 0 {
             return;
         }
         let Some(peer) = tables.peer(&key) else { return };
         tables.remove_peer(&key);
-        key.addr = peer.next_addr;
-        key.port = peer.next_port;
-        key.kind = peer.next_kind;
-        key.family = peer.next_family;
+        key.link = peer.next;
     }
 }
 
@@ -200,11 +185,8 @@ fn refuse<const N: usize, T: FrontendTables<N>>(tables: &T, none: NoBackend) -> 
 /// A socket that connects elsewhere is no longer connected to a VIP.
 #[inline(always)]
 fn forget<T: SocketTables>(tables: &T) {
-    if let Some(record) = tables.record()
-        && record.vip_port != 0
-    {
-        // The storage exists already, so this cannot fail.
-        let _stored = tables.set_record(&SocketRecord { vip_port: 0, ..record });
+    if tables.record().is_some_and(|record| record.vip_port != 0) {
+        tables.set_disconnected();
     }
 }
 
@@ -222,39 +204,23 @@ fn key_of<const N: usize, T: SocketTables>(
     kind: u8,
     address: &Address<N>,
 ) -> SocketKey {
-    SocketKey {
-        cookie: tables.cookie(),
-        addr: widen(&address.ip),
-        port: address.port,
-        kind,
-        family: family::<N>(),
-        pad: 0,
-    }
+    let addr = widen(&address.ip);
+    let link = SocketLink { addr, port: address.port, kind, family: family::<N>() };
+    SocketKey { cookie: tables.cookie(), link, pad: 0 }
 }
 
 /// Stores a peer. A new one becomes the head of the socket's list, so that `release` finds it.
 #[inline(never)]
 fn remember<T: SocketTables>(tables: &T, key: &SocketKey, peer: &mut SocketPeer) -> bool {
     if let Some(old) = tables.peer(key) {
-        peer.next_addr = old.next_addr;
-        peer.next_port = old.next_port;
-        peer.next_kind = old.next_kind;
-        peer.next_family = old.next_family;
+        peer.next = old.next;
         return tables.set_peer(key, peer);
     }
-    let mut record = tables.record().unwrap_or(EMPTY);
-    peer.next_addr = record.head_addr;
-    peer.next_port = record.head_port;
-    peer.next_kind = record.head_kind;
-    peer.next_family = record.head_family;
+    peer.next = tables.record().map_or_else(SocketLink::default, |record| record.head);
     if !tables.set_peer(key, peer) {
         return false;
     }
-    record.head_addr = key.addr;
-    record.head_port = key.port;
-    record.head_kind = key.kind;
-    record.head_family = key.family;
-    let linked = tables.set_record(&record);
+    let linked = tables.set_head(&key.link);
     if !linked {
         // Nothing would ever remove it.
         tables.remove_peer(key);
@@ -262,28 +228,12 @@ fn remember<T: SocketTables>(tables: &T, key: &SocketKey, peer: &mut SocketPeer)
     linked
 }
 
-const EMPTY: SocketRecord = SocketRecord {
-    vip: [0; 4],
-    peer: [0; 4],
-    head_addr: [0; 4],
-    backend: 0,
-    generation: 0,
-    vip_port: 0,
-    peer_port: 0,
-    head_port: 0,
-    head_kind: 0,
-    head_family: 0,
-};
-
 const NO_PEER: SocketPeer = SocketPeer {
     addr: [0; 4],
-    next_addr: [0; 4],
+    next: SocketLink { addr: [0; 4], port: 0, kind: 0, family: 0 },
     backend: 0,
     generation: 0,
     port: 0,
-    next_port: 0,
-    next_kind: 0,
-    next_family: 0,
     pad: 0,
 };
 

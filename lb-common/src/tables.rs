@@ -3,8 +3,9 @@
 
 use crate::abi::{
     Backend, BackendId, BackendWord, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord,
-    Ip, Live, ServicePortId, SetWord, SocketKey, SocketPeer, SocketRecord,
+    Ip, Live, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord,
 };
+use crate::select::Choice;
 
 /// What has no family: sets, backends, counters, time, randomness.
 pub trait ServiceTables {
@@ -96,8 +97,12 @@ pub trait SocketTables: ServiceTables {
     fn cookie(&self) -> u64;
     /// The socket's own record, if it has one.
     fn record(&self) -> Option<SocketRecord>;
-    /// Stores it; `false` if there is no memory for it.
-    fn set_record(&self, record: &SocketRecord) -> bool;
+    /// Notes in it where the socket is connected to; `false` if there is no memory for a record.
+    fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool;
+    /// Notes in it, if there is one, that the socket is not connected through us.
+    fn set_disconnected(&self);
+    /// Notes in it the first of the socket's peers; `false` if there is no memory for a record.
+    fn set_head(&self, head: &SocketLink) -> bool;
     /// A peer of an unconnected socket.
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Stores a peer; `false` if the table is full.

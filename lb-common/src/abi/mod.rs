@@ -22,7 +22,7 @@ pub use flow::{Flow, FlowKey, FlowKind, Live};
 pub use frontend::{FrontendKey, FrontendWord, ServicePortId};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
-pub use socket::{SocketKey, SocketPeer, SocketRecord};
+pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord};
 
 /// Version of this layout; the name of the pin folder is `v` followed by it.
 pub const ABI_VERSION: u32 = 1;

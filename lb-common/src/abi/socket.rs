@@ -3,32 +3,40 @@
 
 use super::BackendId;
 
+/// Names a record of `SOCKET_PEERS` within its socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SocketLink {
+    /// VIP (forward) or backend (reverse).
+    pub addr: [u32; 4],
+    /// Its port, network order.
+    pub port: u16,
+    /// [`SocketLink::FORWARD`] or [`SocketLink::REVERSE`]; 0: none.
+    pub kind: u8,
+    /// 4 or 6.
+    pub family: u8,
+}
+
+impl SocketLink {
+    /// From the VIP that the application sends to, to the backend.
+    pub const FORWARD: u8 = 1;
+    /// From the backend that answers, to the VIP that the application knows.
+    pub const REVERSE: u8 = 2;
+}
+
 /// Key of `SOCKET_PEERS`, 32 bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketKey {
     /// Socket cookie.
     pub cookie: u64,
-    /// VIP (forward) or backend (reverse).
-    pub addr: [u32; 4],
-    /// Its port, network order.
-    pub port: u16,
-    /// [`SocketKey::FORWARD`] or [`SocketKey::REVERSE`].
-    pub kind: u8,
-    /// 4 or 6.
-    pub family: u8,
+    /// Which record of this socket.
+    pub link: SocketLink,
     /// Zero.
     pub pad: u32,
 }
 
 const _: () = assert!(size_of::<SocketKey>() == 32);
-
-impl SocketKey {
-    /// From the VIP that the application sends to, to the backend.
-    pub const FORWARD: u8 = 1;
-    /// From the backend that answers, to the VIP that the application knows.
-    pub const REVERSE: u8 = 2;
-}
 
 /// Value of `SOCKET_PEERS`, 48 bytes.
 #[repr(C, align(8))]
@@ -36,36 +44,30 @@ impl SocketKey {
 pub struct SocketPeer {
     /// Backend (forward) or VIP (reverse).
     pub addr: [u32; 4],
-    /// Next record of the same socket: its key's address. `next_kind` 0 ends the list.
-    pub next_addr: [u32; 4],
+    /// The next record of the same socket.
+    pub next: SocketLink,
     /// Backend id (forward).
     pub backend: BackendId,
     /// Its generation when it was chosen.
     pub generation: u32,
     /// Port, network order.
     pub port: u16,
-    /// Next record's port.
-    pub next_port: u16,
-    /// Next record's kind; 0: none.
-    pub next_kind: u8,
-    /// Next record's family.
-    pub next_family: u8,
     /// Zero.
     pub pad: u16,
 }
 
 const _: () = assert!(size_of::<SocketPeer>() == 48);
 
-/// Value of `SOCKETS`, the socket's own storage, freed with it: 64 bytes.
+/// Value of `SOCKETS`, the socket's own storage, freed with it: 64 bytes. A new one is all zeros.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketRecord {
     /// The VIP that the application connected to.
     pub vip: [u32; 4],
     /// The backend that the socket is connected to.
     pub peer: [u32; 4],
     /// First record of this socket in `SOCKET_PEERS`.
-    pub head_addr: [u32; 4],
+    pub head: SocketLink,
     /// Backend id.
     pub backend: BackendId,
     /// Its generation when it was chosen.
@@ -74,12 +76,6 @@ pub struct SocketRecord {
     pub vip_port: u16,
     /// The backend's port.
     pub peer_port: u16,
-    /// First record's port.
-    pub head_port: u16,
-    /// First record's kind; 0: none.
-    pub head_kind: u8,
-    /// First record's family.
-    pub head_family: u8,
 }
 
 const _: () = assert!(size_of::<SocketRecord>() == 64);

@@ -13,8 +13,9 @@ use std::vec::Vec;
 
 use crate::abi::{
     Backend, BackendId, COUNTERS, Counter, FILTER_WORDS, FactsWord, ServicePortId, SetWord,
-    SocketKey, SocketPeer, SocketRecord,
+    SocketKey, SocketLink, SocketPeer, SocketRecord,
 };
+use crate::select::Choice;
 use crate::tables::{FlowTable, ServiceTables, SocketTables};
 pub use builder::{READY, Words, words};
 use family::Family;
@@ -275,19 +276,28 @@ impl SocketTables for HostTables {
         self.records.borrow().get(&self.cookie.get()).copied()
     }
 
-    fn set_record(&self, record: &SocketRecord) -> bool {
-        let mut records = self.records.borrow_mut();
-        let room = records.len() < self.capacities.get().sockets;
-        if let Some(old) = records.get_mut(&self.cookie.get()) {
-            self.cost(|costs| costs.value_stores += 1);
-            *old = *record;
-            return true;
+    fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool {
+        self.update_record(|record| {
+            *record = SocketRecord {
+                vip: *vip,
+                vip_port,
+                peer: to.addr,
+                peer_port: to.port,
+                backend: to.id,
+                generation: to.generation,
+                head: record.head,
+            };
+        })
+    }
+
+    fn set_disconnected(&self) {
+        if self.record().is_some() {
+            self.update_record(|record| record.vip_port = 0);
         }
-        self.cost(|costs| costs.map_updates += 1);
-        if room {
-            records.insert(self.cookie.get(), *record);
-        }
-        room
+    }
+
+    fn set_head(&self, head: &SocketLink) -> bool {
+        self.update_record(|record| record.head = *head)
     }
 
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer> {
@@ -308,6 +318,24 @@ impl SocketTables for HostTables {
     fn remove_peer(&self, key: &SocketKey) {
         self.cost(|costs| costs.map_updates += 1);
         self.peers.borrow_mut().remove(key);
+    }
+}
+
+impl HostTables {
+    /// Changes the record of the socket at hand, which is made first if there is room.
+    fn update_record(&self, update: impl FnOnce(&mut SocketRecord)) -> bool {
+        let mut records = self.records.borrow_mut();
+        let room = records.len() < self.capacities.get().sockets;
+        if let Some(old) = records.get_mut(&self.cookie.get()) {
+            self.cost(|costs| costs.value_stores += 1);
+            update(old);
+            return true;
+        }
+        self.cost(|costs| costs.map_updates += 1);
+        if room {
+            update(records.entry(self.cookie.get()).or_default());
+        }
+        room
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr};
 
 use lb_common::{
-    abi::{BackendFlags, Counter, Scope, SetWord, SocketKey},
+    abi::{BackendFlags, Counter, Scope, SetWord, SocketLink},
     host::{Capacities, HostTables},
     socket::{self, Address, Outcome},
     tables::FrontendTables,
@@ -171,7 +171,7 @@ fn a_socket_of_both_families_is_released_whole() {
     }
     send::<1>(&world, at(NETS[0].vip, PORT));
     send::<4>(&world, at(NETS[1].vip, PORT));
-    let families: HashSet<_> = world.tables.peers().iter().map(|(key, _)| key.family).collect();
+    let families: HashSet<_> = world.tables.peers().iter().map(|(key, _)| key.link.family).collect();
     assert_eq!(families, HashSet::from([4, 6]));
     socket::release(&world.tables);
     assert!(world.tables.peers().is_empty());
@@ -205,8 +205,8 @@ fn a_socket_that_connects_after_sending_is_released_whole() {
     let connected = socket::connect(&world.tables, 17, &address::<1>(vip));
     assert_eq!(connected, translated(first));
     assert_eq!(world.tables.peers().len(), 2);
-    let kinds: HashSet<_> = world.tables.peers().iter().map(|(key, _)| key.kind).collect();
-    assert_eq!(kinds, HashSet::from([SocketKey::FORWARD, SocketKey::REVERSE]));
+    let kinds: HashSet<_> = world.tables.peers().iter().map(|(key, _)| key.link.kind).collect();
+    assert_eq!(kinds, HashSet::from([SocketLink::FORWARD, SocketLink::REVERSE]));
     socket::release(&world.tables);
     assert!(world.tables.peers().is_empty());
 }

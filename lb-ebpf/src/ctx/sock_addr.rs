@@ -10,8 +10,9 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval, bpf_sk
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::abi::{
     Backend, BackendId, BackendWord, Counter, FactsWord, FrontendKey, FrontendWord, ServicePortId,
-    SetWord, SocketKey, SocketPeer, SocketRecord, V4, V6,
+    SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6,
 };
+use lb_common::select::Choice;
 use lb_common::socket::{self, Address, Outcome};
 use lb_common::tables::{FrontendTables, ServiceTables, SocketTables};
 
@@ -34,12 +35,27 @@ struct Socket {
 
 impl Socket {
     #[inline(always)]
-    fn storage(&self, init: *mut SocketRecord, flags: u32) -> *mut SocketRecord {
+    fn storage(&self, flags: u32) -> *mut SocketRecord {
         let map = ptr::from_ref(&maps::SOCKETS).cast_mut().cast();
-        // SAFETY: the map of this program and the socket of its context; `init` is null or a
-        // record on the stack, which the helper only copies.
-        unsafe { bpf_sk_storage_get(map, self.sk.cast(), init.cast(), u64::from(flags)) }.cast()
+        // SAFETY: the map of this program and the socket of its context; without a value to begin
+        // with, new storage is all zeros.
+        unsafe { bpf_sk_storage_get(map, self.sk.cast(), ptr::null_mut(), u64::from(flags)).cast() }
     }
+
+    /// The socket's storage, made if it has none; null without memory.
+    #[inline(always)]
+    fn made(&self) -> *mut SocketRecord {
+        self.storage(BPF_SK_STORAGE_GET_F_CREATE)
+    }
+}
+
+/// Stores a field of a socket's storage that is not null.
+macro_rules! set {
+    ($record:expr, $field:ident, $value:expr) => {{
+        // SAFETY: checked for null by the caller; only calls on this very socket write it, and an
+        // application that races with itself on one socket sees one of its own addresses.
+        unsafe { (&raw mut (*$record).$field).write($value) };
+    }};
 }
 
 impl SocketTables for Socket {
@@ -51,7 +67,7 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn record(&self) -> Option<SocketRecord> {
-        let record = self.storage(ptr::null_mut(), 0);
+        let record = self.storage(0);
         if record.is_null() {
             return None;
         }
@@ -61,14 +77,35 @@ impl SocketTables for Socket {
     }
 
     #[inline(always)]
-    fn set_record(&self, record: &SocketRecord) -> bool {
-        let init = ptr::from_ref(record).cast_mut();
-        let stored = self.storage(init, BPF_SK_STORAGE_GET_F_CREATE);
-        if stored.is_null() {
+    fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool {
+        let record = self.made();
+        if record.is_null() {
             return false;
         }
-        // SAFETY: as in `record`.
-        unsafe { stored.write(*record) };
+        set!(record, vip, *vip);
+        set!(record, peer, to.addr);
+        set!(record, backend, to.id);
+        set!(record, generation, to.generation);
+        set!(record, peer_port, to.port);
+        set!(record, vip_port, vip_port);
+        true
+    }
+
+    #[inline(always)]
+    fn set_disconnected(&self) {
+        let record = self.storage(0);
+        if !record.is_null() {
+            set!(record, vip_port, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn set_head(&self, head: &SocketLink) -> bool {
+        let record = self.made();
+        if record.is_null() {
+            return false;
+        }
+        set!(record, head, *head);
         true
     }
 

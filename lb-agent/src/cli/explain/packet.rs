@@ -109,13 +109,11 @@ mod tests {
                 let packet = SlicePacket(&mut bytes);
                 let (sport, dport, opens) = match network(&packet, Link::None).unwrap() {
                     Network::V4(l3) => {
-                        let mut parsed = Headers::<V4>::empty();
-                        headers(&packet, l3, FlowKind::INGRESS, &mut parsed).unwrap();
+                        let parsed: Headers<V4> = headers(&packet, l3, FlowKind::INGRESS).unwrap();
                         (parsed.key.sport, parsed.key.dport, parsed.opens())
                     }
                     Network::V6(l3) => {
-                        let mut parsed = Headers::<V6>::empty();
-                        headers(&packet, l3, FlowKind::INGRESS, &mut parsed).unwrap();
+                        let parsed: Headers<V6> = headers(&packet, l3, FlowKind::INGRESS).unwrap();
                         (parsed.key.sport, parsed.key.dport, parsed.opens())
                     }
                 };

@@ -8,8 +8,10 @@ use lb_agent::datapath::inspect::Inspector;
 use lb_agent::plan::{address, name};
 use lb_common::abi::{
     Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
-    SCOPES, ServicePortId, SetWord, SocketKey, SocketPeer, SocketRecord, V4, V6, filter_bit,
+    SCOPES, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6,
+    filter_bit,
 };
+use lb_common::select::Choice;
 use lb_common::select::widen;
 use lb_common::tables::{
     FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables, SocketTables,
@@ -349,12 +351,18 @@ impl<R: Reader> SocketTables for Recorder<'_, R> {
         None
     }
 
-    fn set_record(&self, record: &SocketRecord) -> bool {
-        let backend = record.backend;
+    fn set_connected(&self, _: &[u32; 4], _: u16, to: &Choice) -> bool {
+        let backend = to.id;
         self.note(
             "remember",
             format!("would remember the VIP and backend {backend} in the socket"),
         );
+        true
+    }
+
+    fn set_disconnected(&self) {}
+
+    fn set_head(&self, _: &SocketLink) -> bool {
         true
     }
 

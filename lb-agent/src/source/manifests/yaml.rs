@@ -227,8 +227,7 @@ mod tests {
 
     #[test]
     fn documents_are_cut_at_markers_and_empty_ones_do_not_count() {
-        let text =
-            "# head\n%YAML 1.2\n---\nkind: A\ntext: |\n  ---\n--- # two\nkind: B\n...\n---\n\n--- {kind: C}\n";
+        let text = "# head\n%YAML 1.2\n---\nkind: A\ntext: |\n  ---\n--- # two\nkind: B\n...\n---\n\n--- {kind: C}\n";
         let found = pieces(text);
         let told: Vec<_> =
             found.iter().map(|(document, item, line, _)| (*document, *item, *line)).collect();
