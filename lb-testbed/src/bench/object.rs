@@ -1,0 +1,306 @@
+//! The kernel programs with tables of a size that a large cluster has, filled by hand.
+#![expect(unsafe_code, reason = "map keys and values of our own types need aya's marker")]
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::Program,
+};
+use lb_common::abi::{
+    Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_WORDS, FactsFlags, FactsWord,
+    Flow, FlowKey, FlowKind, FrontendKey, FrontendWord, Ip, Scope, SetWord, V4, V6, filter_bit,
+    flow_port, map, proto,
+};
+use lb_object::Settings;
+
+/// Services that are loaded in every measurement of a program.
+pub(super) const SERVICES: u32 = 10_000;
+/// Records in the flow table of each family: three quarters of its default size.
+pub(super) const FLOWS: u32 = 200_000;
+/// The port of all Services.
+pub(super) const PORT: u16 = 80;
+/// The port of all their backends.
+pub(super) const TARGET: u16 = 8080;
+
+/// A key or value of a map.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Plain<T>(T);
+
+macro_rules! plain {
+    ($($type:ty),+) => {
+        $(
+            // SAFETY: an integer type, or `repr(C)` with integers only and without padding, as the
+            // assertions of lb-common say; any bytes are a value of it.
+            unsafe impl aya::Pod for Plain<$type> {}
+        )+
+    };
+}
+
+plain!(Backend, FrontendKey<V4>, FrontendKey<V6>, FlowKey<V4>, FlowKey<V6>, Flow<V4>, Flow<V6>);
+
+/// The loaded object. Everything is gone when it is dropped: nothing is pinned.
+#[derive(Debug)]
+pub(super) struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads the object and these programs of it.
+    pub(super) fn load(programs: &[&str]) -> Result<Self> {
+        let settings = Settings::probe();
+        let bytes = settings.object()?;
+        let constants = settings.constants();
+        let mut loader = EbpfLoader::new();
+        settings.apply(&mut loader, &constants);
+        let mut ebpf = loader.load(&bytes).context("load the kernel programs; are you root?")?;
+        for name in programs {
+            match ebpf.program_mut(name) {
+                Some(Program::SchedClassifier(program)) => program.load(),
+                Some(Program::CgroupSockAddr(program)) => program.load(),
+                _ => bail!("the object has no program {name} of the expected type"),
+            }
+            .with_context(|| format!("load the program {name}"))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// A program that was loaded.
+    pub(super) fn program(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.fd().with_context(|| format!("{name} is not loaded"))?.as_fd())
+    }
+
+    /// Loads [`SERVICES`] Services on TCP and UDP with the same `backends` each.
+    pub(super) fn fill_services(&mut self, backends: &[SocketAddr]) -> Result<()> {
+        let ids = backends.iter().zip(1..).map(|(at, id)| self.set_backend(id, *at).map(|()| id));
+        let ids: Vec<BackendId> = ids.collect::<Result<_>>()?;
+        let count = u32::try_from(ids.len()).context("number of backends")?;
+        // Slots lie in pairs in their array; the range begins with the first pair.
+        let mut slots = self.array::<[u32; 2]>(map::SLOTS)?;
+        for (pair, index) in ids.chunks(2).zip(0..) {
+            let second = pair.get(1).copied().unwrap_or_default();
+            slots.set(index, [pair[0], second], 0).context("fill SLOTS")?;
+        }
+        let set = SetWord::new(0, count).0;
+        for id in 1..=SERVICES * 2 {
+            for scope in [Scope::Cluster, Scope::Local] {
+                self.array(map::SETS)?.set(scope.index(id), set, 0).context("fill SETS")?;
+            }
+            let facts = FactsWord::new(FactsFlags::PRESENT, 0).0;
+            self.array(map::FACTS)?.set(id, facts, 0).context("fill FACTS")?;
+        }
+        self.fill_filter()?;
+        self.fill_frontends::<V4>(map::FRONTENDS4, vip4)?;
+        self.fill_frontends::<V6>(map::FRONTENDS6, vip6)
+    }
+
+    /// Fills the flow tables with flows of one client that no packet belongs to.
+    pub(super) fn fill_flows(&mut self) -> Result<()> {
+        self.fill_flow_table::<V4>(map::FLOWS4, vip4, words4(Ipv4Addr::new(10, 244, 9, 9)))?;
+        let client = Ipv6Addr::new(0xfd00, 0x10, 0x244, 9, 0, 0, 0, 9);
+        self.fill_flow_table::<V6>(map::FLOWS6, vip6, words6(client))
+    }
+
+    /// Adds both records of one IPv4 flow from a client to a VIP and its backend.
+    pub(super) fn add_flow4(&mut self, proto: u8, ends: [(Ipv4Addr, u16); 3]) -> Result<()> {
+        let ends = ends.map(|(ip, port)| (words4(ip), port));
+        self.add_flow::<V4>(map::FLOWS4, proto, ends)
+    }
+
+    /// Adds both records of one IPv6 flow from a client to a VIP and its backend.
+    pub(super) fn add_flow6(&mut self, proto: u8, ends: [(Ipv6Addr, u16); 3]) -> Result<()> {
+        let ends = ends.map(|(ip, port)| (words6(ip), port));
+        self.add_flow::<V6>(map::FLOWS6, proto, ends)
+    }
+
+    /// Notes that an interface has flows, or that it never had any.
+    pub(super) fn set_has_flows(&mut self, ifindex: u32, has: bool) -> Result<()> {
+        let mut ports = self.array::<u64>(map::FLOW_PORTS)?;
+        ports.set(flow_port(ifindex), u64::from(has), 0).context("set FLOW_PORTS")
+    }
+
+    /// A counter, summed over all CPUs.
+    pub(super) fn counter(&self, counter: Counter) -> Result<u64> {
+        let map = self.ebpf.map(map::COUNTERS).context("no map COUNTERS")?;
+        let counters: PerCpuArray<_, u64> = map.try_into().context("open COUNTERS")?;
+        let values = counters.get(&(counter as u32), 0).context("read COUNTERS")?;
+        Ok(values.iter().sum())
+    }
+
+    fn set_backend(&mut self, id: BackendId, at: SocketAddr) -> Result<()> {
+        let flags = BackendFlags::PRESENT
+            | BackendFlags::SERVING
+            | BackendFlags::READY
+            | BackendFlags::IN_CLUSTER
+            | BackendFlags::IN_LOCAL;
+        let (addr, family) = match at {
+            SocketAddr::V4(v4) => ([words4(*v4.ip())[0], 0, 0, 0], 0),
+            SocketAddr::V6(v6) => (words6(*v6.ip()), BackendFlags::IPV6),
+        };
+        let word = BackendWord::new(at.port().to_be(), flags | family, 1).0;
+        let backend = Backend { addr, word, service_port: 1, zone: 0, pad: 0 };
+        self.array(map::BACKENDS)?.set(id, Plain(backend), 0).context("fill BACKENDS")
+    }
+
+    fn fill_filter(&mut self) -> Result<()> {
+        let size = usize::try_from(FILTER_WORDS).unwrap_or(0);
+        let mut bits = vec![0_u64; size];
+        let of_each = (0..SERVICES).flat_map(|n| [filter_bit(&vip4(n)), filter_bit(&vip6(n))]);
+        for (word, mask) in of_each {
+            if let Some(bits) = bits.get_mut(usize::try_from(word).unwrap_or(size)) {
+                *bits |= mask;
+            }
+        }
+        let mut filter = self.array::<u64>(map::VIP_FILTER)?;
+        for (word, index) in bits.into_iter().zip(0..) {
+            filter.set(index, word, 0).context("fill VIP_FILTER")?;
+        }
+        Ok(())
+    }
+
+    fn fill_frontends<const N: usize>(&mut self, name: &str, vip: fn(u32) -> Ip<N>) -> Result<()>
+    where
+        Plain<FrontendKey<N>>: aya::Pod,
+    {
+        let mut frontends = self.hash::<Plain<FrontendKey<N>>, u64>(name)?;
+        for n in 0..SERVICES {
+            for (protocol, id) in [(proto::TCP, n + 1), (proto::UDP, SERVICES + n + 1)] {
+                let key = FrontendKey::new(vip(n), PORT.to_be(), protocol);
+                let word = FrontendWord::new(&key, id).0;
+                frontends.insert(Plain(key), word, 0).with_context(|| format!("fill {name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_flow_table<const N: usize>(
+        &mut self,
+        name: &str,
+        vip: fn(u32) -> Ip<N>,
+        client: Ip<N>,
+    ) -> Result<()>
+    where
+        Plain<FlowKey<N>>: aya::Pod,
+        Plain<Flow<N>>: aya::Pod,
+    {
+        let mut flows = self.hash::<Plain<FlowKey<N>>, Plain<Flow<N>>>(name)?;
+        for n in 0..FLOWS {
+            let sport = 1000 + u16::try_from(n / SERVICES).unwrap_or(0);
+            let kind = if n % 2 == 0 { FlowKind::INGRESS } else { FlowKind::EGRESS };
+            let (src, dst) = (client, vip(n % SERVICES));
+            let (sport, dport) = (sport.to_be(), PORT.to_be());
+            let key = FlowKey { src, dst, sport, dport, proto: proto::TCP, kind, pad: 0 };
+            let flow = whole(&key, Flow { src, dst, sport, dport, ..Flow::empty() });
+            flows.insert(Plain(key), Plain(flow), 0).with_context(|| format!("fill {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn add_flow<const N: usize>(
+        &mut self,
+        name: &str,
+        proto: u8,
+        [client, vip, backend]: [(Ip<N>, u16); 3],
+    ) -> Result<()>
+    where
+        Plain<FlowKey<N>>: aya::Pod,
+        Plain<Flow<N>>: aya::Pod,
+    {
+        let mut flows = self.hash::<Plain<FlowKey<N>>, Plain<Flow<N>>>(name)?;
+        let mut key = FlowKey {
+            src: client.0,
+            dst: vip.0,
+            sport: client.1.to_be(),
+            dport: vip.1.to_be(),
+            proto,
+            kind: FlowKind::INGRESS,
+            pad: 0,
+        };
+        let flow = Flow {
+            src: client.0,
+            dst: backend.0,
+            sport: client.1.to_be(),
+            dport: backend.1.to_be(),
+            backend: 1,
+            generation: 1,
+            ..Flow::empty()
+        };
+        let mut flow = whole(&key, flow);
+        flows.insert(Plain(key), Plain(flow), 0).with_context(|| format!("add to {name}"))?;
+        lb_common::flow::flip(&mut key, &mut flow);
+        flows.insert(Plain(key), Plain(flow), 0).with_context(|| format!("add to {name}"))
+    }
+
+    fn array<T: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        map.try_into().with_context(|| format!("open {name}"))
+    }
+
+    fn hash<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        name: &str,
+    ) -> Result<HashMap<&mut MapData, K, V>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        map.try_into().with_context(|| format!("open {name}"))
+    }
+}
+
+/// The VIP of Service `n`: 10.96.0.0 and on.
+pub(super) fn vip4_address(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a60_0000 + n)
+}
+
+/// The VIP of Service `n`: `fd00:10:96::` and on.
+pub(super) fn vip6_address(n: u32) -> Ipv6Addr {
+    Ipv6Addr::from(0xfd00_0010_0096_u128 << 80 | u128::from(n))
+}
+
+/// An address that is no Service's but shares its bit of the filter with one.
+pub(super) fn collision4() -> Result<Ipv4Addr> {
+    let bits: std::collections::HashSet<_> =
+        (0..SERVICES).flat_map(|n| [filter_bit(&vip4(n)), filter_bit(&vip6(n))]).collect();
+    let pods = 0x0af4_0100..0x0af5_0000_u32;
+    pods.map(Ipv4Addr::from)
+        .find(|pod| bits.contains(&filter_bit(&words4(*pod))))
+        .context("no pod address shares a bit with a VIP")
+}
+
+/// Whether an address has a bit of the filter that no VIP has.
+pub(super) fn is_alone(ip: std::net::IpAddr) -> bool {
+    let bit = match ip {
+        std::net::IpAddr::V4(ip) => filter_bit(&words4(ip)),
+        std::net::IpAddr::V6(ip) => filter_bit(&words6(ip)),
+    };
+    (0..SERVICES).all(|n| bit != filter_bit(&vip4(n)) && bit != filter_bit(&vip6(n)))
+}
+
+fn vip4(n: u32) -> Ip<V4> {
+    words4(vip4_address(n))
+}
+
+fn vip6(n: u32) -> Ip<V6> {
+    words6(vip6_address(n))
+}
+
+fn words4(ip: Ipv4Addr) -> Ip<V4> {
+    [u32::from_ne_bytes(ip.octets())]
+}
+
+fn words6(ip: Ipv6Addr) -> Ip<V6> {
+    match lb_common::host::words(ip.into()) {
+        lb_common::host::Words::V6(words) => words,
+        lb_common::host::Words::V4([word]) => [word, 0, 0, 0],
+    }
+}
+
+fn whole<const N: usize>(key: &FlowKey<N>, mut flow: Flow<N>) -> Flow<N> {
+    flow.tag = flow.tag_for(key);
+    flow
+}
