@@ -152,7 +152,9 @@ fn word(instruction: bpf_insn) -> u64 {
 /// Instructions followed, and the stack depth of each function.
 fn statistics(log: &str) -> Option<(u32, Vec<u32>)> {
     let after = |words| log.lines().find_map(|line| line.strip_prefix(words));
-    let depths = after("stack depth ")?.split('+').map(|depth| depth.trim().parse().ok());
+    // Newer kernels add their own maximum, rounded up in their own way.
+    let depths = after("stack depth ")?.split(" max ").next()?;
+    let depths = depths.split('+').map(|depth| depth.trim().parse().ok());
     let processed = after("processed ")?.split(' ').next()?.parse().ok()?;
     Some((processed, depths.collect::<Option<_>>()?))
 }
@@ -221,4 +223,6 @@ fn the_deepest_chain_is_found() {
     assert!(deepest(&code, &[8, 0]).is_err());
     let log = "verification time 5 usec\nstack depth 16+8\nprocessed 42 insns (limit 1000000)";
     assert_eq!(statistics(log), Some((42, vec![16, 8])));
+    let newer = "stack depth 64+0 max 64\ninsns processed 580\nprocessed 580 insns (limit 1000000)";
+    assert_eq!(statistics(newer), Some((580, vec![64, 0])));
 }
