@@ -121,7 +121,7 @@ pub(super) fn role(args: &[String]) -> Result<String> {
     let mut object = Object::load(&["connect4"])?;
     let addresses: Vec<SocketAddr> = backends.iter().map(|at| SocketAddr::V4(*at)).collect();
     object.fill_services(&addresses)?;
-    sys::pin_process(std::process::id(), cpu.parse().context("CPU")?)?;
+    sys::take_cpu(cpu.parse().context("CPU")?)?;
 
     let least = [Transport::Udp, Transport::Tcp].map(|transport| {
         Bench {

@@ -53,7 +53,7 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
     let (pairs, count) = (plan.pick(15, 2), plan.pick(4_000, 100));
     let method = format!(
         "exchanges per second through the ClusterIP over those to the pod with nothing of Millrace \
-         loaded; client and server in pods of one node, both on one CPU; {pairs} pairs of runs of \
+         loaded; client and server in pods of one node, both on one CPU at priority -20; {pairs} pairs of runs of \
          {count}, direct and through Millrace in turn; median of the ratios of the pairs"
     );
     let mut all = Vec::new();
@@ -149,7 +149,7 @@ fn server(plan: &Plan, cluster: &Cluster) -> Result<Process> {
         .cgroup(cluster.outside())?
         .spawn()?;
     server.stdout().wait("line of the server", Duration::from_secs(10), |line| line == "ready")?;
-    sys::pin_process(server.pid(), plan.cpu)?;
+    sys::give_cpu(server.pid(), plan.cpu)?;
     Ok(server)
 }
 
@@ -164,7 +164,7 @@ impl Client {
             .netns(cluster.netns(CLIENT))?
             .cgroup(cgroup)?
             .spawn()?;
-        sys::pin_process(process.pid(), plan.cpu)?;
+        sys::give_cpu(process.pid(), plan.cpu)?;
         let stdin = process.take_stdin().context("a client has a standard input")?;
         Ok(Self {
             engine,

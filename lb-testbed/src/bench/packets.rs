@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_common::abi::proto;
 
 use super::{
@@ -48,6 +48,17 @@ struct Ends {
 }
 
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
+    // A thread of its own is bound to the CPU: what other groups start later must not inherit it.
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            sys::take_cpu(plan.cpu)?;
+            measure_here(plan)
+        });
+        thread.join().map_err(|_| anyhow!("the measuring thread panicked"))?
+    })
+}
+
+fn measure_here(plan: &Plan) -> Result<Vec<Figure>> {
     let mut object = Object::load(&["tc_ingress", "tc_egress"])?;
     let ends = [ends4(), ends6()];
     for end in &ends {
@@ -57,7 +68,6 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
     object.fill_services(&[(ends[0].backend, TARGET).into()])?;
     object.fill_flows()?;
     add_flows(&mut object, &ends)?;
-    sys::pin_process(std::process::id(), plan.cpu)?;
 
     let empty = testrun::load_empty(Kind::SchedCls, NEXT.cast_signed(), 0)?;
     let runs = plan.pick(20_000, 200);
@@ -73,7 +83,7 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
     let foreign = foreign(&ends)?;
     let mut progress = Progress::new("packets", (established.len() + foreign.len()) as u64);
     let mut measured = Vec::new();
-    for (done, case) in established.iter().chain(&foreign).enumerate() {
+    for (case, done) in established.iter().chain(&foreign).zip(0_u64..) {
         progress.step(done);
         object.set_has_flows(INTERFACE, case.has_flows)?;
         measured.push(cost(object.program(case.program)?, empty.as_fd(), case, runs)?);

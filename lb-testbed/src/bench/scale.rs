@@ -40,6 +40,7 @@ const SYNCED: &str = "synced";
 pub(super) fn cold_start(plan: &Plan) -> Result<Vec<Figure>> {
     let (services, runs) = (plan.pick(SERVICES, 200), plan.pick(5, 1));
     let cluster = cluster()?;
+    let build = build()?;
     let mut figures = Vec::new();
     for (format, file, reach_s, reach_mib) in
         [(Format::Json, "state.json", Some(3.0), 100.0), (Format::Yaml, "state.yaml", None, 150.0)]
@@ -58,9 +59,8 @@ pub(super) fn cold_start(plan: &Plan) -> Result<Vec<Figure>> {
         }
         let method = |what: &str| {
             format!(
-                "{what}; {services} Services with {} endpoints each, one {format:?} List of {size} \
-                 MiB; release build, nothing pinned before; {runs} runs",
-                ENDPOINTS
+                "{what}; {services} Services with {ENDPOINTS} endpoints each, one {format:?} List of \
+                 {size} MiB; {build}, nothing pinned before; {runs} runs"
             )
         };
         let variant = if format == Format::Json { "" } else { ".yaml" };
@@ -120,12 +120,12 @@ pub(super) fn change(plan: &Plan) -> Result<Vec<Figure>> {
     }
     unload(agent)?;
 
+    let build = build()?;
     let method = |what: &str| {
         format!(
             "{what}; one pod of a dual-stack Service replaced, both slices in one file of a folder \
-             beside a file with {} Services of {} endpoints; {changes} changes",
-            services - 1,
-            ENDPOINTS
+             beside a file with {} Services of {ENDPOINTS} endpoints; {changes} changes; {build}",
+            services - 1
         )
     };
     let column = |of: fn(&Commit) -> f64| -> Vec<f64> { commits.iter().map(of).collect() };
@@ -200,6 +200,12 @@ fn change_once(agent: &Agent, path: &Path, change: u32) -> Result<Commit> {
         ms: (time(&committed)? - time(&reading)?) * 1000.0,
         from_write_ms,
     })
+}
+
+/// How the agent was built, as far as its path tells: a debug build says nothing about speed.
+fn build() -> Result<&'static str> {
+    let is_release = crate::agent::binary()?.components().any(|part| part.as_os_str() == "release");
+    Ok(if is_release { "release build" } else { "not a release build" })
 }
 
 /// How a file of state is written.

@@ -16,13 +16,14 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 /// `BPF_CGROUP_INET4_CONNECT`.
 pub(super) const INET4_CONNECT: u32 = 10;
 
-/// Binds every thread of a process to one CPU; threads made later inherit it.
-pub(super) fn pin_process(pid: u32, cpu: usize) -> Result<()> {
+/// Gives a CPU to every thread of a process, before all others that want it; threads made later
+/// inherit that.
+pub(super) fn give_cpu(pid: u32, cpu: usize) -> Result<()> {
     let tasks = format!("/proc/{pid}/task");
     for task in fs::read_dir(&tasks).with_context(|| format!("list {tasks}"))? {
         let name = task.with_context(|| format!("list {tasks}"))?.file_name();
         let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        match pin(id, cpu) {
+        match give(id, cpu) {
             // A thread that has ended meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
             result => result.with_context(|| format!("bind thread {id} to CPU {cpu}"))?,
@@ -31,13 +32,24 @@ pub(super) fn pin_process(pid: u32, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-fn pin(thread: libc::pid_t, cpu: usize) -> io::Result<()> {
+/// Gives a CPU to the calling thread alone.
+pub(super) fn take_cpu(cpu: usize) -> Result<()> {
+    give(0, cpu).with_context(|| format!("bind this thread to CPU {cpu}"))
+}
+
+/// Affinity and the best of the ordinary priorities; `thread` 0 is the calling one.
+fn give(thread: libc::pid_t, cpu: usize) -> io::Result<()> {
     // SAFETY: all bytes zero are an empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is exclusively ours; a CPU beyond its size is ignored.
     unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: the set lives until the call returns and has the size stated.
-    let result = unsafe { libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) };
+    check(unsafe { libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) })?;
+    // SAFETY: plain system call without pointers.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, thread.cast_unsigned(), -20) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -83,7 +95,7 @@ pub(super) fn connect(socket: &OwnedFd, to: &libc::sockaddr_in) -> io::Result<()
     let at: *const libc::sockaddr_in = to;
     // SAFETY: the address lives until the call returns and is as long as stated.
     let result = unsafe { libc::connect(socket.as_raw_fd(), at.cast(), 16) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    check(result)
 }
 
 const _: () = assert!(size_of::<libc::sockaddr_in>() == 16);
