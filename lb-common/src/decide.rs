@@ -9,8 +9,8 @@
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
-use crate::flow::{create, ended, promote, touch};
+use crate::abi::{Counter, Flow, FlowKind, FrontendKey, Live, V4, V6, proto};
+use crate::flow::{create, ended, expired, promote, touch};
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
 use crate::rewrite::{apply, swap_ethernet};
@@ -91,6 +91,11 @@ where
         Ok(parsed) => parsed,
         Err(verdict) => return verdict,
     };
+    // The pod may use an ended flow's port for a connection to that backend itself, which passed
+    // here as foreign: its answer is not a reply to the VIP.
+    if parsed.accepts() {
+        forget_ended(tables, &parsed);
+    }
     returning(packet, tables, &parsed)
 }
 
@@ -111,19 +116,23 @@ where
     if !flow.is_for(&headers.key) {
         return None;
     }
+    let now = tables.now();
     if flow.flags & Flow::<N>::REPLY == 0 {
         // Whether a SYN begins another connection takes more looking.
         if headers.opens() {
             return None;
         }
         // A UDP flow whose backend no longer serves gets another (U-2).
-        if headers.key.proto == proto::UDP && !still_serves(tables, flow.backend, flow.generation) {
+        if headers.key.proto == proto::UDP
+            && (timed_out(now, headers, &flow)
+                || !still_serves(tables, flow.backend, flow.generation))
+        {
             tables.count(Counter::FlowMoved);
             tables.remove_flow(FlowTable::Main, &headers.key);
             return None;
         }
     }
-    touch(tables, &record, &flow, headers);
+    touch(&record, &flow, headers, now);
     Some(translate(packet, headers, &flow, link))
 }
 
@@ -191,7 +200,7 @@ fn found<const N: usize, T: FlowTables<N>>(
     if !flow.is_for(&headers.key) {
         return false;
     }
-    touch(tables, &record, flow, headers);
+    touch(&record, flow, headers, tables.now());
     if !headers.opens() {
         flow.live = record.live().0;
     }
@@ -245,7 +254,7 @@ fn fresh<const N: usize, T: FlowTables<N>>(
 }
 
 /// A packet that leaves and may be a reply.
-#[inline(always)]
+#[inline(never)]
 fn returning<const N: usize, P, T>(packet: &mut P, tables: &T, headers: &Headers<N>) -> Verdict
 where
     P: Packet,
@@ -261,11 +270,31 @@ where
         None => return Verdict::NotService,
     };
     let flow = record.read();
-    if !flow.is_for(&headers.key) {
+    let now = tables.now();
+    if !flow.is_for(&headers.key) || timed_out(now, headers, &flow) {
         return Verdict::NotService;
     }
-    touch(tables, &record, &flow, headers);
+    touch(&record, &flow, headers, now);
     translate(packet, headers, &flow, Link::None)
+}
+
+/// Whether a UDP flow was idle for as long as netfilter would have kept it. TCP flows end by their
+/// own packets.
+#[inline(always)]
+fn timed_out<const N: usize>(now: u32, headers: &Headers<N>, flow: &Flow<N>) -> bool {
+    headers.key.proto == proto::UDP && expired(now, proto::UDP, Live(flow.live))
+}
+
+/// Removes the record that an accepting packet would meet, if its flow has ended.
+#[inline(never)]
+fn forget_ended<const N: usize, T: FlowTables<N>>(tables: &T, headers: &Headers<N>) -> bool {
+    let Some(record) = tables.flow(FlowTable::Main, &headers.key) else { return false };
+    let flow = record.read();
+    let ended = flow.is_for(&headers.key) && ended(tables, FlowTable::Main, &headers.key, &flow);
+    if ended {
+        tables.remove_flow(FlowTable::Main, &headers.key);
+    }
+    ended
 }
 
 #[inline(always)]

@@ -25,7 +25,7 @@ const PORTS: u32 = 65_536 - FIRST_PORT;
 /// The key under which replies to a flow are met.
 #[inline(always)]
 pub fn reply_key<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> FlowKey<N> {
-    // A hairpin flow's replies come from the pod itself, so they are met where it sends.
+    // Either direction of a hairpin flow arrives from the pod.
     let hairpin = flow.flags & Flow::<N>::HAIRPIN != 0;
     FlowKey {
         src: flow.dst,
@@ -33,7 +33,7 @@ pub fn reply_key<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> FlowKey<N>
         sport: flow.dport,
         dport: flow.sport,
         proto: key.proto,
-        kind: if hairpin { FlowKind::INGRESS } else { FlowKind::EGRESS },
+        kind: if hairpin { key.kind } else { key.kind ^ FlowKind::INGRESS ^ FlowKind::EGRESS },
         pad: 0,
     }
 }
@@ -57,11 +57,11 @@ pub fn flip<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) {
 /// Notes that a packet of this flow passed. Writes only when the word changes: once in a time
 /// unit, and when the connection ends.
 #[inline(always)]
-pub fn touch<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    record: &T::Ref,
+pub fn touch<const N: usize, R: FlowRef<N>>(
+    record: &R,
     flow: &Flow<N>,
     headers: &Headers<N>,
+    now: u32,
 ) {
     let live = Live(flow.live);
     let mut state = live.state();
@@ -76,7 +76,7 @@ pub fn touch<const N: usize, T: FlowTables<N>>(
             state &= !Live::RST;
         }
     }
-    let new = Live::new(tables.now(), state);
+    let new = Live::new(now, state);
     if new != live {
         record.set_live(new);
     }
@@ -100,9 +100,10 @@ pub fn ended<const N: usize, T: FlowTables<N>>(
     }
 }
 
-/// Whether a record was idle for so long that another flow may have its key.
+/// Whether a record was idle for so long that it is nobody's: another flow may have its key, and a
+/// UDP packet that meets it belongs to something else by now.
 #[inline(always)]
-fn expired(now: u32, proto: u8, live: Live) -> bool {
+pub fn expired(now: u32, proto: u8, live: Live) -> bool {
     let limit = match (proto, live.state()) {
         (proto::TCP | proto::SCTP, 0) => TCP_ESTABLISHED,
         (proto::TCP, _) => TCP_CLOSING,

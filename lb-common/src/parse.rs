@@ -57,6 +57,12 @@ pub mod tcp {
 }
 
 impl<const N: usize> Headers<N> {
+    /// Whether this accepts a TCP connection: SYN with ACK.
+    #[inline(always)]
+    pub const fn accepts(&self) -> bool {
+        self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+    }
+
     /// Offset of the IP header.
     #[inline(always)]
     pub const fn l3(&self) -> usize {

@@ -161,14 +161,14 @@ impl Screen {
     fn step(&self, text: &str) {
         let (on, off) = if self.bold { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         let after = self.began.elapsed().as_secs_f32();
-        self.write(&format!("\n{on}[{after:5.1} s] {text}{off}"));
+        Self::write(&format!("\n{on}[{after:5.1} s] {text}{off}"));
     }
 
     fn say(&self, text: &str) {
-        self.write(&format!("  {text}"));
+        Self::write(&format!("  {text}"));
     }
 
-    fn write(&self, line: &str) {
+    fn write(line: &str) {
         // Who closed our output has seen enough; what was begun is still taken down.
         drop(writeln!(io::stdout(), "{line}"));
     }
@@ -183,7 +183,7 @@ impl Screen {
         let line =
             |left: &str, right: &str| self.say(&format!("  │ {left:<24} │      │ {right:<24} │"));
         let edge = |left, right| {
-            self.say(&format!("  {left}{0}{right}      {left}{0}{right}", "─".repeat(26)))
+            self.say(&format!("  {left}{0}{right}      {left}{0}{right}", "─".repeat(26)));
         };
         self.say(&format!(
             "Service web: {}, {}, port {PORT} on TCP and UDP, pods listen on {TARGET}",

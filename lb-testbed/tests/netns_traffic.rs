@@ -271,7 +271,6 @@ fn a_router_that_asks_for_smaller_packets_is_heard() -> Result<()> {
 }
 
 #[test]
-#[ignore = "an ended flow's record still takes a direct connection's replies for its own"]
 fn a_direct_connection_is_not_taken_for_an_earlier_flow() -> Result<()> {
     if !require::root_or_skip("a_direct_connection_is_not_taken_for_an_earlier_flow") {
         return Ok(());

@@ -285,6 +285,41 @@ fn the_remains_of_an_old_connection_do_not_mislead_replies_to_a_new_one() {
     }
 }
 
+/// The pod uses the port of a connection that ended for one to the pod itself.
+#[test]
+fn an_ended_connection_does_not_take_the_answer_to_a_direct_one() {
+    for net in NETS {
+        let Ends { client, vip, first: pod, .. } = ends_in(net);
+        for end in [FIN_ACK, RST] {
+            let (world, _) = World::single(net, Protocol::Tcp);
+            world.connect(client, vip);
+            let answer = tcp(pod, client, SYN_ACK);
+            // Repeated because the first was lost: still the VIP's.
+            world.answers_as(&answer, vip);
+            world.sent_to(&tcp(client, vip, end));
+            assert_eq!(world.ingress(&tcp(client, pod, SYN)).0, Verdict::NotService);
+            assert_eq!(world.egress(&answer).0, Verdict::NotService);
+            assert_eq!(world.egress(&tcp(pod, client, ACK)).0, Verdict::NotService);
+        }
+    }
+}
+
+/// As netfilter forgets it: what comes then is no reply, and chooses anew.
+#[test]
+fn a_udp_flow_is_forgotten_when_it_was_idle_for_minutes() {
+    for net in NETS {
+        let (world, _, Ends { client, vip, first, last }) = of_two(net, Protocol::Udp);
+        world.tables.push_random(FIRST);
+        assert_eq!(world.sent_to(&udp(client, vip)), first);
+        world.tables.advance(700);
+        world.answers_as(&udp(first, client), vip);
+        world.tables.advance(710);
+        assert_eq!(world.egress(&udp(first, client)).0, Verdict::NotService);
+        world.tables.push_random(LAST);
+        assert_eq!(world.sent_to(&udp(client, vip)), last);
+    }
+}
+
 #[test]
 fn a_live_flow_keeps_its_reply_tuple_whatever_the_clock_says() {
     let Ends { client, vip, first: pod, .. } = ends_in(V4);

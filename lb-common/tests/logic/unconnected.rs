@@ -171,7 +171,8 @@ fn a_socket_of_both_families_is_released_whole() {
     }
     send::<1>(&world, at(NETS[0].vip, PORT));
     send::<4>(&world, at(NETS[1].vip, PORT));
-    let families: HashSet<_> = world.tables.peers().iter().map(|(key, _)| key.link.family).collect();
+    let families: HashSet<_> =
+        world.tables.peers().iter().map(|(key, _)| key.link.family).collect();
     assert_eq!(families, HashSet::from([4, 6]));
     socket::release(&world.tables);
     assert!(world.tables.peers().is_empty());
