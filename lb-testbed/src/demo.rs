@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
     {
         screen.step("Build a cluster out of network namespaces");
         let mut rig = Rig::without_agents(Topology::Bridge)?;
-        screen.picture(&rig.cluster);
+        Screen::picture(&rig.cluster);
         connections(&screen, &mut rig)?;
         the_traffic_follows(&screen, &mut rig)?;
         the_agent_may_die(&screen, &mut rig)?;
@@ -37,33 +37,32 @@ pub fn run() -> Result<()> {
         for agent in &mut rig.agents {
             agent.stop()?;
             for line in agent.command("cleanup", &[])?.lines().take(2) {
-                screen.say(line);
+                say(line);
             }
         }
     }
     let left = sweep::owned_by(process::id());
     ensure!(left.is_empty(), "left behind: {}; run `testbed-sweep --all`", left.join(", "));
-    screen.say("no namespace, interface, cgroup, pin or process is left");
+    say("no namespace, interface, cgroup, pin or process is left");
     Ok(())
 }
 
 fn connections(screen: &Screen, rig: &mut Rig) -> Result<()> {
     screen.step("Start an agent on each node, on a dump of the cluster's objects");
-    screen.say("the dump is what `kubectl get services,endpointslices,nodes -A -o json` prints");
+    say("the dump is what `kubectl get services,endpointslices,nodes -A -o json` prints");
     let began = Instant::now();
     rig.start_agents()?;
-    screen.say(&format!("every node programmed after {}", time(began.elapsed())));
+    say(&format!("every node programmed after {}", time(began.elapsed())));
     screen.step(&format!("Connect to the Service `web`, {CONNECTIONS} times in each way"));
-    screen.say("socket engine: the client is in the node's cgroup, its connect() is translated");
-    screen
-        .say("packet engine: the client is outside of it, as a virtual machine or gVisor would be");
-    spread(screen, rig)
+    say("socket engine: the client is in the node's cgroup, its connect() is translated");
+    say("packet engine: the client is outside of it, as a virtual machine or gVisor would be");
+    spread(rig)
 }
 
 /// Makes connections of every kind and shows where they went.
-fn spread(screen: &Screen, rig: &Rig) -> Result<()> {
-    screen.say("");
-    screen.say(&format!("  {:<34} {:<22} {}", "", "to", "reached"));
+fn spread(rig: &Rig) -> Result<()> {
+    say("");
+    say(&format!("  {:<34} {:<22} {}", "", "to", "reached"));
     for case in Case::all() {
         let mut client = rig.client(case.engine)?;
         let vip = rig.vip(case.family);
@@ -72,7 +71,7 @@ fn spread(screen: &Screen, rig: &Rig) -> Result<()> {
             *seen.entry(case.once(&mut client, vip)?.server).or_default() += 1;
         }
         let label = case.to_string();
-        screen.say(&format!("  {label:<34} {:<22} {}", vip.to_string(), bars(&seen)));
+        say(&format!("  {label:<34} {:<22} {}", vip.to_string(), bars(&seen)));
     }
     Ok(())
 }
@@ -96,12 +95,12 @@ fn the_traffic_follows(screen: &Screen, rig: &mut Rig) -> Result<()> {
     wait::until("new connections to reach `spare`", IN_FORCE_WITHIN, || {
         client.tcp_once(vip).is_ok_and(|reply| reply.server == "spare")
     })?;
-    screen.say(&format!("`spare` answered {} after the file was written", time(began.elapsed())));
+    say(&format!("`spare` answered {} after the file was written", time(began.elapsed())));
     rig.set_endpoints(&[NEAR, SPARE])?;
-    spread(screen, rig)?;
+    spread(rig)?;
     let after = client.ask(&old, "after")?.server;
     ensure!(after == server, "an established connection moved from {server} to {after}");
-    screen.say(&format!("the TCP connection that was on `{server}` is still on `{after}`"));
+    say(&format!("the TCP connection that was on `{server}` is still on `{after}`"));
     Ok(())
 }
 
@@ -114,13 +113,13 @@ fn the_agent_may_die(screen: &Screen, rig: &mut Rig) -> Result<()> {
             for transport in Transport::ALL {
                 let case = Case { engine, transport, family };
                 let reply = case.once(&mut client, rig.vip(family))?;
-                screen.say(&format!("  {:<34} still reaches {}", case.to_string(), reply.server));
+                say(&format!("  {:<34} still reaches {}", case.to_string(), reply.server));
             }
         }
     }
     let began = Instant::now();
     rig.agents.iter_mut().try_for_each(crate::agent::Agent::restart)?;
-    screen.say(&format!("restarted; what was pinned adopted within {}", time(began.elapsed())));
+    say(&format!("restarted; what was pinned adopted within {}", time(began.elapsed())));
     Ok(())
 }
 
@@ -130,7 +129,7 @@ fn what_operators_see(screen: &Screen, rig: &Rig) -> Result<()> {
     for (command, args) in [("services", &[][..]), ("explain", &[vip.as_str()][..])] {
         screen.step(&format!("lb-agent {command} {}", args.join(" ")));
         for line in agent.command(command, args)?.lines() {
-            screen.say(&format!("  {line}"));
+            say(&format!("  {line}"));
         }
     }
     Ok(())
@@ -161,31 +160,21 @@ impl Screen {
     fn step(&self, text: &str) {
         let (on, off) = if self.bold { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         let after = self.began.elapsed().as_secs_f32();
-        Self::write(&format!("\n{on}[{after:5.1} s] {text}{off}"));
+        write(&format!("\n{on}[{after:5.1} s] {text}{off}"));
     }
 
-    fn say(&self, text: &str) {
-        Self::write(&format!("  {text}"));
-    }
-
-    fn write(line: &str) {
-        // Who closed our output has seen enough; what was begun is still taken down.
-        drop(writeln!(io::stdout(), "{line}"));
-    }
-
-    fn picture(&self, cluster: &Cluster) {
+    fn picture(cluster: &Cluster) {
         let address = |at| cluster.address(at, Family::V4).to_string();
         let node = |number| address(At::Node(number));
         let pod = |at: At| {
             let name = SERVERS.iter().find(|(_, place)| *place == at).map(|(name, _)| *name);
             format!("{} {}", name.unwrap_or("client"), address(at))
         };
-        let line =
-            |left: &str, right: &str| self.say(&format!("  │ {left:<24} │      │ {right:<24} │"));
+        let line = |left: &str, right: &str| say(&format!("  │ {left:<24} │      │ {right:<24} │"));
         let edge = |left, right| {
-            self.say(&format!("  {left}{0}{right}      {left}{0}{right}", "─".repeat(26)));
+            say(&format!("  {left}{0}{right}      {left}{0}{right}", "─".repeat(26)));
         };
-        self.say(&format!(
+        say(&format!(
             "Service web: {}, {}, port {PORT} on TCP and UDP, pods listen on {TARGET}",
             cluster_ip(Family::V4),
             cluster_ip(Family::V6),
@@ -195,10 +184,19 @@ impl Screen {
         line(&format!("  {}", pod(CLIENT)), &format!("  {}", pod(FAR)));
         line(&format!("  {}", pod(NEAR)), &format!("  {}", pod(SPARE)));
         edge('└', '┘');
-        self.say("             └──────────── network ────────────┘");
+        say("             └──────────── network ────────────┘");
     }
 }
 
 fn cluster_ip(family: Family) -> String {
     Rig::cluster_ip(family).ip().to_string()
+}
+
+fn say(text: &str) {
+    write(&format!("  {text}"));
+}
+
+fn write(line: &str) {
+    // Who closed our output has seen enough; what was begun is still taken down.
+    drop(writeln!(io::stdout(), "{line}"));
 }
