@@ -124,6 +124,7 @@ fn agent(release: bool, debug: bool) -> Result<()> {
         cargo.arg("--release");
     }
     if debug {
+        cargo.args(["--features", "program-log"]);
         cargo.env("MILLRACE_BPF_OBJECT", workspace::debug_object());
     }
     sh::run("building the agent", &mut cargo)?;

@@ -58,6 +58,8 @@ impl BpfDatapath {
         let lock = load::prepare(&config.bpffs)?;
         let folder = load::folder(&config.bpffs);
         let mut ebpf = load::load(&folder, &config.sizes)?;
+        #[cfg(feature = "program-log")]
+        super::program_log::follow(&mut ebpf);
         let mut lacking = Vec::new();
         for hook in SOCKET_HOOKS {
             match (load::load_program(&mut ebpf, hook.name), hook.costs) {

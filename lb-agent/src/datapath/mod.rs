@@ -11,6 +11,8 @@ mod load;
 mod maps;
 pub mod mmap;
 mod process;
+#[cfg(feature = "program-log")]
+mod program_log;
 pub mod roles;
 mod snapshot;
 pub mod status;

@@ -199,6 +199,10 @@ pub fn run(
     // SAFETY: a field of this program's context.
     let ifindex = unsafe { (*raw).ifindex };
     let verdict = decide(&mut skb, &Maps { ifindex }, link);
+    #[cfg(feature = "log")]
+    if verdict != Verdict::NotService {
+        aya_log_ebpf::debug!(&skb.0, "interface {} verdict {}", ifindex, verdict as u32);
+    }
     if verdict == Verdict::Reflected {
         // SAFETY: a helper without pointers; flags 0: out of the interface.
         return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
