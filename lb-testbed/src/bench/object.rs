@@ -14,8 +14,8 @@ use aya::{
 };
 use lb_common::abi::{
     Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_WORDS, FactsFlags, FactsWord,
-    Flow, FlowKey, FlowKind, FrontendKey, FrontendWord, Ip, Scope, SetWord, V4, V6, filter_bit,
-    flow_port, map, proto,
+    Flow, FlowKey, FlowKind, FrontendKey, FrontendWord, Ip, Scope, ServicePortId, SetWord, V4, V6,
+    filter_bit, flow_port, map, proto,
 };
 use lb_object::Settings;
 
@@ -77,28 +77,47 @@ impl Object {
         Ok(program.fd().with_context(|| format!("{name} is not loaded"))?.as_fd())
     }
 
-    /// Loads [`SERVICES`] Services on TCP and UDP with the same `backends` each.
+    /// Loads [`SERVICES`] Services of each family on TCP and UDP, all with the same `backends` of
+    /// their family.
     pub(super) fn fill_services(&mut self, backends: &[SocketAddr]) -> Result<()> {
-        let ids = backends.iter().zip(1..).map(|(at, id)| self.set_backend(id, *at).map(|()| id));
-        let ids: Vec<BackendId> = ids.collect::<Result<_>>()?;
-        let count = u32::try_from(ids.len()).context("number of backends")?;
-        // Slots lie in pairs in their array; the range begins with the first pair.
+        self.fill_filter()?;
+        let (v4, v6): (Vec<SocketAddr>, Vec<SocketAddr>) =
+            backends.iter().partition(|at| at.is_ipv4());
+        // Backend 0 is none; slots lie in pairs, and a range begins with a whole one.
+        let first_v6 = u32::try_from(v4.len()).context("number of backends")?.next_multiple_of(2);
+        self.fill_sets(1, 0, &v4)?;
+        self.fill_sets(1 + 2 * SERVICES, first_v6, &v6)?;
+        self.fill_frontends::<V4>(map::FRONTENDS4, vip4, 1)?;
+        self.fill_frontends::<V6>(map::FRONTENDS6, vip6, 1 + 2 * SERVICES)
+    }
+
+    /// Gives the service ports of one family, from `first_port` on, a set from `first_slot` on.
+    fn fill_sets(
+        &mut self,
+        first_port: ServicePortId,
+        first_slot: u32,
+        backends: &[SocketAddr],
+    ) -> Result<()> {
+        let mut ids: Vec<BackendId> = Vec::new();
+        for (at, id) in backends.iter().zip(first_slot + 1..) {
+            self.set_backend(id, first_port, *at)?;
+            ids.push(id);
+        }
         let mut slots = self.array::<[u32; 2]>(map::SLOTS)?;
-        for (pair, index) in ids.chunks(2).zip(0..) {
+        for (pair, index) in ids.chunks(2).zip(first_slot / 2..) {
             let second = pair.get(1).copied().unwrap_or_default();
             slots.set(index, [pair[0], second], 0).context("fill SLOTS")?;
         }
-        let set = SetWord::new(0, count).0;
-        for id in 1..=SERVICES * 2 {
+        let count = u32::try_from(ids.len()).context("number of backends")?;
+        let set = SetWord::new(first_slot, count).0;
+        let facts = FactsWord::new(FactsFlags::PRESENT, 0).0;
+        for id in first_port..first_port + 2 * SERVICES {
             for scope in [Scope::Cluster, Scope::Local] {
                 self.array(map::SETS)?.set(scope.index(id), set, 0).context("fill SETS")?;
             }
-            let facts = FactsWord::new(FactsFlags::PRESENT, 0).0;
             self.array(map::FACTS)?.set(id, facts, 0).context("fill FACTS")?;
         }
-        self.fill_filter()?;
-        self.fill_frontends::<V4>(map::FRONTENDS4, vip4)?;
-        self.fill_frontends::<V6>(map::FRONTENDS6, vip6)
+        Ok(())
     }
 
     /// Fills the flow tables with flows of one client that no packet belongs to.
@@ -106,18 +125,6 @@ impl Object {
         self.fill_flow_table::<V4>(map::FLOWS4, vip4, words4(Ipv4Addr::new(10, 244, 9, 9)))?;
         let client = Ipv6Addr::new(0xfd00, 0x10, 0x244, 9, 0, 0, 0, 9);
         self.fill_flow_table::<V6>(map::FLOWS6, vip6, words6(client))
-    }
-
-    /// Adds both records of one IPv4 flow from a client to a VIP and its backend.
-    pub(super) fn add_flow4(&mut self, proto: u8, ends: [(Ipv4Addr, u16); 3]) -> Result<()> {
-        let ends = ends.map(|(ip, port)| (words4(ip), port));
-        self.add_flow::<V4>(map::FLOWS4, proto, ends)
-    }
-
-    /// Adds both records of one IPv6 flow from a client to a VIP and its backend.
-    pub(super) fn add_flow6(&mut self, proto: u8, ends: [(Ipv6Addr, u16); 3]) -> Result<()> {
-        let ends = ends.map(|(ip, port)| (words6(ip), port));
-        self.add_flow::<V6>(map::FLOWS6, proto, ends)
     }
 
     /// Notes that an interface has flows, or that it never had any.
@@ -134,7 +141,12 @@ impl Object {
         Ok(values.iter().sum())
     }
 
-    fn set_backend(&mut self, id: BackendId, at: SocketAddr) -> Result<()> {
+    fn set_backend(
+        &mut self,
+        id: BackendId,
+        service_port: ServicePortId,
+        at: SocketAddr,
+    ) -> Result<()> {
         let flags = BackendFlags::PRESENT
             | BackendFlags::SERVING
             | BackendFlags::READY
@@ -145,7 +157,7 @@ impl Object {
             SocketAddr::V6(v6) => (words6(*v6.ip()), BackendFlags::IPV6),
         };
         let word = BackendWord::new(at.port().to_be(), flags | family, 1).0;
-        let backend = Backend { addr, word, service_port: 1, zone: 0, pad: 0 };
+        let backend = Backend { addr, word, service_port, zone: 0, pad: 0 };
         self.array(map::BACKENDS)?.set(id, Plain(backend), 0).context("fill BACKENDS")
     }
 
@@ -165,13 +177,19 @@ impl Object {
         Ok(())
     }
 
-    fn fill_frontends<const N: usize>(&mut self, name: &str, vip: fn(u32) -> Ip<N>) -> Result<()>
+    fn fill_frontends<const N: usize>(
+        &mut self,
+        name: &str,
+        vip: fn(u32) -> Ip<N>,
+        first_port: ServicePortId,
+    ) -> Result<()>
     where
         Plain<FrontendKey<N>>: aya::Pod,
     {
         let mut frontends = self.hash::<Plain<FrontendKey<N>>, u64>(name)?;
         for n in 0..SERVICES {
-            for (protocol, id) in [(proto::TCP, n + 1), (proto::UDP, SERVICES + n + 1)] {
+            let id = first_port + 2 * n;
+            for (protocol, id) in [(proto::TCP, id), (proto::UDP, id + 1)] {
                 let key = FrontendKey::new(vip(n), PORT.to_be(), protocol);
                 let word = FrontendWord::new(&key, id).0;
                 frontends.insert(Plain(key), word, 0).with_context(|| format!("fill {name}"))?;
@@ -201,41 +219,6 @@ impl Object {
             flows.insert(Plain(key), Plain(flow), 0).with_context(|| format!("fill {name}"))?;
         }
         Ok(())
-    }
-
-    fn add_flow<const N: usize>(
-        &mut self,
-        name: &str,
-        proto: u8,
-        [client, vip, backend]: [(Ip<N>, u16); 3],
-    ) -> Result<()>
-    where
-        Plain<FlowKey<N>>: aya::Pod,
-        Plain<Flow<N>>: aya::Pod,
-    {
-        let mut flows = self.hash::<Plain<FlowKey<N>>, Plain<Flow<N>>>(name)?;
-        let mut key = FlowKey {
-            src: client.0,
-            dst: vip.0,
-            sport: client.1.to_be(),
-            dport: vip.1.to_be(),
-            proto,
-            kind: FlowKind::INGRESS,
-            pad: 0,
-        };
-        let flow = Flow {
-            src: client.0,
-            dst: backend.0,
-            sport: client.1.to_be(),
-            dport: backend.1.to_be(),
-            backend: 1,
-            generation: 1,
-            ..Flow::empty()
-        };
-        let mut flow = whole(&key, flow);
-        flows.insert(Plain(key), Plain(flow), 0).with_context(|| format!("add to {name}"))?;
-        lb_common::flow::flip(&mut key, &mut flow);
-        flows.insert(Plain(key), Plain(flow), 0).with_context(|| format!("add to {name}"))
     }
 
     fn array<T: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {

@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use lb_common::abi::proto;
 
 use super::{
     Figure, Plan, Reach,
@@ -65,9 +64,9 @@ fn measure_here(plan: &Plan) -> Result<Vec<Figure>> {
         ensure!(object::is_alone(end.stranger), "{} has the bit of a VIP", end.stranger);
         ensure!(object::is_alone(end.client), "{} has the bit of a VIP", end.client);
     }
-    object.fill_services(&[(ends[0].backend, TARGET).into()])?;
+    object.fill_services(&ends.each_ref().map(|end| (end.backend, TARGET).into()))?;
     object.fill_flows()?;
-    add_flows(&mut object, &ends)?;
+    begin_flows(&object, &ends)?;
 
     let empty = testrun::load_empty(Kind::SchedCls, NEXT.cast_signed(), 0)?;
     let runs = plan.pick(20_000, 200);
@@ -146,20 +145,22 @@ fn ends6() -> Ends {
     }
 }
 
-fn add_flows(object: &mut Object, ends: &[Ends]) -> Result<()> {
-    for protocol in [proto::TCP, proto::UDP] {
-        for Ends { client, vip, backend, .. } in ends {
-            match (client, vip, backend) {
-                (IpAddr::V4(client), IpAddr::V4(vip), IpAddr::V4(backend)) => {
-                    let ends = [(*client, CLIENT_PORT), (*vip, PORT), (*backend, TARGET)];
-                    object.add_flow4(protocol, ends)?;
-                }
-                (IpAddr::V6(client), IpAddr::V6(vip), IpAddr::V6(backend)) => {
-                    let ends = [(*client, CLIENT_PORT), (*vip, PORT), (*backend, TARGET)];
-                    object.add_flow6(protocol, ends)?;
-                }
-                _ => {}
-            }
+/// Lets the programs make the flows: a handshake, a datagram.
+fn begin_flows(object: &Object, ends: &[Ends]) -> Result<()> {
+    let (there, back) = ([CLIENT_PORT, PORT], [TARGET, CLIENT_PORT]);
+    for &Ends { client, vip, backend, .. } in ends {
+        let tcp = |src, dst, [sport, dport]: [u16; 2], flags| {
+            Packet::new(src, dst).tcp(sport, dport, flags).build()
+        };
+        let (syn, ack) = (TcpFlags::SYN, TcpFlags::ACK);
+        for (program, packet) in [
+            ("tc_ingress", tcp(client, vip, there, syn)),
+            ("tc_egress", tcp(backend, client, back, syn | ack)),
+            ("tc_ingress", tcp(client, vip, there, ack)),
+            ("tc_ingress", Packet::new(client, vip).udp(CLIENT_PORT, PORT).build()),
+        ] {
+            let output = testrun::once(object.program(program)?, &packet)?;
+            ensure!(output.verdict == NEXT && output.data != packet, "no flow to {vip} came about");
         }
     }
     Ok(())
