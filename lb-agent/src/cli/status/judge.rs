@@ -100,6 +100,10 @@ fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
             ));
             continue;
         }
+        // On egress ours is last on purpose, so that the others see pod addresses.
+        if hook.program.starts_with("tc_egress") {
+            continue;
+        }
         let before: Vec<String> = hook
             .order
             .iter()
@@ -164,7 +168,10 @@ mod tests {
                 name: "veth0".into(),
                 index: 3,
                 role: "pod-port".into(),
-                hooks: vec![hook("tc_egress", &["ours"]), hook("tc_ingress", &["ours", "other"])],
+                hooks: vec![
+                    hook("tc_egress", &["other", "ours"]),
+                    hook("tc_ingress", &["ours", "other"]),
+                ],
             }],
             lacking: Vec::new(),
             maps: vec![MapFill { map: "FLOWS4", used: 8, max: 8, flag: None }],
