@@ -106,13 +106,15 @@ fn rank(conditions: Conditions) -> (bool, Conditions) {
 
 fn flags(conditions: Conditions) -> u16 {
     let ready = conditions.has(Conditions::READY);
+    // A pod that is published before it serves (E-20) is chosen, and so its UDP flows stay (U-4).
+    let keeps = ready || conditions.has(Conditions::SERVING);
     let local = conditions.has(Conditions::LOCAL);
     let mut flags = BackendFlags::PRESENT;
     for (holds, flag) in [
         (ready, BackendFlags::READY | BackendFlags::IN_CLUSTER),
         (ready && local, BackendFlags::IN_LOCAL),
         (local, BackendFlags::LOCAL),
-        (conditions.has(Conditions::SERVING), BackendFlags::SERVING),
+        (keeps, BackendFlags::SERVING),
         (conditions.has(Conditions::TERMINATING), BackendFlags::TERMINATING),
     ] {
         if holds {

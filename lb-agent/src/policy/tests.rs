@@ -173,6 +173,7 @@ fn conditions_decide_which_sets_an_endpoint_is_in() {
                 (6, "s"),
                 (7, "t"),
                 (8, ""),
+                (9, "r"),
             ],
         )],
     );
@@ -185,6 +186,7 @@ fn conditions_decide_which_sets_an_endpoint_is_in() {
             (4, 80, SERVING | BackendFlags::TERMINATING),
             (5, 80, SERVING | BackendFlags::TERMINATING | BackendFlags::LOCAL),
             (6, 80, SERVING),
+            (9, 80, READY),
         ]
     );
 }

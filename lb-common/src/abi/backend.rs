@@ -11,7 +11,7 @@ pub struct BackendFlags;
 impl BackendFlags {
     /// The entry is in use.
     pub const PRESENT: u16 = 1;
-    /// `serving`: a UDP flow may stay on it (contract U-4).
+    /// A UDP flow may stay on it: it is serving (contract U-4), or ready all the same (E-20).
     pub const SERVING: u16 = 1 << 1;
     /// Member of the cluster set.
     pub const IN_CLUSTER: u16 = 1 << 2;
