@@ -9,8 +9,8 @@
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{Counter, Flow, FlowKind, FrontendKey, Live, V4, V6, proto};
-use crate::flow::{create, ended, expired, promote, touch};
+use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
+use crate::flow::{answers_another, create, ended, promote, timed_out, touch};
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
 use crate::rewrite::{apply, swap_ethernet};
@@ -122,17 +122,23 @@ where
         if headers.opens() {
             return None;
         }
-        // A UDP flow whose backend no longer serves gets another (U-2).
-        if headers.key.proto == proto::UDP
-            && (timed_out(now, headers, &flow)
-                || !still_serves(tables, flow.backend, flow.generation))
-        {
-            tables.count(Counter::FlowMoved);
-            tables.remove_flow(FlowTable::Main, &headers.key);
-            return None;
+        if headers.key.proto == proto::UDP {
+            let over = timed_out(tables, now, &headers.key, &flow);
+            // A UDP flow whose backend no longer serves gets another (U-2).
+            let moves = !over && !still_serves(tables, flow.backend, flow.generation);
+            if moves {
+                tables.count(Counter::FlowMoved);
+            }
+            if over || moves {
+                tables.remove_flow(FlowTable::Main, &headers.key);
+                return None;
+            }
         }
     }
-    touch(&record, &flow, headers, now);
+    if touch(&record, &flow, headers, now) {
+        // The flow may have outlived the interface on which it was made.
+        tables.note_flows();
+    }
     Some(translate(packet, headers, &flow, link))
 }
 
@@ -163,6 +169,10 @@ where
         if flow.flags & Flow::<N>::REPLY == 0 && !headers.opens() {
             promote(tables, &mut headers.key, &mut flow);
         }
+        return translate_apart(packet, headers, &flow, link);
+    }
+    // Another CPU may have promoted the flow between the two lookups.
+    if headers.is_tcp() && !headers.opens() && found(tables, headers, FlowTable::Main, &mut flow) {
         return translate_apart(packet, headers, &flow, link);
     }
     if let Some(verdict) = fresh(tables, headers, &mut flow) {
@@ -271,30 +281,26 @@ where
     };
     let flow = record.read();
     let now = tables.now();
-    if !flow.is_for(&headers.key) || timed_out(now, headers, &flow) {
+    if !flow.is_for(&headers.key) || timed_out(tables, now, &headers.key, &flow) {
         return Verdict::NotService;
     }
     touch(&record, &flow, headers, now);
     translate(packet, headers, &flow, Link::None)
 }
 
-/// Whether a UDP flow was idle for as long as netfilter would have kept it. TCP flows end by their
-/// own packets.
-#[inline(always)]
-fn timed_out<const N: usize>(now: u32, headers: &Headers<N>, flow: &Flow<N>) -> bool {
-    headers.key.proto == proto::UDP && expired(now, proto::UDP, Live(flow.live))
-}
-
-/// Removes the record that an accepting packet would meet, if its flow has ended.
+/// Removes the records that an accepting packet would meet, if their flow is not what it accepts.
 #[inline(never)]
-fn forget_ended<const N: usize, T: FlowTables<N>>(tables: &T, headers: &Headers<N>) -> bool {
-    let Some(record) = tables.flow(FlowTable::Main, &headers.key) else { return false };
-    let flow = record.read();
-    let ended = flow.is_for(&headers.key) && ended(tables, FlowTable::Main, &headers.key, &flow);
-    if ended {
-        tables.remove_flow(FlowTable::Main, &headers.key);
+fn forget_ended<const N: usize, T: FlowTables<N>>(tables: &T, headers: &Headers<N>) -> u32 {
+    let mut removed = 0;
+    for table in [FlowTable::Main, FlowTable::HalfOpen] {
+        let Some(record) = tables.flow(table, &headers.key) else { continue };
+        let flow = record.read();
+        if flow.is_for(&headers.key) && answers_another(tables, table, &headers.key, &flow) {
+            tables.remove_flow(table, &headers.key);
+            removed |= 1;
+        }
     }
-    ended
+    removed
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use crate::verdict::Verdict;
 
 /// After this many ticks without a packet a record may be replaced by another flow's: TCP 24 h as
 /// netfilter's default, closing TCP 2 min, others 3 min (contract 6.3), at the shortest tick that
-/// kernels have; with longer ones a record is only kept longer.
+/// kernels have (HZ=1000); at HZ=250 they are four times, at HZ=100 ten times as long.
 const TCP_ESTABLISHED: u32 = 337_500;
 const TCP_CLOSING: u32 = 469;
 const OTHERS: u32 = 704;
@@ -55,14 +55,14 @@ pub fn flip<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) {
 }
 
 /// Notes that a packet of this flow passed. Writes only when the word changes: once in a time
-/// unit, and when the connection ends.
+/// unit, and when the connection ends; tells whether it did.
 #[inline(always)]
 pub fn touch<const N: usize, R: FlowRef<N>>(
     record: &R,
     flow: &Flow<N>,
     headers: &Headers<N>,
     now: u32,
-) {
+) -> bool {
     let live = Live(flow.live);
     let mut state = live.state();
     if headers.is_tcp() {
@@ -80,6 +80,7 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
     if new != live {
         record.set_live(new);
     }
+    new != live
 }
 
 /// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one, or its
@@ -100,10 +101,9 @@ pub fn ended<const N: usize, T: FlowTables<N>>(
     }
 }
 
-/// Whether a record was idle for so long that it is nobody's: another flow may have its key, and a
-/// UDP packet that meets it belongs to something else by now.
+/// Whether a record was idle for so long that its direction of the flow is over.
 #[inline(always)]
-pub fn expired(now: u32, proto: u8, live: Live) -> bool {
+fn expired(now: u32, proto: u8, live: Live) -> bool {
     let limit = match (proto, live.state()) {
         (proto::TCP | proto::SCTP, 0) => TCP_ESTABLISHED,
         (proto::TCP, _) => TCP_CLOSING,
@@ -112,6 +112,50 @@ pub fn expired(now: u32, proto: u8, live: Live) -> bool {
     // Another CPU may have read the clock later: what was seen just now is not idle for ages.
     let idle = now.wrapping_sub(live.seen());
     idle > limit && idle <= u32::MAX / 2
+}
+
+/// Whether a backend that accepts cannot mean this reply record's flow: the backend ended it itself,
+/// or the client reset it, or nothing else is left of it. A client's FIN alone ends nothing: its
+/// connection may wait for its last acknowledgement to arrive.
+#[inline(always)]
+pub fn answers_another<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    table: FlowTable,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+) -> bool {
+    if Live(flow.live).state() != 0 {
+        return true;
+    }
+    match tables.flow(table, &reply_key(key, flow)) {
+        Some(record) => record.live().state() & Live::RST != 0,
+        None => true,
+    }
+}
+
+/// Whether a UDP flow was idle in both directions for as long as netfilter would have kept it. TCP
+/// flows end by their own packets.
+#[inline(always)]
+pub fn timed_out<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    now: u32,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+) -> bool {
+    key.proto == proto::UDP
+        && expired(now, proto::UDP, Live(flow.live))
+        && other_expired(tables, now, key)
+}
+
+/// The same of the other direction. Looks the record up again, which is rare, so that the caller,
+/// which is not, need not hold it in memory.
+#[inline(never)]
+fn other_expired<const N: usize, T: FlowTables<N>>(tables: &T, now: u32, key: &FlowKey<N>) -> bool {
+    let Some(record) = tables.flow(FlowTable::Main, key) else { return true };
+    match tables.flow(FlowTable::Main, &reply_key(key, &record.read())) {
+        Some(record) => expired(now, proto::UDP, record.live()),
+        None => true,
+    }
 }
 
 /// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it.
@@ -195,9 +239,16 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
 ) -> Insert {
     flip(key, flow);
     let now = tables.now();
+    // What the client's packets said so far is not the backend's.
+    let live = flow.live;
+    flow.live = Live::new(Live(live).seen(), 0).0;
     let tag = flow.tag;
     let taken = |key: &FlowKey<N>, table| match tables.flow(table, key) {
-        Some(record) => record.tag() != tag && !expired(now, key.proto, record.live()),
+        // A UDP flow may live by its other direction alone: another source port is the safe way.
+        Some(record) => {
+            record.tag() != tag
+                && (key.proto == proto::UDP || !expired(now, key.proto, record.live()))
+        }
         None => false,
     };
     let inserted = if taken(key, FlowTable::Main)
@@ -211,6 +262,7 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
         }
         tables.insert_flow(table, key, flow, true)
     };
+    flow.live = live;
     flip(key, flow);
     inserted
 }

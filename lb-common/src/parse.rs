@@ -31,7 +31,7 @@ pub enum Network {
 pub struct Headers<const N: usize> {
     /// The packet's tuple; `kind` is the hook's.
     pub key: FlowKey<N>,
-    /// TCP flags (RFC 9293 section 3.1), 0 for others.
+    /// TCP flags (RFC 9293 section 3.1); SYN for an SCTP packet that opens, 0 for others.
     pub tcp_flags: u8,
     /// Offset of the IP header. Bytes and halves on purpose: what the verifier reads back from
     /// them is an unknown number of known size, so it follows what comes next once and not once
@@ -81,7 +81,7 @@ impl<const N: usize> Headers<N> {
         self.key.proto == proto::TCP
     }
 
-    /// Whether this asks for a new TCP connection: SYN without ACK.
+    /// Whether this asks for a new connection: SYN without ACK, or SCTP's INIT.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
         self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
@@ -139,6 +139,10 @@ pub struct Transport {
     length: usize,
 }
 
+/// The length of a packet whose header says 0: segments that the kernel keeps as one of more than
+/// 64 KiB (BIG TCP). What is really there is checked at each access.
+const BIG: usize = 0x1_0000;
+
 /// Selects the header of an address width.
 pub struct Ipv<const N: usize>;
 
@@ -152,7 +156,7 @@ impl Header<V4> for Ipv<V4> {
         let first = u32::from_be(first);
         let header = ((first >> 22) & 0x3c) as usize;
         let total = (first & 0xffff) as usize;
-        if first >> 28 != 4 || header < 20 || total < header {
+        if first >> 28 != 4 || header < 20 || (total != 0 && total < header) {
             return Err(Verdict::Unparsed);
         }
         if u32::from_be(fragment) & 0x1fff != 0 {
@@ -161,7 +165,7 @@ impl Header<V4> for Ipv<V4> {
         Ok(Transport {
             proto: (u32::from_be(ttl_proto) >> 16 & 0xff) as u8,
             at: l3.wrapping_add(header),
-            length: total.wrapping_sub(header),
+            length: if total == 0 { BIG } else { total.wrapping_sub(header) },
         })
     }
 }
@@ -180,7 +184,7 @@ impl Header<V6> for Ipv<V6> {
         let mut transport = Transport {
             proto: (length >> 8 & 0xff) as u8,
             at: l3.wrapping_add(40),
-            length: (length >> 16) as usize,
+            length: if length >> 16 == 0 { BIG } else { (length >> 16) as usize },
         };
         if !matches!(transport.proto, proto::TCP | proto::UDP | proto::SCTP) {
             extensions(packet, &mut transport)?;
@@ -261,6 +265,10 @@ where
     }
     let tcp_flags = if transport.proto == proto::TCP {
         packet.u8(at.wrapping_add(13)).ok_or(Verdict::Unparsed)?
+    } else if transport.proto == proto::SCTP {
+        // Only an INIT has no verification tag (RFC 9260 section 8.5.1): it opens, as a SYN does.
+        let [tag] = packet.words(at.wrapping_add(4)).ok_or(Verdict::Unparsed)?;
+        if tag == 0 { tcp::SYN } else { 0 }
     } else {
         0
     };

@@ -32,7 +32,8 @@ pub enum Outcome<const N: usize> {
     Drop,
 }
 
-/// Linked records of one socket that `release` removes; further ones would need a second release.
+/// Records of one socket. One that needs more begins anew: the list is walked when the socket is
+/// released, and one pod must not fill the table.
 const MAX_PEERS: u32 = 64;
 
 const fn family<const N: usize>() -> u8 {
@@ -79,6 +80,7 @@ where
     };
     backend = Address { ip: choice.ip(), port: choice.port };
     let mut peer = SocketPeer { addr: widen(&to.ip), port: to.port, ..NO_PEER };
+    make_room(tables);
     // The reverse record first: an answer must never arrive without it.
     let reverse_key = key_of(tables, SocketLink::REVERSE, &backend);
     let mut remembered = remember(tables, &reverse_key, &mut peer);
@@ -137,8 +139,25 @@ pub fn getpeername<const N: usize, T: SocketTables>(
 /// A socket goes: its records of unconnected peers go with it.
 #[inline(always)]
 pub fn release<T: SocketTables>(tables: &T) {
-    let Some(record) = tables.record() else { return };
-    let mut key = SocketKey { cookie: tables.cookie(), link: record.head, pad: 0 };
+    if let Some(record) = tables.record() {
+        remove_peers(tables, &record.head);
+    }
+}
+
+/// Forgets the peers of a socket that has as many as it may have, before two more come.
+#[inline(never)]
+fn make_room<T: SocketTables>(tables: &T) -> bool {
+    let Some(record) = tables.record() else { return true };
+    if record.peers.saturating_add(2) <= MAX_PEERS {
+        return true;
+    }
+    remove_peers(tables, &record.head);
+    tables.set_head(&SocketLink::default(), 0)
+}
+
+#[inline(always)]
+fn remove_peers<T: SocketTables>(tables: &T, head: &SocketLink) {
+    let mut key = SocketKey { cookie: tables.cookie(), link: *head, pad: 0 };
     for _ in 0..MAX_PEERS {
         if key.link.kind == 0 {
             return;
@@ -216,11 +235,15 @@ fn remember<T: SocketTables>(tables: &T, key: &SocketKey, peer: &mut SocketPeer)
         peer.next = old.next;
         return tables.set_peer(key, peer);
     }
-    peer.next = tables.record().map_or_else(SocketLink::default, |record| record.head);
+    let (head, peers) = match tables.record() {
+        Some(record) => (record.head, record.peers),
+        None => (SocketLink::default(), 0),
+    };
+    peer.next = head;
     if !tables.set_peer(key, peer) {
         return false;
     }
-    let linked = tables.set_head(&key.link);
+    let linked = tables.set_head(&key.link, peers.saturating_add(1));
     if !linked {
         // Nothing would ever remove it.
         tables.remove_peer(key);

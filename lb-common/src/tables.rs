@@ -38,7 +38,7 @@ pub trait FrontendTables<const N: usize>: ServiceTables {
 /// Which flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowTable {
-    /// Flows whose client answered.
+    /// TCP flows whose client answered, and all others.
     Main,
     /// TCP flows of which only the SYN was seen.
     HalfOpen,
@@ -101,8 +101,9 @@ pub trait SocketTables: ServiceTables {
     fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool;
     /// Notes in it, if there is one, that the socket is not connected through us.
     fn set_disconnected(&self);
-    /// Notes in it the first of the socket's peers; `false` if there is no memory for a record.
-    fn set_head(&self, head: &SocketLink) -> bool;
+    /// Notes in it the first of the socket's peers and their number; `false` if there is no memory
+    /// for a record.
+    fn set_head(&self, head: &SocketLink, peers: u32) -> bool;
     /// A peer of an unconnected socket.
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Stores a peer; `false` if the table is full.

@@ -26,7 +26,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[expect(unsafe_code, reason = "the kernel reads the licence from this section")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 4] = *b"GPL\0";
 
 // Closures, so that each program has its own copy of the decision in it and no call to a shared one.
 #[classifier]

@@ -14,7 +14,7 @@ const FRONTENDS: u32 = 1 << 17;
 const BACKEND_IDS: u32 = 1 << 18;
 const SLOT_PAIRS: u32 = 1 << 19;
 const FLOWS: u32 = 1 << 18;
-const HALF_OPEN: u32 = 1 << 14;
+const HALF_OPEN: u32 = 1 << 16;
 const PEERS: u32 = 1 << 16;
 /// `BPF_F_MMAPABLE`: the agent writes these by plain stores.
 const MMAPABLE: u32 = 1 << 10;

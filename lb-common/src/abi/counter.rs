@@ -40,7 +40,7 @@ counters! {
     FlowCreated = 8, "flow_created";
     /// New flows whose source port had to change, because another flow used the reply tuple.
     FlowReported = 9, "flow_source_port_changed";
-    /// UDP flows that moved to another backend, because theirs stopped serving.
+    /// UDP flows whose backend stopped serving, so that another is chosen.
     FlowMoved = 10, "flow_moved";
     /// Flow insertions that a table refused.
     FlowTableFull = 11, "flow_table_full";

@@ -55,7 +55,8 @@ pub struct Flow<const N: usize> {
     pub backend: BackendId,
     /// Its generation when it was chosen.
     pub generation: u32,
-    /// [`Flow::tag_for`] of the key and all of the above but `live`.
+    /// [`Flow::tag_for`] of the key and all of the above but `live`, and but the backend in the reply
+    /// direction.
     pub tag: u32,
     /// Zero.
     pub pad: u32,
@@ -102,7 +103,12 @@ impl<const N: usize> Flow<N> {
             .ip(&self.src)
             .ip(&self.dst)
             .word(ports(self.sport, self.dport) | ((self.flags as u64) << 32))
-            .word(self.backend as u64 | ((self.generation as u64) << 32))
+            .word(if self.flags & Self::REPLY == 0 {
+                self.backend as u64 | ((self.generation as u64) << 32)
+            } else {
+                // Replies do without it: the record of an endpoint that comes back is the same.
+                0
+            })
             .tag()
     }
 
@@ -131,7 +137,7 @@ impl Live {
         Self(seen as u64 | ((state as u64) << 32))
     }
 
-    /// When the flow was last seen, in ticks since boot.
+    /// When the flow was last seen, in ticks of the jiffies counter.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the low half")]
     pub const fn seen(self) -> u32 {

@@ -29,12 +29,14 @@ pub enum MetaWord {
     LastCommitMs = 2,
     /// 1 once the first complete list was programmed.
     Synced = 3,
-    /// Objects skipped as bad at the last commit.
+    /// Objects that are skipped as bad.
     SkippedObjects = 4,
     /// Commits since the maps were made.
     Commits = 5,
     /// Unix time in milliseconds when the source last answered.
     SourceSeenMs = 6,
-    /// Conflicting frontends at the last commit (contract S-15).
+    /// Conflicting frontends (contract S-15).
     Conflicts = 7,
+    /// Service ports that are not programmed as desired.
+    Unprogrammed = 8,
 }

@@ -58,7 +58,7 @@ pub struct SocketPeer {
 
 const _: () = assert!(size_of::<SocketPeer>() == 48);
 
-/// Value of `SOCKETS`, the socket's own storage, freed with it: 64 bytes. A new one is all zeros.
+/// Value of `SOCKETS`, the socket's own storage, freed with it: 72 bytes. A new one is all zeros.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketRecord {
@@ -76,6 +76,10 @@ pub struct SocketRecord {
     pub vip_port: u16,
     /// The backend's port.
     pub peer_port: u16,
+    /// Number of records of this socket in `SOCKET_PEERS`.
+    pub peers: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<SocketRecord>() == 64);
+const _: () = assert!(size_of::<SocketRecord>() == 72);

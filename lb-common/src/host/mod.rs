@@ -285,7 +285,7 @@ impl SocketTables for HostTables {
                 peer_port: to.port,
                 backend: to.id,
                 generation: to.generation,
-                head: record.head,
+                ..*record
             };
         })
     }
@@ -296,8 +296,11 @@ impl SocketTables for HostTables {
         }
     }
 
-    fn set_head(&self, head: &SocketLink) -> bool {
-        self.update_record(|record| record.head = *head)
+    fn set_head(&self, head: &SocketLink, peers: u32) -> bool {
+        self.update_record(|record| {
+            record.head = *head;
+            record.peers = peers;
+        })
     }
 
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer> {

@@ -211,3 +211,19 @@ fn a_socket_that_connects_after_sending_is_released_whole() {
     socket::release(&world.tables);
     assert!(world.tables.peers().is_empty());
 }
+
+/// One socket must not fill the table, and its records must be found when it goes.
+#[test]
+fn a_socket_of_many_peers_begins_anew() {
+    let world = World::default();
+    for n in 1..=200 {
+        let (vip, pod) = (at(&format!("10.96.1.{n}"), PORT), at(&format!("10.244.5.{n}"), TARGET));
+        world.tables.add_service_port(17, &[vip], &[pod]);
+        assert_eq!(send::<1>(&world, vip), translated::<1>(pod));
+        assert!(world.tables.peers().len() <= 64, "{n}");
+        assert!(from::<1>(&world, pod).is_some(), "{n}: its answer is the VIP's");
+    }
+    socket::release(&world.tables);
+    assert_eq!(world.tables.peers(), []);
+    assert_eq!(world.count(Counter::SocketUnrecorded), 0);
+}

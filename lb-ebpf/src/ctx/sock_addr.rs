@@ -52,8 +52,8 @@ impl Socket {
 /// Stores a field of a socket's storage that is not null.
 macro_rules! set {
     ($record:expr, $field:ident, $value:expr) => {{
-        // SAFETY: checked for null by the caller; only calls on this very socket write it, and an
-        // application that races with itself on one socket sees one of its own addresses.
+        // SAFETY: checked for null by the caller; only calls on this very socket write it, and
+        // those that could race hold the socket's lock.
         unsafe { (&raw mut (*$record).$field).write($value) };
     }};
 }
@@ -71,8 +71,8 @@ impl SocketTables for Socket {
         if record.is_null() {
             return None;
         }
-        // SAFETY: checked for null; only calls on this very socket write it, and an application
-        // that races with itself on one socket sees one of its own addresses.
+        // SAFETY: checked for null; only calls on this very socket write it, and those that could race
+        // hold the socket's lock.
         Some(unsafe { record.read_volatile() })
     }
 
@@ -100,12 +100,13 @@ impl SocketTables for Socket {
     }
 
     #[inline(always)]
-    fn set_head(&self, head: &SocketLink) -> bool {
+    fn set_head(&self, head: &SocketLink, peers: u32) -> bool {
         let record = self.made();
         if record.is_null() {
             return false;
         }
         set!(record, head, *head);
+        set!(record, peers, peers);
         true
     }
 

@@ -362,7 +362,7 @@ impl<R: Reader> SocketTables for Recorder<'_, R> {
 
     fn set_disconnected(&self) {}
 
-    fn set_head(&self, _: &SocketLink) -> bool {
+    fn set_head(&self, _: &SocketLink, _: u32) -> bool {
         true
     }
 
