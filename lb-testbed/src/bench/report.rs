@@ -80,13 +80,16 @@ pub fn publish(root: &Path, new: &[Record]) -> Result<()> {
     write(&root.join(PAGE), &page(&records))
 }
 
-/// A run of a figure replaces all that was known of it, its parts included.
+/// A run of a figure replaces all that was known of it, its parts included; one that could not be
+/// made replaces nothing.
 fn merge(known: Vec<Record>, new: &[Record]) -> Vec<Record> {
     let of = |record: &Record| record.id.split('.').next().unwrap_or("").to_owned();
-    let renewed: Vec<String> = new.iter().map(of).collect();
+    let renewed: Vec<String> = new.iter().filter(|new| new.value.is_some()).map(of).collect();
     let mut records: Vec<Record> =
         known.into_iter().filter(|record| !renewed.contains(&of(record))).collect();
-    records.extend_from_slice(new);
+    let still_known: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
+    let news = new.iter().filter(|new| !still_known.contains(&new.id));
+    records.extend(news.cloned());
     let order: Vec<&str> = groups().iter().flat_map(|group| group.ids).copied().collect();
     let place = |record: &Record| {
         let found = order.iter().position(|id| record.id.starts_with(id));
@@ -213,12 +216,20 @@ mod tests {
             record("crr_socket_ratio", Some(1.0)),
             record("tc_established_ns", Some(99.0)),
             record("tc_established_ns.old", Some(98.0)),
+            record("tc_foreign_ns", Some(20.0)),
             record("given_up", Some(1.0)),
         ];
-        let new = [record("tc_established_ns", Some(130.0)), record("tc_established_ns.new", None)];
+        let new = [
+            record("tc_established_ns", Some(130.0)),
+            record("tc_established_ns.new", None),
+            record("tc_foreign_ns", None),
+        ];
         let merged = merge(known, &new);
         let ids: Vec<&str> = merged.iter().map(|record| record.id.as_str()).collect();
-        assert_eq!(ids, ["tc_established_ns", "tc_established_ns.new", "crr_socket_ratio"]);
+        let expected =
+            ["tc_established_ns", "tc_established_ns.new", "tc_foreign_ns", "crr_socket_ratio"];
+        assert_eq!(ids, expected);
+        assert_eq!(merged[2].value, Some(20.0), "a failure replaces nothing");
         let page = page(&merged);
         assert!(
             page.contains("| `tc_established_ns` | 130 ns | ≤ 120 | **out of reach** | 1 | 0.25 |")
