@@ -10,16 +10,18 @@
 //!   thread of its own; meanwhile commits go on.
 //! - The end of the loop leaves everything in place (L-7).
 
+mod attach;
+mod retry;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::{ABI_VERSION, MetaWord};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::convert::{self, Skipped};
-use crate::datapath::roles::Role;
 use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
 use crate::model::{Change, DesiredPort, Dirty, ObjectKey, PortKey, Store};
@@ -54,9 +56,6 @@ pub struct Inputs {
 const SERVICE: &str = crate::convert::Kind::Service.name();
 const SLICE: &str = crate::convert::Kind::Slice.name();
 
-/// What could not be done is tried again after this time.
-const RETRY: Duration = Duration::from_secs(1);
-
 /// What the loop has counted since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -83,8 +82,10 @@ pub struct Sync<D> {
     listed: bool,
     /// They are programmed.
     synced: bool,
-    /// The socket engine is attached, and interfaces are as they come.
+    /// Programs are attached, the socket engine first, and interfaces are as they come.
     attached: bool,
+    /// Why a hook of sockets that is needed could not be attached when that was last tried.
+    sockets_failed: Option<String>,
     pod_ports: BTreeMap<u32, Interface>,
     /// Interfaces whose programs could not be attached or removed.
     unsettled: BTreeSet<u32>,
@@ -93,6 +94,10 @@ pub struct Sync<D> {
     started: Option<Instant>,
     /// The epoch whose grace period is waited for.
     grace: Option<u64>,
+    /// It could not be waited for; that is tried again with everything else.
+    grace_failed: bool,
+    /// When what could not be done is tried again, whatever else happens until then.
+    retry_at: Option<Instant>,
     /// Frontend operations that failed.
     failed: BTreeMap<FrontKey, Op>,
     /// Kind, namespace and name of the objects whose last state could not be read.
@@ -134,11 +139,14 @@ impl<D: Datapath> Sync<D> {
             listed: false,
             synced: false,
             attached: false,
+            sockets_failed: None,
             pod_ports: BTreeMap::new(),
             unsettled: BTreeSet::new(),
             interfaces_listed: false,
             started: Some(Instant::now()),
             grace: None,
+            grace_failed: false,
+            retry_at: None,
             failed: BTreeMap::new(),
             skipped: BTreeSet::new(),
             counts: Counts { commits, ..Counts::default() },
@@ -146,7 +154,8 @@ impl<D: Datapath> Sync<D> {
             graces,
         };
         if !found.frontends.is_empty() {
-            sync.attach_all()?;
+            sync.attach_all();
+            sync.schedule_retry();
         }
         Ok(sync)
     }
@@ -158,15 +167,14 @@ impl<D: Datapath> Sync<D> {
     }
 
     /// Runs until it is told to stop, or until the source has ended. Everything stays in place.
-    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), Error> {
+    pub async fn run(mut self, mut inputs: Inputs) {
         let mut interfaces = true;
         loop {
-            let wants_retry = self.wants_retry();
+            let retry_at = self.retry_at;
             let retry = async {
-                if wants_retry {
-                    tokio::time::sleep(RETRY).await;
-                } else {
-                    std::future::pending::<()>().await;
+                match retry_at {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending::<()>().await,
                 }
             };
             let first = tokio::select! {
@@ -187,16 +195,16 @@ impl<D: Datapath> Sync<D> {
             while let Ok(change) = inputs.interfaces.try_recv() {
                 burst.push(Event::Interface(change));
             }
-            if !self.step(burst)? {
+            if !self.step(burst) {
                 tracing::info!("stopped; what is programmed stays in force");
-                return Ok(());
+                return;
             }
         }
     }
 
-    /// Takes up some events together; false if one says to stop. Without events, tries again what
-    /// failed.
-    pub fn step(&mut self, events: impl IntoIterator<Item = Event>) -> Result<bool, Error> {
+    /// Takes up some events together; false if one says to stop. Without events, or when it is time,
+    /// tries again what failed.
+    pub fn step(&mut self, events: impl IntoIterator<Item = Event>) -> bool {
         let mut changes = Vec::new();
         let (mut any, mut alive) = (false, false);
         for event in events {
@@ -213,7 +221,7 @@ impl<D: Datapath> Sync<D> {
                 }
                 Event::Interface(change) => self.interface(change),
                 Event::GraceDone(result) => self.grace_done(result),
-                Event::Shutdown => return Ok(false),
+                Event::Shutdown => return false,
             }
         }
         if alive {
@@ -224,13 +232,14 @@ impl<D: Datapath> Sync<D> {
         let Dirty { services, node } = self.store.apply_all(changes);
         self.dirty.services.extend(services);
         self.dirty.node |= node;
-        self.commit()?;
-        if !any {
+        self.commit();
+        if !any || self.retry_is_due() {
             self.retry();
         }
         self.start_grace();
+        self.schedule_retry();
         self.tell_synced();
-        Ok(true)
+        true
     }
 
     /// What is counted.
@@ -248,18 +257,12 @@ impl<D: Datapath> Sync<D> {
         &self.store
     }
 
-    fn wants_retry(&self) -> bool {
-        !self.failed.is_empty()
-            || !self.unsettled.is_empty()
-            || (self.grace.is_none() && self.planner.waiting().is_some())
-    }
-
-    fn commit(&mut self) -> Result<(), Error> {
+    fn commit(&mut self) {
         if !self.listed {
-            return Ok(());
+            return;
         }
         if self.synced && self.dirty.is_empty() && !self.planner.wants_retry() {
-            return Ok(());
+            return;
         }
         let started = Instant::now();
         let calls = sys::calls();
@@ -283,15 +286,15 @@ impl<D: Datapath> Sync<D> {
             );
         }
         if first && !self.attached {
-            self.attach_all()?;
+            self.attach_all();
         }
-        Ok(())
     }
 
     /// Says once that all is in force: the lists are programmed, and programs are on the cgroup and
     /// on every pod port that there is.
     fn tell_synced(&mut self) {
-        if !(self.synced && self.attached && self.interfaces_listed) {
+        let attached = self.attached && self.sockets_failed.is_none();
+        if !(self.synced && attached && self.interfaces_listed) {
             return;
         }
         if let Some(started) = self.started.take() {
@@ -362,116 +365,6 @@ impl<D: Datapath> Sync<D> {
             if let Some(op @ (Op::FrontendPut(key, _) | Op::FrontendDelete(key))) = ops.get(index) {
                 self.failed.insert(*key, op.clone());
             }
-        }
-    }
-
-    fn retry(&mut self) {
-        let failed = std::mem::take(&mut self.failed);
-        if !failed.is_empty() {
-            let ops: Vec<Op> = failed.into_values().collect();
-            self.run_ops(&ops);
-        }
-        for index in std::mem::take(&mut self.unsettled) {
-            self.settle(index);
-        }
-    }
-
-    /// Waits for a grace period elsewhere, if something waits for one. As long as a frontend could
-    /// not be deleted, what it leads to is in use.
-    fn start_grace(&mut self) {
-        if self.grace.is_some() || !self.failed.is_empty() {
-            return;
-        }
-        let Some(epoch) = self.planner.waiting() else { return };
-        self.grace = Some(epoch);
-        let (grace, done) = (self.datapath.grace(), self.grace_done.clone());
-        let wait = move || {
-            let result = grace.wait();
-            // Nobody listens any more: the loop has ended.
-            drop(done.blocking_send(result));
-        };
-        if let Err(error) = std::thread::Builder::new().name("grace".into()).spawn(wait) {
-            tracing::warn!(%error, "cannot start a thread; ids and slots are not reused for now");
-            self.grace = None;
-        }
-    }
-
-    fn grace_done(&mut self, result: io::Result<()>) {
-        let Some(epoch) = self.grace.take() else { return };
-        match result {
-            Ok(()) => {
-                let retired = self.planner.release(epoch);
-                self.run_ops(&diff::clear(&retired));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "no grace period; ids and slots are not reused for now");
-            }
-        }
-    }
-
-    fn attach_all(&mut self) -> Result<(), Error> {
-        self.datapath.attach_sockets()?;
-        self.attached = true;
-        let indices: Vec<u32> = self.pod_ports.keys().copied().collect();
-        for index in indices {
-            self.settle(index);
-        }
-        self.sweep_interfaces();
-        Ok(())
-    }
-
-    fn interface(&mut self, change: interfaces::Change) {
-        let index = match change {
-            interfaces::Change::Is(interface) => {
-                let index = interface.index;
-                tracing::debug!(interface = interface.name, role = %interface.role, "interface");
-                if interface.role == Role::PodPort {
-                    self.pod_ports.insert(index, interface);
-                } else if self.pod_ports.remove(&index).is_none() {
-                    return;
-                }
-                index
-            }
-            interfaces::Change::Gone(index) => {
-                self.pod_ports.remove(&index);
-                index
-            }
-            interfaces::Change::Listed => {
-                self.interfaces_listed = true;
-                self.sweep_interfaces();
-                return;
-            }
-        };
-        if self.attached {
-            self.settle(index);
-        }
-    }
-
-    /// Forgets interfaces of an earlier run that are gone or no pod ports any more.
-    fn sweep_interfaces(&mut self) {
-        if !self.attached || !self.interfaces_listed {
-            return;
-        }
-        for index in self.datapath.attached() {
-            if !self.pod_ports.contains_key(&index) {
-                self.settle(index);
-            }
-        }
-    }
-
-    /// Makes an interface have programs if it is a pod port, and none otherwise.
-    fn settle(&mut self, index: u32) {
-        let result = match self.pod_ports.get(&index) {
-            Some(interface) => self.datapath.attach(interface),
-            None => self.datapath.detach(index),
-        };
-        if let Err(error) = result {
-            self.counts.failed_attachments += 1;
-            let name = self.pod_ports.get(&index).map_or("", |interface| &interface.name);
-            tracing::warn!(%error, interface = name, index, "will be tried again");
-            self.unsettled.insert(index);
-        } else {
-            self.unsettled.remove(&index);
         }
     }
 

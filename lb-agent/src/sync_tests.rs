@@ -1,7 +1,11 @@
 //! The loop against maps in memory: when is something programmed, attached, tried again, given up?
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use super::*;
 use crate::datapath::fake::Fake;
+use crate::datapath::roles::Role;
 use crate::datapath::{Grace, Lacking};
 use crate::model::{
     ClusterIps, Conditions, Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort,
@@ -10,11 +14,14 @@ use crate::plan::{Snapshot, self_test};
 
 const CAPACITY: Capacity = Capacity { service_ports: 16, backends: 32, slots: 32, frontends: 16 };
 
-/// Maps in memory, in which some frontends can be made to fail.
+/// Maps in memory, in which frontends, interfaces and sockets can be made to fail.
 #[derive(Debug)]
 struct Flaky {
     fake: Fake,
     refuse: bool,
+    refuse_sockets: bool,
+    /// How often an interface's programs were to be taken off.
+    detaches: Arc<AtomicUsize>,
 }
 
 impl Datapath for Flaky {
@@ -40,6 +47,9 @@ impl Datapath for Flaky {
     }
 
     fn attach_sockets(&mut self) -> Result<(), Error> {
+        if self.refuse_sockets {
+            return Err(Error::NoProgram("connect4"));
+        }
         self.fake.attach_sockets()
     }
 
@@ -55,6 +65,10 @@ impl Datapath for Flaky {
     }
 
     fn detach(&mut self, index: u32) -> Result<(), Error> {
+        self.detaches.fetch_add(1, Ordering::Relaxed);
+        if self.refuse {
+            return Err(Error::NoProgram("tc_ingress"));
+        }
         self.fake.detach(index)
     }
 
@@ -69,11 +83,12 @@ struct Rig {
 
 impl Rig {
     fn new(fake: Fake) -> Self {
-        Self { sync: Sync::new(Flaky { fake, refuse: false }, CAPACITY).unwrap() }
+        let flaky = Flaky { fake, refuse: false, refuse_sockets: false, detaches: Arc::default() };
+        Self { sync: Sync::new(flaky, CAPACITY).unwrap() }
     }
 
     fn step(&mut self, events: impl IntoIterator<Item = Event>) {
-        assert!(self.sync.step(events).unwrap());
+        assert!(self.sync.step(events));
     }
 
     /// Takes up that a grace period has passed.
@@ -196,7 +211,7 @@ fn what_an_earlier_run_left_stays_until_the_lists_are_complete() {
     let mut first = Rig::new(Fake::new(CAPACITY));
     first.step([web(), changes(vec![service("old", 2, "http")]), listed()]);
     first.step([pod_port(3), pod_port(4)]);
-    assert!(!first.sync.step([Event::Shutdown]).unwrap());
+    assert!(!first.sync.step([Event::Shutdown]));
     let mut fake = first.sync.datapath.fake;
     fake.sockets = false;
     let mut rig = Rig::new(fake);
@@ -258,6 +273,89 @@ fn an_interface_that_fails_is_tried_again_unless_it_is_gone() {
 }
 
 #[test]
+fn a_steady_stream_of_events_does_not_put_off_what_failed() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([web(), listed()]);
+    rig.sync.datapath.refuse = true;
+    rig.step([changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
+    rig.sync.datapath.refuse = false;
+    let alive = || [Event::Source(SourceEvent::Alive)];
+    let due = rig.sync.retry_at.unwrap();
+    rig.step(alive());
+    assert_eq!(rig.sync.retry_at, Some(due), "an event does not put it off");
+    // The time has come, in the midst of events.
+    rig.sync.retry_at = Some(Instant::now());
+    rig.step(alive());
+    assert_eq!(rig.frontends().len(), 0);
+    rig.grace();
+    assert_eq!(rig.sync.retry_at, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loop_wakes_up_by_itself_to_try_again() {
+    let (source, events) = mpsc::channel(8);
+    let (links, interfaces) = mpsc::channel(8);
+    let (stop, shutdown) = oneshot::channel();
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([listed(), pod_port(3)]);
+    rig.sync.datapath.refuse = true;
+    rig.step([Event::Interface(interfaces::Change::Gone(3))]);
+    let due = rig.sync.retry_at.unwrap() + Duration::from_millis(1);
+    let detaches = rig.sync.datapath.detaches.clone();
+    assert_eq!(detaches.load(Ordering::Relaxed), 1);
+    let running = tokio::spawn(rig.sync.run(Inputs { source: events, interfaces, shutdown }));
+    // Nobody sends anything; the clock is paused, and goes on to whatever timer is next.
+    tokio::time::sleep_until(due.into()).await;
+    assert!(detaches.load(Ordering::Relaxed) > 1);
+    stop.send(()).unwrap();
+    running.await.unwrap();
+    drop((source, links));
+}
+
+#[test]
+fn a_grace_period_that_fails_is_not_tried_again_at_once() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([web(), listed()]);
+    rig.step([changes(vec![slice("web", "http", &[3, 4])])]);
+    assert!(rig.sync.grace.is_some());
+    rig.step([Event::GraceDone(Err(io::ErrorKind::PermissionDenied.into()))]);
+    rig.step([Event::Source(SourceEvent::Alive)]);
+    assert_eq!(rig.sync.grace, None, "it would fail again and again, as fast as it can");
+    assert!(rig.sync.retry_at.is_some() && rig.sync.planner.waiting().is_some());
+    rig.step([]);
+    assert!(rig.sync.grace.is_some());
+}
+
+#[test]
+fn hooks_of_sockets_that_fail_are_tried_again_and_keep_nothing_else_back() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.sync.datapath.refuse_sockets = true;
+    rig.step([web(), pod_port(3), Event::Interface(interfaces::Change::Listed), listed()]);
+    assert_eq!(rig.fake().attached(), [3]);
+    assert!(!rig.fake().sockets && rig.sync.retry_at.is_some());
+    assert!(rig.sync.started.is_some(), "not all is in force");
+    rig.sync.datapath.refuse_sockets = false;
+    rig.step([]);
+    assert!(rig.fake().sockets && !rig.sync.wants_retry());
+    assert!(rig.sync.started.is_none());
+}
+
+#[test]
+fn an_interface_keeps_being_tried_until_its_programs_are_off() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([listed(), pod_port(3)]);
+    rig.sync.datapath.refuse = true;
+    rig.step([Event::Interface(interfaces::Change::Gone(3))]);
+    rig.step([]);
+    assert!(rig.sync.wants_retry());
+    assert_eq!(rig.fake().attached(), [3]);
+    rig.sync.datapath.refuse = false;
+    rig.step([]);
+    assert!(rig.fake().attached().is_empty());
+    assert!(!rig.sync.wants_retry());
+}
+
+#[test]
 fn objects_are_skipped_until_they_can_be_read() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
     let report = convert::Report {
@@ -290,5 +388,5 @@ async fn the_loop_serves_until_it_is_told_to_stop() {
     let running = tokio::spawn(sync.run(inputs));
     source.send(SourceEvent::Alive).await.unwrap();
     stop.send(()).unwrap();
-    running.await.unwrap().unwrap();
+    running.await.unwrap();
 }

@@ -167,7 +167,7 @@ async fn agent(
     let (changes, interfaces) = mpsc::channel(CHANGES);
     let overrides = arguments.interfaces.clone().unwrap_or_default();
     tokio::spawn(interfaces::watch(overrides, changes));
-    sync.run(Inputs { source, interfaces, shutdown }).await?;
+    sync.run(Inputs { source, interfaces, shutdown }).await;
     if source_task.is_finished()
         && let Ok(result) = source_task.await
     {

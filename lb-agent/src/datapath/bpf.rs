@@ -1,6 +1,6 @@
 //! The kernel's datapath of one node: its maps, programs and links.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use aya::Ebpf;
 
 use super::hooks::{self, SOCKET_HOOKS};
 use super::roles::Interface;
-use super::{Datapath, Error, Grace, Maps, Sizes, load, sys};
+use super::{Datapath, Error, Grace, Maps, Sizes, load, process, sys};
 use crate::diff::Op;
 use crate::plan::Snapshot;
 
@@ -35,6 +35,14 @@ pub struct Lacking {
     pub error: Error,
 }
 
+impl Lacking {
+    /// Whether it may be had later: the program is loaded, only attaching it failed.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        !matches!(self.error, Error::Program { .. })
+    }
+}
+
 /// A loaded datapath. Dropping it leaves everything in force: maps and links are pinned.
 #[derive(Debug)]
 pub struct BpfDatapath {
@@ -43,8 +51,10 @@ pub struct BpfDatapath {
     ebpf: Ebpf,
     maps: Maps,
     grace: Grace,
-    /// Names of the interfaces that have programs, by index.
-    attached: BTreeMap<u32, String>,
+    /// Indices of the interfaces that have programs, or a part of them.
+    attached: BTreeSet<u32>,
+    /// The hooks of sockets that this run has attached.
+    sockets: BTreeSet<&'static str>,
     lacking: Vec<Lacking>,
     tcx: bool,
     _lock: File,
@@ -77,8 +87,18 @@ impl BpfDatapath {
         // From an earlier run; those that are gone by now are found out by the first list.
         let attached = hooks::pinned_interfaces(&folder)
             .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
-        let attached = attached.into_iter().map(|index| (index, String::new())).collect();
-        Ok(Self { folder, cgroup, ebpf, maps, grace, attached, lacking, tcx: true, _lock: lock })
+        Ok(Self {
+            folder,
+            cgroup,
+            ebpf,
+            maps,
+            grace,
+            attached: attached.into_iter().collect(),
+            sockets: BTreeSet::new(),
+            lacking,
+            tcx: true,
+            _lock: lock,
+        })
     }
 
     /// Attaches to interfaces by clsact filters, as on kernels before 6.6, even where tcx exists.
@@ -113,23 +133,36 @@ impl Datapath for BpfDatapath {
     }
 
     fn attach_sockets(&mut self) -> Result<(), Error> {
+        let mut failed = None;
         for hook in SOCKET_HOOKS {
-            if self.lacking.iter().any(|lacking| lacking.hook == hook.name) {
+            let lacking = self.lacking.iter().position(|lacking| lacking.hook == hook.name);
+            let refused =
+                lacking.and_then(|at| self.lacking.get(at)).is_some_and(|l| !l.may_pass());
+            if refused || self.sockets.contains(hook.name) {
                 continue;
             }
             let program = load::program_fd(&self.ebpf, hook.name)?;
             let result = hooks::attach_socket(&self.folder, &hook, program, &self.cgroup)
+                .map_err(hooks::explain_cgroup)
                 .map_err(Error::system(format!("attach {} to the cgroup", hook.name)));
-            match (result, hook.costs) {
-                (Ok(()), _) => {}
-                (Err(error), None) => return Err(error),
-                (Err(error), Some(costs)) => {
+            match (result, hook.costs, lacking) {
+                (Ok(()), _, lacking) => {
+                    self.sockets.insert(hook.name);
+                    if let Some(at) = lacking {
+                        self.lacking.remove(at);
+                        tracing::info!(hook = hook.name, "a hook is not missing any more");
+                    }
+                }
+                // The others are of use even so.
+                (Err(error), None, _) => failed = failed.or(Some(error)),
+                (Err(error), Some(costs), None) => {
                     tracing::warn!(hook = hook.name, %error, costs, "a hook is missing");
                     self.lacking.push(Lacking { hook: hook.name, costs, error });
                 }
+                (Err(_), Some(_), Some(_)) => {}
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn lacking(&self) -> &[Lacking] {
@@ -137,20 +170,26 @@ impl Datapath for BpfDatapath {
     }
 
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
-        hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx)?;
-        self.attached.insert(interface.index, interface.name.clone());
-        Ok(())
+        // First, because what stops half-way has to be taken off as well.
+        self.attached.insert(interface.index);
+        hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx)
     }
 
     fn detach(&mut self, index: u32) -> Result<(), Error> {
-        let Some(name) = self.attached.remove(&index) else { return Ok(()) };
-        let name = Some(name).filter(|name| !name.is_empty());
+        if !self.attached.contains(&index) {
+            return Ok(());
+        }
+        // As it is called now: it may be of an earlier run, or have another name by now.
+        let name = process::interface_name(index);
         hooks::detach_interface(&self.folder, index, name.as_deref())
-            .map_err(Error::system(format!("take the programs off interface {index}")))
+            .map_err(Error::system(format!("take the programs off interface {index}")))?;
+        // Last, so that the next attempt after a failure does something.
+        self.attached.remove(&index);
+        Ok(())
     }
 
     fn attached(&self) -> Vec<u32> {
-        self.attached.keys().copied().collect()
+        self.attached.iter().copied().collect()
     }
 }
 

@@ -180,6 +180,25 @@ pub(super) fn attach_socket(
     attach(&socket_pin(folder, hook), program, target, hook.attach_type, 0, is_it)
 }
 
+/// Says what is likely to keep a program off a cgroup; the kernel's codes tell little.
+pub(super) fn explain_cgroup(error: io::Error) -> io::Error {
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "another program may be attached to a cgroup above without allowing others below it \
+             (`bpftool cgroup tree` shows it), or CAP_NET_ADMIN is missing"
+        }
+        Some(libc::E2BIG) => {
+            "the cgroup has as many programs as the kernel allows (`bpftool cgroup tree` shows them)"
+        }
+        Some(libc::ENODEV | libc::ENOENT) => {
+            "the cgroup may have been removed; start the agent again, or with another --cgroup"
+        }
+        Some(libc::ENOSPC) => "the BPF file system may be full",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}: {why}"))
+}
+
 /// Puts the packet engine on an interface, or in place of what is there of it.
 pub(super) fn attach_interface(
     folder: &Path,
@@ -331,5 +350,20 @@ fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_a_program_off_a_cgroup_is_named() {
+        let text = |code| explain_cgroup(io::Error::from_raw_os_error(code)).to_string();
+        assert!(text(libc::EPERM).contains("os error 1"), "{}", text(libc::EPERM));
+        assert!(text(libc::EPERM).contains("a cgroup above"));
+        assert!(text(libc::E2BIG).contains("as many programs"));
+        assert!(text(libc::ENODEV).contains("--cgroup"));
+        assert!(!text(libc::EIO).contains("cgroup"), "nothing is made up");
     }
 }

@@ -13,6 +13,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::Error;
 use super::roles::{Interface, Kind, Link, Overrides, role};
@@ -61,8 +62,9 @@ async fn follow(
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
     let (connection, handle, mut messages) =
         new_multicast_connection(&groups).map_err(Error::system("open a netlink socket"))?;
-    // Ends with an error when messages are lost, and then so does `messages`.
-    tokio::spawn(connection);
+    // Ends with this function.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
     let mut state = State::read(&handle).await?;
     if !tell(state.interfaces(overrides), known, changes).await
         || changes.send(Change::Listed).await.is_err()
@@ -75,12 +77,16 @@ async fn follow(
             () = changes.closed() => return Ok(()),
         };
         let Some((first, _)) = next else { return Ok(()) };
-        let mut routes = state.take(first.payload);
+        let mut heard = state.take(first.payload);
         // A burst is one change.
         while let Some(Some((message, _))) = messages.next().now_or_never() {
-            routes |= state.take(message.payload);
+            heard = heard.max(state.take(message.payload));
         }
-        if routes {
+        if heard == Heard::Lost {
+            tracing::warn!("netlink lost messages on interfaces; all are read again");
+            return Ok(());
+        }
+        if heard == Heard::Routes {
             state.default_routes = default_routes(&handle).await?;
         }
         if !tell(state.interfaces(overrides), known, changes).await {
@@ -112,6 +118,17 @@ async fn tell(
     true
 }
 
+/// What a message means for what is known, in the order of what has to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Heard {
+    /// It is taken up.
+    All,
+    /// Default routes may have changed.
+    Routes,
+    /// The kernel had no room for messages: what is known may be wrong.
+    Lost,
+}
+
 /// What netlink told so far.
 #[derive(Debug, Default)]
 struct State {
@@ -138,10 +155,15 @@ impl State {
         })
     }
 
-    /// Takes a message up; true if default routes may have changed.
-    fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> bool {
-        let NetlinkPayload::InnerMessage(message) = payload else { return false };
-        match message {
+    /// Takes a message up.
+    fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Heard {
+        let message = match payload {
+            NetlinkPayload::InnerMessage(message) => message,
+            // Made from ENOBUFS; the connection goes on as if nothing had happened.
+            NetlinkPayload::Overrun(_) => return Heard::Lost,
+            _ => return Heard::All,
+        };
+        let routes = match message {
             // The kernel does not tell of the routes that go with a link, or with its being up.
             RouteNetlinkMessage::NewLink(message) => {
                 // Bridges tell of their ports in a form of their own, which lacks most.
@@ -161,7 +183,8 @@ impl State {
                 is_default(&route)
             }
             _ => false,
-        }
+        };
+        if routes { Heard::Routes } else { Heard::All }
     }
 
     fn interfaces(&self, overrides: &Overrides) -> Vec<Interface> {
@@ -280,4 +303,25 @@ fn outputs(route: &RouteMessage) -> Vec<u32> {
 
 fn netlink(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |error| Error::system(what)(std::io::Error::other(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_messages_are_heard_of_whatever_else_a_burst_has() {
+        let mut state = State { default_routes: [3].into(), ..State::default() };
+        let mut link = LinkMessage::default();
+        link.header.index = 3;
+        let burst = [
+            NetlinkPayload::Overrun(Vec::new()),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)),
+            NetlinkPayload::Noop,
+        ];
+        let heard = burst.map(|payload| state.take(payload));
+        assert_eq!(heard, [Heard::Lost, Heard::Routes, Heard::All]);
+        assert_eq!(heard.into_iter().max(), Some(Heard::Lost));
+        assert!(state.links.contains_key(&3));
+    }
 }

@@ -93,8 +93,8 @@ pub(super) fn load(folder: &Path, sizes: &Sizes) -> Result<Ebpf, Error> {
     let settings = Settings::probe();
     tracing::debug!(?settings, "kernel probed");
     let object = settings.object()?;
-    let pins = pins(&object, folder, sizes)?;
-    for pin in pins.values() {
+    let mut pins = pins(&object, folder, sizes)?;
+    for pin in pins.values_mut() {
         pin.check()?;
     }
     let constants = settings.constants();
@@ -112,6 +112,8 @@ pub(super) fn load(folder: &Path, sizes: &Sizes) -> Result<Ebpf, Error> {
 struct Pin {
     path: PathBuf,
     wanted: sys::MapInfo,
+    /// Programs work with any number of elements.
+    any_size: bool,
 }
 
 /// Every map of the object but its constants, with what it has to look like.
@@ -133,7 +135,8 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
                 max_entries: sizes.of(name).unwrap_or(map.max_entries()),
                 flags: map.map_flags(),
             };
-            (name.clone(), Pin { path: folder.join(name), wanted })
+            let any_size = sizes.of(name).is_some();
+            (name.clone(), Pin { path: folder.join(name), wanted, any_size })
         })
         .collect())
 }
@@ -162,7 +165,7 @@ pub(super) const PINNED: [&str; 17] = [
 impl Pin {
     /// A map that is pinned already must be what programs and agent take it for: the kernel would
     /// read and write as many bytes as the map has, whatever buffer it is given.
-    fn check(&self) -> Result<(), Error> {
+    fn check(&mut self) -> Result<(), Error> {
         let fd = match sys::object_get(&self.path) {
             Ok(fd) => fd,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -172,6 +175,20 @@ impl Pin {
         };
         let found = sys::map_info(fd.as_fd())
             .map_err(Error::system(format!("ask what {} is", self.path.display())))?;
+        self.take(&found)
+    }
+
+    /// A map of another size is used as it is: not to start would leave the node without an agent.
+    fn take(&mut self, found: &sys::MapInfo) -> Result<(), Error> {
+        if self.any_size && found.max_entries != self.wanted.max_entries {
+            tracing::warn!(
+                map = %self.path.display(),
+                elements = found.max_entries,
+                asked = self.wanted.max_entries,
+                "a pinned map keeps its size; another one takes effect after `lb-agent cleanup`"
+            );
+            self.wanted.max_entries = found.max_entries;
+        }
         let wanted = &self.wanted;
         for (field, found, needed) in [
             ("type", found.kind, wanted.kind),
@@ -209,4 +226,43 @@ pub(super) fn program_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<Borro
     let program = ebpf.program(name).ok_or(Error::NoProgram(name))?;
     let fd = program.fd().map_err(|source| Error::Program { name, source: Box::new(source) })?;
     Ok(fd.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: sys::MapInfo =
+        sys::MapInfo { kind: 2, id: 0, key_size: 4, value_size: 8, max_entries: 64, flags: 0 };
+
+    fn pin(any_size: bool) -> Pin {
+        Pin { path: "v1/SETS".into(), wanted: WANTED, any_size }
+    }
+
+    #[test]
+    fn a_pinned_map_keeps_its_size_where_programs_work_with_any() {
+        let mut sizable = pin(true);
+        sizable.take(&sys::MapInfo { max_entries: 128, ..WANTED }).unwrap();
+        assert_eq!(sizable.wanted.max_entries, 128);
+        let fixed = pin(false).take(&sys::MapInfo { max_entries: 128, ..WANTED });
+        assert!(
+            matches!(&fixed, Err(Error::OtherMap { field: "max entries", .. })),
+            "programs index it by constants: {fixed:?}"
+        );
+    }
+
+    #[test]
+    fn a_pinned_map_with_other_elements_is_refused_whatever_its_size() {
+        for (other, name) in [
+            (sys::MapInfo { kind: 1, ..WANTED }, "type"),
+            (sys::MapInfo { key_size: 8, ..WANTED }, "key size"),
+            (sys::MapInfo { value_size: 16, max_entries: 1, ..WANTED }, "value size"),
+            (sys::MapInfo { flags: 1, ..WANTED }, "flags"),
+        ] {
+            match pin(true).take(&other) {
+                Err(Error::OtherMap { field, .. }) => assert_eq!(field, name),
+                result => panic!("{name}: {result:?}"),
+            }
+        }
+    }
 }

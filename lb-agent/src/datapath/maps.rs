@@ -3,13 +3,14 @@
 //! A changed set costs memory stores and no system call; only frontends that come, go or lead
 //! elsewhere do.
 
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SetWord, filter_bit,
-    map,
+    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SetWord,
+    filter_bit, map,
 };
 
 use super::Error;
@@ -62,13 +63,19 @@ impl Maps {
     /// The sizes that the maps have.
     pub fn capacity(&self) -> Result<Capacity, Error> {
         let small = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        let frontends = sys::map_info(self.frontends4.as_fd())
-            .map_err(Error::system("read the size of FRONTENDS4"))?;
+        let entries = |fd: &OwnedFd, what| {
+            sys::map_info(fd.as_fd()).map(|info| info.max_entries).map_err(Error::system(what))
+        };
+        let frontends = entries(&self.frontends4, "read the size of FRONTENDS4")?
+            .min(entries(&self.frontends6, "read the size of FRONTENDS6")?);
+        // They differ where a run with other sizes ended while it made them.
+        let (sets, names) = (self.sets.len() / SCOPES as usize, self.names.len() / NAME_WORDS);
+        let ports = self.facts.len().min(sets).min(names);
         Ok(Capacity {
-            service_ports: small(self.facts.len()),
+            service_ports: small(ports),
             backends: small(self.backends.len() / BACKEND_WORDS),
             slots: small(self.slots.len()),
-            frontends: frontends.max_entries,
+            frontends,
         })
     }
 
@@ -246,7 +253,11 @@ impl Maps {
         let kind = if values.is_empty() { Batch::Delete } else { Batch::Update };
         let failed = match Hash::new(fd.as_fd()) {
             Ok(hash) => write_many(&hash, kind, &mut keys, &mut values),
-            Err(_) => return vec![(0, Error::Bounds { map: name, index: 0 })],
+            Err(error) => {
+                let why = |_| io::Error::new(error.kind(), error.to_string());
+                let each = (0..ops.len()).map(|i| (i, why(i)));
+                return each.map(|(i, e)| (i, Error::system(format!("use {name}"))(e))).collect();
+            }
         };
         let verb = if kind == Batch::Update { "insert into" } else { "delete from" };
         failed
@@ -403,6 +414,23 @@ mod tests {
             };
             assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) & bit, 0);
         }
+    }
+
+    #[test]
+    fn every_operation_on_a_map_that_cannot_be_used_is_told_as_failed() {
+        let maps = anonymous(CAPACITY).unwrap();
+        let key = |port| {
+            FrontKey::new(Frontend { addr: "10.96.0.1".parse().unwrap(), port }, Protocol::Tcp)
+        };
+        let ops = [
+            Op::FrontendDelete(key(1)),
+            Op::FrontendDelete(key(2)),
+            Op::Set(7, SetWord::DROP),
+            Op::FrontendPut(key(3), key(3).word(1)),
+            Op::FrontendPut(key(4), key(4).word(1)),
+        ];
+        let failed: Vec<_> = maps.apply(&ops).into_iter().map(|(index, _)| index).collect();
+        assert_eq!(failed, [0, 1, 3, 4]);
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub trait Datapath {
     /// What waits for a grace period, for use on another thread.
     fn grace(&self) -> Grace;
 
-    /// Puts the socket engine on the node's cgroup, or replaces its programs in place.
+    /// Puts the socket engine on the node's cgroup, or replaces its programs in place. Called again,
+    /// tries what is not attached yet; fails as long as a hook is missing that is needed.
     fn attach_sockets(&mut self) -> Result<(), Error>;
 
     /// The hooks that could not be had so far.
@@ -54,7 +55,8 @@ pub trait Datapath {
     /// Puts the packet engine on a pod port, or replaces its programs in place.
     fn attach(&mut self, interface: &Interface) -> Result<(), Error>;
 
-    /// Forgets an interface that is gone or has another role by now.
+    /// Forgets an interface that is gone or has another role by now. After a failure, and after that
+    /// of [`Self::attach`], it is still one of [`Self::attached`].
     fn detach(&mut self, index: u32) -> Result<(), Error>;
 
     /// Indices of the interfaces that have programs, those of an earlier run included.
@@ -81,7 +83,7 @@ pub enum Error {
     InUse(PathBuf),
     /// A pinned map that this agent would misread.
     #[error(
-        "the pinned map {path} has {field} {found}, but this agent needs {needed}; give the same --max flags as before, or start anew with `lb-agent cleanup`"
+        "the pinned map {path} has {field} {found}, but this agent needs {needed}; start anew with `lb-agent cleanup`"
     )]
     OtherMap {
         /// The pin.

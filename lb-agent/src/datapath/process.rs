@@ -1,7 +1,10 @@
-#![expect(unsafe_code, reason = "statfs(2), flock(2) and setns(2) have no function in std")]
+#![expect(
+    unsafe_code,
+    reason = "statfs(2), flock(2), setns(2) and if_indextoname(3) have no function in std"
+)]
 //! The few other system calls: what a file system is, locks, and where this process is.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -34,6 +37,18 @@ pub fn lock(folder: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What an interface of this thread's network namespace is called at this moment; none if there is
+/// none with this index.
+pub(super) fn interface_name(index: u32) -> Option<String> {
+    let mut buffer = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the function demands, and lives longer than the call.
+    let found = unsafe { libc::if_indextoname(index, buffer.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return None;
+    }
+    Some(CStr::from_bytes_until_nul(&buffer).ok()?.to_string_lossy().into_owned())
+}
+
 /// Moves this thread to a network namespace. Threads and processes that it starts from now on are
 /// there too; mounts stay, so that bpffs and cgroup2 are where they were. Call it before any other
 /// thread starts.
@@ -41,4 +56,16 @@ pub fn enter_netns(namespace: &File) -> io::Result<()> {
     // SAFETY: no pointers.
     let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_an_interface_is_that_of_this_moment() {
+        // In every network namespace.
+        assert_eq!(interface_name(1).as_deref(), Some("lo"));
+        assert_eq!(interface_name(0), None);
+    }
 }

@@ -1,0 +1,99 @@
+//! Which programs are where? The socket engine on the cgroup, the packet engine on each pod port.
+
+use super::Sync;
+use crate::datapath::roles::Role;
+use crate::datapath::{Datapath, Lacking, interfaces};
+
+impl<D: Datapath> Sync<D> {
+    /// Puts programs on the cgroup and on the pod ports. What cannot be attached is tried again, and
+    /// keeps nothing else from being attached.
+    pub(super) fn attach_all(&mut self) {
+        self.attached = true;
+        self.attach_sockets();
+        let indices: Vec<u32> = self.pod_ports.keys().copied().collect();
+        for index in indices {
+            self.settle(index);
+        }
+        self.sweep_interfaces();
+    }
+
+    /// Whether hooks of sockets are missing that may be had later.
+    pub(super) fn wants_sockets(&self) -> bool {
+        let may_pass = || self.datapath.lacking().iter().any(Lacking::may_pass);
+        self.attached && (self.sockets_failed.is_some() || may_pass())
+    }
+
+    /// Attaches the hooks of sockets that are not attached yet. Told when it begins to fail, fails
+    /// for another reason, or works again.
+    pub(super) fn attach_sockets(&mut self) {
+        let error = self.datapath.attach_sockets().err().map(|error| error.to_string());
+        if let Some(error) = &error {
+            self.counts.failed_attachments += 1;
+            if self.sockets_failed.as_ref() != Some(error) {
+                tracing::error!(
+                    error,
+                    "the socket engine is not complete: connections of host processes may not reach \
+                     Services; will be tried again"
+                );
+            }
+        } else if self.sockets_failed.is_some() {
+            tracing::info!("the socket engine is complete");
+        }
+        self.sockets_failed = error;
+    }
+
+    pub(super) fn interface(&mut self, change: interfaces::Change) {
+        let index = match change {
+            interfaces::Change::Is(interface) => {
+                let index = interface.index;
+                tracing::debug!(interface = interface.name, role = %interface.role, "interface");
+                if interface.role == Role::PodPort {
+                    self.pod_ports.insert(index, interface);
+                } else if self.pod_ports.remove(&index).is_none() {
+                    return;
+                }
+                index
+            }
+            interfaces::Change::Gone(index) => {
+                self.pod_ports.remove(&index);
+                index
+            }
+            interfaces::Change::Listed => {
+                self.interfaces_listed = true;
+                self.sweep_interfaces();
+                return;
+            }
+        };
+        if self.attached {
+            self.settle(index);
+        }
+    }
+
+    /// Forgets interfaces of an earlier run that are gone or no pod ports any more.
+    fn sweep_interfaces(&mut self) {
+        if !self.attached || !self.interfaces_listed {
+            return;
+        }
+        for index in self.datapath.attached() {
+            if !self.pod_ports.contains_key(&index) {
+                self.settle(index);
+            }
+        }
+    }
+
+    /// Makes an interface have programs if it is a pod port, and none otherwise.
+    pub(super) fn settle(&mut self, index: u32) {
+        let result = match self.pod_ports.get(&index) {
+            Some(interface) => self.datapath.attach(interface),
+            None => self.datapath.detach(index),
+        };
+        if let Err(error) = result {
+            self.counts.failed_attachments += 1;
+            let name = self.pod_ports.get(&index).map_or("", |interface| &interface.name);
+            tracing::warn!(%error, interface = name, index, "will be tried again");
+            self.unsettled.insert(index);
+        } else {
+            self.unsettled.remove(&index);
+        }
+    }
+}
