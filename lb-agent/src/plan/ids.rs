@@ -100,6 +100,7 @@ pub(super) struct Range {
 #[derive(Debug)]
 pub(super) struct RangePool {
     capacity: u32,
+    free: u32,
     by_first: BTreeMap<u32, u32>,
     /// (count, first), the smallest first.
     by_count: BTreeSet<(u32, u32)>,
@@ -108,7 +109,8 @@ pub(super) struct RangePool {
 impl RangePool {
     /// A pool of `capacity` free slots.
     pub(super) fn new(capacity: u32) -> Self {
-        let mut pool = Self { capacity, by_first: BTreeMap::new(), by_count: BTreeSet::new() };
+        let mut pool =
+            Self { capacity, free: 0, by_first: BTreeMap::new(), by_count: BTreeSet::new() };
         if capacity > 0 {
             pool.insert(Range { first: 0, count: capacity });
         }
@@ -128,6 +130,17 @@ impl RangePool {
             self.insert(Range { first: first + count, count: size - count });
         }
         Some(Range { first, count })
+    }
+
+    /// The same, but only if `leave` slots are free afterwards.
+    pub(super) fn take_leaving(&mut self, count: u32, leave: u32) -> Option<Range> {
+        if self.free.checked_sub(count)? < leave { None } else { self.take(count) }
+    }
+
+    /// The slots that a set which grows leaves free. A set is never written in place, so that
+    /// without them a full map would not even let endpoints go.
+    pub(super) fn reserve(&self) -> u32 {
+        self.capacity / 16
     }
 
     /// Takes exactly this range, if it is free.
@@ -170,15 +183,17 @@ impl RangePool {
     /// Number of free slots.
     #[cfg(test)]
     pub(super) fn free(&self) -> u32 {
-        self.by_first.values().sum()
+        self.free
     }
 
     fn insert(&mut self, range: Range) {
+        self.free += range.count;
         self.by_first.insert(range.first, range.count);
         self.by_count.insert((range.count, range.first));
     }
 
     fn remove(&mut self, range: Range) {
+        self.free -= range.count;
         self.by_first.remove(&range.first);
         self.by_count.remove(&(range.count, range.first));
     }
@@ -270,6 +285,18 @@ mod tests {
         assert_eq!(pool.take(5), None, "seven free slots, but not in one piece");
         pool.release(b);
         assert_eq!(pool.take(10), Some(Range { first: 0, count: 10 }));
+    }
+
+    #[test]
+    fn a_reserve_is_left_to_those_that_do_not_grow() {
+        let mut pool = RangePool::new(10);
+        assert_eq!(pool.take_leaving(8, 3), None);
+        assert_eq!(pool.take_leaving(11, 0), None);
+        assert_eq!(pool.take_leaving(7, 3), Some(Range { first: 0, count: 7 }));
+        assert_eq!((pool.free(), pool.take_leaving(1, 3)), (3, None));
+        assert_eq!(pool.take_leaving(3, 0), Some(Range { first: 7, count: 3 }));
+        pool.release(Range { first: 0, count: 7 });
+        assert_eq!(pool.free(), 7);
     }
 
     #[test]

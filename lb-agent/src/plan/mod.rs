@@ -8,11 +8,14 @@
 //! - A service port is programmed as long as it owns a frontend: who is reached by no frontend is
 //!   no one, which is also how a restart tells what is left over from a crash.
 //! - An address and port that several Services claim belongs to the oldest (contract S-15).
-//! - A full map costs the service port that does not fit, and nothing else: what was programmed
-//!   stays, and is tried again when something became free.
+//! - A full map costs the service port that does not fit, and nothing else: a new one is not
+//!   programmed, one that is programmed loses the endpoints that went and gets as many new ones as
+//!   there is room for. The rest is tried again when something became free.
 //! - What goes out of use waits for a grace period: apply the batch, wait, then [`Planner::release`].
 
 mod adopt;
+#[cfg(test)]
+mod full_tests;
 mod ids;
 pub mod name;
 mod owners;
@@ -118,6 +121,16 @@ impl Planner {
     /// Takes up all service ports that there are; any other is gone. This is how the first list is
     /// taken after [`Planner::adopt`]: until then, what was found stays in force.
     pub fn plan_all(&mut self, all: impl IntoIterator<Item = (PortKey, DesiredPort)>) -> Batch {
+        self.plan_all_but(all, |_| false)
+    }
+
+    /// The same, but what is not among `all` stays as it is programmed where `is_kept` says so: it
+    /// exists, or may exist, and nobody can tell how it should be.
+    pub fn plan_all_but(
+        &mut self,
+        all: impl IntoIterator<Item = (PortKey, DesiredPort)>,
+        is_kept: impl Fn(&PortKey) -> bool,
+    ) -> Batch {
         let mut work = Work::default();
         let mut listed = HashSet::new();
         for (key, desired) in all {
@@ -126,6 +139,7 @@ impl Planner {
         for index in 0..PortIndex::try_from(self.ports.len()).unwrap_or(PortIndex::MAX) {
             if let Some(port) = self.port(index)
                 && !listed.contains(&Some(index))
+                && !is_kept(&port.key)
             {
                 work.touched.extend(&port.owned);
                 let key = port.key.clone();
@@ -348,7 +362,8 @@ impl Planner {
                 port::program(&mut port.table, desired, port.key.family, &mut self.pools)
             };
             match result {
-                Ok(change) => {
+                Ok((change, left_out)) => {
+                    error = left_out.or(error);
                     self.programmed += usize::from(name.is_some());
                     let change = PortChange { name, ..change };
                     if !change.is_empty() {

@@ -4,6 +4,7 @@
 //! over the two finds what comes, stays and goes: the work is in proportion to that service port.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use lb_common::abi::{
@@ -15,6 +16,9 @@ use super::Error;
 use super::ids::{Freed, IdPool, Quarantine, Range, RangePool};
 use super::table::{PortChange, SetChange, words};
 use crate::model::{DesiredBackend, DesiredPort, Family};
+
+/// Flags of a backend that is in a set.
+const IN_A_SET: u16 = BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
 
 /// Flags without which a backend is of no use to anyone.
 const USEFUL: u16 = BackendFlags::SERVING | BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
@@ -73,21 +77,65 @@ impl Pools {
     }
 }
 
-/// Brings `table` to what `desired` says; on an error nothing is changed.
+/// Brings `table` to what `desired` says. Where a map is full, one that is programmed loses the
+/// backends that went and gets as many of the new ones as there is room for: a set must not go on
+/// leading to pods that are gone. Why the others are left out is told beside the change.
+///
+/// # Errors
+///
+/// If nothing can be done. Nothing is changed then.
 pub(super) fn program(
     table: &mut Option<Table>,
     desired: &DesiredPort,
     family: Family,
     pools: &mut Pools,
-) -> Result<PortChange, Error> {
-    let wanted = useful(desired, family);
+) -> Result<(PortChange, Option<Error>), Error> {
+    let all = useful(desired, family);
     let held: &[Held] = table.as_ref().map_or(&[], |table| &table.backends);
-    let new = walk(held, &wanted).filter(|step| matches!(step, Step::Comes(_))).count();
-    check_room(table.is_none(), new, pools)?;
-    // Ids are in pairs with `wanted`; new ones are still 0.
+    let new = walk(held, &all).filter(|step| matches!(step, Step::Comes(_))).count();
+    let mut left_out = check_room(table.is_none(), new, pools).err();
+    if table.is_none()
+        && let Some(full) = left_out
+    {
+        return Err(full);
+    }
+    let mut room = new.min(pools.backends.available());
+    let mut wanted = within(held, &all, room);
+    let mut last = false;
+    loop {
+        match find_room(table.as_ref(), &wanted, pools) {
+            Ok(Fitting { backends, gone, ranges }) => {
+                let change = commit(table, desired, backends, &gone, ranges, pools);
+                return Ok((change, left_out));
+            }
+            Err(full) if table.is_none() || last => return Err(left_out.unwrap_or(full)),
+            Err(full) => left_out = left_out.or(Some(full)),
+        }
+        let held: &[Held] = table.as_ref().map_or(&[], |table| &table.backends);
+        last = room == 0;
+        wanted = if last { shrunk(held, &all) } else { within(held, &all, room / 2) };
+        room /= 2;
+    }
+}
+
+/// What [`commit`] needs, taken from the pools where it can be missing.
+struct Fitting {
+    /// With the flags as they are programmed; nothing for a new one, whose id is still 0.
+    backends: Vec<(Held, Option<u16>)>,
+    gone: Vec<Held>,
+    ranges: [Option<Range>; 2],
+}
+
+/// Takes the slots for the sets that change; on an error nothing is taken.
+fn find_room(
+    table: Option<&Table>,
+    wanted: &[DesiredBackend],
+    pools: &mut Pools,
+) -> Result<Fitting, Error> {
+    let held: &[Held] = table.map_or(&[], |table| &table.backends);
     let mut backends = Vec::with_capacity(wanted.len());
     let mut gone = Vec::new();
-    for step in walk(held, &wanted) {
+    for step in walk(held, wanted) {
         match step {
             Step::Comes(want) => backends.push((Held::from(want), None)),
             Step::Stays(held, want) => {
@@ -96,8 +144,7 @@ pub(super) fn program(
             Step::Goes(held) => gone.push(*held),
         }
     }
-    // The slots come first, because they are what can fail.
-    let old_sets = table.as_ref().map(|table| &table.sets);
+    let old_sets = table.map(|table| &table.sets);
     let mut ranges = [None, None];
     for (scope, flag) in SCOPES {
         let members = members(&backends, flag);
@@ -106,7 +153,8 @@ pub(super) fn program(
             continue;
         }
         let count = u32::try_from(members.count()).unwrap_or(u32::MAX);
-        match take_slots(count, pools) {
+        let before = old.map_or(0, |old| old.ids.len());
+        match take_slots(count, before, pools) {
             Ok(range) => ranges[scope as usize] = range,
             Err(error) => {
                 // Never written to, so there is nothing to wait for.
@@ -115,7 +163,37 @@ pub(super) fn program(
             }
         }
     }
-    Ok(commit(table, desired, backends, &gone, ranges, pools))
+    Ok(Fitting { backends, gone, ranges })
+}
+
+/// Without the new backends beyond the first `room`. Those in a set come before those that only
+/// serve whom affinity sends.
+fn within(held: &[Held], all: &[DesiredBackend], room: usize) -> Vec<DesiredBackend> {
+    let mut new: Vec<_> = walk(held, all)
+        .filter_map(|step| match step {
+            Step::Comes(want) => Some((want.flags & IN_A_SET == 0, want.addr, want.port)),
+            Step::Stays(..) | Step::Goes(_) => None,
+        })
+        .collect();
+    if new.len() <= room {
+        return all.to_vec();
+    }
+    new.sort_unstable();
+    let out: BTreeSet<_> = new[room..].iter().map(|&(_, addr, port)| (addr, port)).collect();
+    all.iter().filter(|want| !out.contains(&(want.addr, want.port))).copied().collect()
+}
+
+/// What stays, in no set in which it is not already: no set grows.
+fn shrunk(held: &[Held], all: &[DesiredBackend]) -> Vec<DesiredBackend> {
+    walk(held, all)
+        .filter_map(|step| match step {
+            Step::Stays(held, want) => {
+                let flags = want.flags & (held.flags | !IN_A_SET);
+                Some(DesiredBackend { flags, ..*want })
+            }
+            Step::Comes(_) | Step::Goes(_) => None,
+        })
+        .collect()
 }
 
 /// Takes a service port whose last frontend goes out of use.
@@ -226,14 +304,17 @@ fn check_room(is_new: bool, new: usize, pools: &Pools) -> Result<(), Error> {
     Ok(())
 }
 
-fn take_slots(count: u32, pools: &mut Pools) -> Result<Option<Range>, Error> {
+/// Slots for a set of `count` backends that had `before`. One that does not grow may take from the
+/// reserve: it gives back as many after the grace period.
+fn take_slots(count: u32, before: usize, pools: &mut Pools) -> Result<Option<Range>, Error> {
     if count == 0 {
         return Ok(None);
     }
     if count > SetWord::MAX_COUNT {
         return Err(Error::TooManyBackends { count });
     }
-    pools.slots.take(count).map(Some).ok_or(Error::Full {
+    let leave = if count as usize <= before { 0 } else { pools.slots.reserve() };
+    pools.slots.take_leaving(count, leave).map(Some).ok_or(Error::Full {
         map: "SLOTS",
         needed: count,
         capacity: pools.slots.capacity(),

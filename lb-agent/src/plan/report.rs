@@ -53,7 +53,8 @@ pub enum Report {
         /// Who claims it too.
         losers: Vec<PortKey>,
     },
-    /// A service port is not programmed as desired; what was programmed of it stays.
+    /// A service port is not programmed as desired: not at all if it is new, without some or all of
+    /// its new endpoints otherwise.
     Unprogrammed {
         /// The service port.
         port: Box<PortKey>,
