@@ -90,7 +90,20 @@ fn cluster_ips(spec: &RawSpec<'_>, findings: &mut Findings) -> ClusterIps {
             }
         }
     }
-    for (index, (family, ip)) in families.iter().zip(&spec.cluster_ips.items).enumerate() {
+    // The plural field came later: what was written before it has the first address only.
+    let (field, addresses) = match &spec.cluster_ips.items[..] {
+        [] => ("spec.clusterIP", std::slice::from_ref(&spec.cluster_ip)),
+        all => ("spec.clusterIPs", all),
+    };
+    if !families.is_empty() && families.len() != addresses.len() {
+        let problem = format!(
+            "{} for {} families in spec.ipFamilies: write one of each for each family",
+            addresses.len(),
+            families.len()
+        );
+        findings.add(field, problem);
+    }
+    for (index, (family, ip)) in families.iter().zip(addresses).enumerate() {
         let is_v6 = match family.as_str() {
             "IPv4" => false,
             "IPv6" => true,
@@ -100,7 +113,11 @@ fn cluster_ips(spec: &RawSpec<'_>, findings: &mut Findings) -> ClusterIps {
                 continue;
             }
         };
-        let field = format!("spec.clusterIPs[{index}]");
+        let field = if spec.cluster_ips.items.is_empty() {
+            field.to_owned()
+        } else {
+            format!("{field}[{index}]")
+        };
         add_cluster_ip(&mut ips, &field, ip, Some(is_v6), findings);
     }
     ips

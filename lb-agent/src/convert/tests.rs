@@ -154,6 +154,20 @@ fn without_families_the_cluster_ip_counts_for_its_own() {
 }
 
 #[test]
+fn a_cluster_ip_without_its_plural_counts_and_a_family_without_address_is_told() {
+    let single = without(service(), "/spec/clusterIPs");
+    let (read, field) = read_service(&with(single.clone(), "/spec/ipFamilies", json!(["IPv4"])));
+    assert!(read.cluster_ips.v4.is_some() && read.cluster_ips.v6.is_none());
+    assert_eq!(field, None);
+    let (read, field) = read_service(&single);
+    assert!(read.cluster_ips.v4.is_some() && read.cluster_ips.v6.is_none());
+    assert_eq!(field.as_deref(), Some("spec.clusterIP"));
+    let (read, field) = read_service(&with(service(), "/spec/ipFamilies", json!(["IPv4"])));
+    assert!(read.cluster_ips.v4.is_some() && read.cluster_ips.v6.is_none());
+    assert_eq!(field.as_deref(), Some("spec.clusterIPs"));
+}
+
+#[test]
 fn a_bad_cluster_ip_costs_its_family_only() {
     for bad in ["10.96.0.999", "127.0.0.1", "224.0.0.1", "0.0.0.0", "169.254.1.1", "fd00::1", ""] {
         let (read, field) = read_service(&with(service(), "/spec/clusterIPs/0", json!(bad)));
@@ -224,6 +238,16 @@ fn an_unknown_policy_is_taken_as_cluster() {
     let (read, field) = read_service(&unknown);
     assert!(!read.internal_local);
     assert_eq!(field.as_deref(), Some("spec.internalTrafficPolicy"));
+}
+
+#[test]
+fn nobody_can_take_the_namespace_of_the_self_test() {
+    let namespace = crate::plan::self_test::NAMESPACE;
+    for value in [service(), slice()] {
+        let (object, reports) = convert(&with(value, "/metadata/namespace", json!(namespace)));
+        assert_eq!(object, None);
+        assert_eq!(only_field(&reports).as_deref(), Some("metadata.namespace"));
+    }
 }
 
 #[test]
