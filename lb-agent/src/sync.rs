@@ -12,19 +12,20 @@
 
 mod attach;
 mod retry;
+mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::{ABI_VERSION, MetaWord};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::convert::{self, Skipped};
+use self::unread::Unread;
+use crate::convert;
 use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
-use crate::model::{Change, DesiredPort, Dirty, ObjectKey, PortKey, Store};
+use crate::model::{DesiredPort, Dirty, ObjectKey, PortKey, Store};
 use crate::plan::{Batch, Capacity, FrontKey, Planner, Report, name, self_test};
 use crate::policy;
 use crate::source::SourceEvent;
@@ -53,9 +54,6 @@ pub struct Inputs {
     pub shutdown: oneshot::Receiver<()>,
 }
 
-const SERVICE: &str = crate::convert::Kind::Service.name();
-const SLICE: &str = crate::convert::Kind::Slice.name();
-
 /// What the loop has counted since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -80,6 +78,10 @@ pub struct Sync<D> {
     dirty: Dirty,
     /// The source has told complete lists.
     listed: bool,
+    /// They left nothing out, so that what is in none of them is gone.
+    whole: bool,
+    /// Look for what is gone.
+    sweep: bool,
     /// They are programmed.
     synced: bool,
     /// Programs are attached, the socket engine first, and interfaces are as they come.
@@ -100,8 +102,9 @@ pub struct Sync<D> {
     retry_at: Option<Instant>,
     /// Frontend operations that failed.
     failed: BTreeMap<FrontKey, Op>,
-    /// Kind, namespace and name of the objects whose last state could not be read.
-    skipped: BTreeSet<(&'static str, Arc<str>, Arc<str>)>,
+    unread: Unread,
+    /// What `META` tells of [`Self::tell_counts`].
+    told: Option<[usize; 3]>,
     counts: Counts,
     /// How the thread that waits for a grace period tells that it has passed.
     grace_done: mpsc::Sender<io::Result<()>>,
@@ -137,6 +140,8 @@ impl<D: Datapath> Sync<D> {
             store: Store::default(),
             dirty: Dirty::default(),
             listed: false,
+            whole: false,
+            sweep: false,
             synced: false,
             attached: false,
             sockets_failed: None,
@@ -148,7 +153,8 @@ impl<D: Datapath> Sync<D> {
             grace_failed: false,
             retry_at: None,
             failed: BTreeMap::new(),
-            skipped: BTreeSet::new(),
+            unread: Unread::default(),
+            told: None,
             counts: Counts { commits, ..Counts::default() },
             grace_done,
             graces,
@@ -215,7 +221,10 @@ impl<D: Datapath> Sync<D> {
                     match event {
                         SourceEvent::Batch(batch) => changes.extend(batch),
                         SourceEvent::Reports(reports) => self.log_objects(&reports),
-                        SourceEvent::Synced => self.listed = true,
+                        SourceEvent::SyncedInPart => self.listed = true,
+                        SourceEvent::Synced => {
+                            (self.listed, self.whole, self.sweep) = (true, true, self.synced);
+                        }
                         SourceEvent::Alive => {}
                     }
                 }
@@ -228,7 +237,7 @@ impl<D: Datapath> Sync<D> {
             let seen = Op::Meta(MetaWord::SourceSeenMs, unix_ms());
             log_failures(&self.datapath.apply(&[seen]));
         }
-        self.note_readable(&changes);
+        self.dirty.services.extend(self.unread.settle(&changes));
         let Dirty { services, node } = self.store.apply_all(changes);
         self.dirty.services.extend(services);
         self.dirty.node |= node;
@@ -238,6 +247,7 @@ impl<D: Datapath> Sync<D> {
         }
         self.start_grace();
         self.schedule_retry();
+        self.tell_counts();
         self.tell_synced();
         true
     }
@@ -261,13 +271,14 @@ impl<D: Datapath> Sync<D> {
         if !self.listed {
             return;
         }
-        if self.synced && self.dirty.is_empty() && !self.planner.wants_retry() {
+        if self.synced && !self.sweep && self.dirty.is_empty() && !self.planner.wants_retry() {
             return;
         }
         let started = Instant::now();
         let calls = sys::calls();
         let dirty = std::mem::take(&mut self.dirty);
-        let batch = if self.synced { self.plan(dirty) } else { self.plan_all() };
+        let sweep = std::mem::take(&mut self.sweep);
+        let batch = if self.synced && !sweep { self.plan(dirty) } else { self.plan_all() };
         self.log_plan(&batch.reports);
         let first = !std::mem::replace(&mut self.synced, true);
         if !batch.is_empty() || first {
@@ -287,6 +298,18 @@ impl<D: Datapath> Sync<D> {
         }
         if first && !self.attached {
             self.attach_all();
+        }
+    }
+
+    /// Keeps what `lb-agent status` reads equal to what is true, commit or not.
+    fn tell_counts(&mut self) {
+        let counts = [self.planner.conflicts(), self.planner.failed(), self.unread.len()];
+        if self.told != Some(counts) {
+            let words = [MetaWord::Conflicts, MetaWord::Unprogrammed, MetaWord::SkippedObjects];
+            let ops =
+                words.into_iter().zip(counts).map(|(word, count)| Op::Meta(word, count as u64));
+            log_failures(&self.datapath.apply(&ops.collect::<Vec<_>>()));
+            self.told = Some(counts);
         }
     }
 
@@ -313,7 +336,10 @@ impl<D: Datapath> Sync<D> {
         let keys: Vec<ObjectKey> = self.store.services().map(|s| s.key.clone()).collect();
         let store = &self.store;
         let services = keys.iter().flat_map(|key| policy::service_ports(store, key));
-        self.planner.plan_all(services.chain(self_test::ports()))
+        // What was last read of these is in the maps only.
+        let (unread, whole) = (&self.unread, self.whole);
+        let is_kept = |key: &PortKey| !whole || unread.has_service(&key.namespace, &key.service);
+        self.planner.plan_all_but(services.chain(self_test::ports()), is_kept)
     }
 
     fn plan(&mut self, mut dirty: Dirty) -> Batch {
@@ -338,8 +364,6 @@ impl<D: Datapath> Sync<D> {
         let mut ops = diff::operations(batch);
         self.counts.commits += 1;
         ops.extend([
-            Op::Meta(MetaWord::Conflicts, self.planner.conflicts() as u64),
-            Op::Meta(MetaWord::SkippedObjects, self.skipped.len() as u64),
             Op::Meta(MetaWord::Commits, self.counts.commits),
             Op::Meta(MetaWord::LastCommitMs, unix_ms()),
             Op::Meta(MetaWord::Synced, 1),
@@ -372,43 +396,8 @@ impl<D: Datapath> Sync<D> {
         self.counts.object_reports += reports.len() as u64;
         for report in reports {
             tracing::warn!("{report}");
-            if report.skipped == Skipped::Object {
-                let name =
-                    (report.kind, report.namespace.as_str().into(), report.name.as_str().into());
-                self.skipped.insert(name);
-            }
+            self.unread.report(report);
         }
-    }
-
-    /// Objects that can be read again, or are gone, are not skipped any more.
-    fn note_readable(&mut self, changes: &[Change]) {
-        if self.skipped.is_empty() {
-            return;
-        }
-        for change in changes {
-            let (kind, key) = match change {
-                Change::SetService(service) => (SERVICE, &service.key),
-                Change::DropService(key) => (SERVICE, key),
-                Change::SetSlice(slice) => (SLICE, &slice.key),
-                Change::DropSlice(key) => (SLICE, key),
-                Change::SetNode(_) => continue,
-                Change::ReplaceServices { keep, .. } => {
-                    self.keep_skipped(SERVICE, keep);
-                    continue;
-                }
-                Change::ReplaceSlices { keep, .. } => {
-                    self.keep_skipped(SLICE, keep);
-                    continue;
-                }
-            };
-            self.skipped.remove(&(kind, key.namespace.clone(), key.name.clone()));
-        }
-    }
-
-    fn keep_skipped(&mut self, kind: &'static str, keep: &[ObjectKey]) {
-        self.skipped.retain(|(of, namespace, name)| {
-            *of != kind || keep.iter().any(|k| k.namespace == *namespace && k.name == *name)
-        });
     }
 
     fn log_plan(&mut self, reports: &[Report]) {

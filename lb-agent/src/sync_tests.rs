@@ -1,5 +1,6 @@
 //! The loop against maps in memory: when is something programmed, attached, tried again, given up?
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use crate::datapath::fake::Fake;
 use crate::datapath::roles::Role;
 use crate::datapath::{Grace, Lacking};
 use crate::model::{
-    ClusterIps, Conditions, Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort,
+    Change, ClusterIps, Conditions, Endpoint, Family, Protocol, Service, ServicePort, Slice,
+    SlicePort,
 };
 use crate::plan::{Snapshot, self_test};
 
@@ -360,18 +362,79 @@ fn objects_are_skipped_until_they_can_be_read() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
     let report = convert::Report {
         origin: convert::Origin::Api,
-        kind: SERVICE,
+        kind: convert::Kind::Service.name(),
         namespace: "default".into(),
         name: "web".into(),
         field: "spec".into(),
         problem: "missing".into(),
-        skipped: Skipped::Object,
+        skipped: convert::Skipped::Object,
     };
     let skipped = |rig: &mut Rig| rig.fake().meta[MetaWord::SkippedObjects as usize];
     rig.step([Event::Source(SourceEvent::Reports(vec![report])), listed()]);
     assert_eq!((skipped(&mut rig), rig.sync.counts().object_reports), (1, 1));
     rig.step([web()]);
     assert_eq!(skipped(&mut rig), 0);
+}
+
+fn bad_service(name: &str) -> Event {
+    let report = convert::Report {
+        origin: convert::Origin::Api,
+        kind: convert::Kind::Service.name(),
+        namespace: "default".into(),
+        name: name.into(),
+        field: "spec".into(),
+        problem: "missing".into(),
+        skipped: convert::Skipped::Object,
+    };
+    Event::Source(SourceEvent::Reports(vec![report]))
+}
+
+#[test]
+fn a_service_that_a_restart_cannot_read_stays_until_it_can_or_is_gone() {
+    for gone in [
+        Change::DropService(ObjectKey::new("default", "old")),
+        Change::ReplaceServices { services: Vec::new(), keep: Vec::new() },
+    ] {
+        let mut first = Rig::new(Fake::new(CAPACITY));
+        let third = service("third", 3, "http");
+        first.step([web(), changes(vec![service("old", 2, "http"), third]), listed()]);
+        let mut rig = Rig::new(first.sync.datapath.fake);
+        rig.step([web(), bad_service("old"), listed()]);
+        assert_eq!(rig.frontends(), ["10.96.0.1:80/tcp", "10.96.0.2:80/tcp"]);
+        rig.step([web()]);
+        assert_eq!(rig.frontends().len(), 2);
+        rig.step([changes(vec![gone])]);
+        assert!(!rig.frontends().contains(&"10.96.0.2:80/tcp".to_owned()));
+        rig.step([changes(vec![service("old", 4, "http")])]);
+        assert!(rig.frontends().contains(&"10.96.0.4:80/tcp".to_owned()));
+    }
+}
+
+#[test]
+fn what_an_earlier_run_left_stays_as_long_as_lists_are_known_in_part() {
+    let mut first = Rig::new(Fake::new(CAPACITY));
+    first.step([changes(vec![service("old", 2, "http")]), listed()]);
+    let mut rig = Rig::new(first.sync.datapath.fake);
+    rig.step([web(), Event::Source(SourceEvent::SyncedInPart)]);
+    assert_eq!(rig.frontends(), ["10.96.0.1:80/tcp", "10.96.0.2:80/tcp"]);
+    rig.step([listed()]);
+    assert_eq!(rig.frontends(), ["10.96.0.1:80/tcp"]);
+}
+
+#[test]
+fn what_is_not_programmed_is_told_without_a_commit() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([listed()]);
+    let told = |rig: &mut Rig, word: MetaWord| rig.fake().meta[word as usize];
+    let commits = rig.sync.counts().commits;
+    let many: Vec<u8> = (1..40).collect();
+    rig.step([changes(vec![service("big", 1, "http"), slice("big", "http", &many)])]);
+    rig.step([bad_service("x")]);
+    assert_eq!(rig.sync.counts().commits, commits, "nothing fits, and nothing is committed");
+    assert_eq!(told(&mut rig, MetaWord::Unprogrammed), 1);
+    assert_eq!(told(&mut rig, MetaWord::SkippedObjects), 1);
+    rig.step([changes(vec![slice("big", "http", &[1])])]);
+    assert_eq!(told(&mut rig, MetaWord::Unprogrammed), 0);
 }
 
 #[tokio::test]

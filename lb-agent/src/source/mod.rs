@@ -1,8 +1,8 @@
 //! Where does the state of the cluster come from?
 //!
 //! A [`Source`] sends [`SourceEvent`]s until nobody listens any more. Whoever listens applies them
-//! to a [`crate::model::Store`] and programs nothing before [`SourceEvent::Synced`]: until then what
-//! is pinned stays in force (contract L-3, L-12). A source that loses its origin (an API server that
+//! to a [`crate::model::Store`] and programs nothing before [`SourceEvent::Synced`] or
+//! [`SourceEvent::SyncedInPart`]: until then what is pinned stays in force (contract L-3, L-12). A source that loses its origin (an API server that
 //! is away, a file that is broken) goes on trying and sends nothing: the last state stands (L-11).
 
 mod api;
@@ -27,6 +27,10 @@ pub enum SourceEvent {
     Batch(Vec<Change>),
     /// What is wrong with the input, told once for each time it is read.
     Reports(Vec<Report>),
+    /// Everything that could be read at the start was delivered, but something is there of which
+    /// nobody can tell which objects it holds: what was programmed before stays in force, whether it
+    /// was delivered or not. Sent once at most, before [`SourceEvent::Synced`].
+    SyncedInPart,
     /// Everything that exists at the start was delivered. Sent once.
     Synced,
     /// The origin answered, with nothing new.

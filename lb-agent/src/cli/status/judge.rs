@@ -1,12 +1,13 @@
 //! What of a status is a problem, and how bad is it?
 
-use super::{Hook, InterfaceStatus, Status};
+use super::{Hook, InterfaceStatus, Status, Sync};
 use crate::cli::error::Exit;
 use crate::cli::self_test::Seen;
 
-/// Fills in problems and health; tells the exit code.
+/// Fills in problems, notes and health; tells the exit code.
 pub(super) fn judge(status: &mut Status) -> Exit {
     status.problems = problems(status);
+    status.notes = notes(&status.sync);
     let (health, exit) = if !status.agent.running {
         ("not_running", Exit::NotRunning)
     } else if status.problems.is_empty() {
@@ -34,6 +35,12 @@ fn problems(status: &Status) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if status.sync.unprogrammed > 0 {
+        problems.push(format!(
+            "{} not programmed as they should be; see the log of `lb-agent run`",
+            count(status.sync.unprogrammed, "service port is", "service ports are")
+        ));
+    }
     for hook in &status.socket_hooks {
         if let Some(problem) = missing(hook) {
             let costs = hook.costs.unwrap_or("the socket engine serves nobody by this call");
@@ -58,6 +65,27 @@ fn problems(status: &Status) -> Vec<String> {
         }
     }
     problems
+}
+
+fn notes(sync: &Sync) -> Vec<String> {
+    let mut notes = Vec::new();
+    if sync.skipped_objects > 0 {
+        notes.push(format!(
+            "{} skipped as bad; the log of `lb-agent run` says why",
+            count(sync.skipped_objects, "object is", "objects are")
+        ));
+    }
+    if sync.conflicts > 0 {
+        notes.push(format!(
+            "{} claimed by several Services, of which the oldest has it",
+            count(sync.conflicts, "frontend is", "frontends are")
+        ));
+    }
+    notes
+}
+
+fn count(number: u64, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
 }
 
 fn missing(hook: &Hook) -> Option<String> {
@@ -124,7 +152,7 @@ fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Agent, MapFill, Program, Sync};
+    use super::super::{Agent, MapFill, Program};
     use super::*;
     use crate::cli::lacking::Lacking;
     use crate::cli::self_test::SelfTest;
@@ -146,6 +174,7 @@ mod tests {
         Status {
             health: "",
             problems: Vec::new(),
+            notes: Vec::new(),
             cgroup: "/cg".into(),
             machine_root: true,
             bpffs: "/b".into(),
@@ -157,6 +186,7 @@ mod tests {
                 source_seen_age_s: Some(0),
                 skipped_objects: 1,
                 conflicts: 1,
+                unprogrammed: 0,
             },
             self_test: SelfTest {
                 ipv4: Some(Seen::Works),
@@ -184,13 +214,20 @@ mod tests {
         let mut status = healthy();
         assert_eq!(judge(&mut status), Exit::Success, "{:?}", status.problems);
         assert_eq!(status.health, "healthy");
+        let [skipped, conflicts] = &status.notes[..] else { panic!("{:?}", status.notes) };
+        assert!(skipped.starts_with("1 object is skipped"), "{skipped}");
+        assert!(conflicts.starts_with("1 frontend is claimed"), "{conflicts}");
+        (status.sync.skipped_objects, status.sync.conflicts) = (0, 0);
+        judge(&mut status);
+        assert_eq!(status.notes, Vec::<String>::new());
     }
 
     #[test]
     fn each_thing_that_is_wrong_is_told() {
         type Change = fn(&mut Status);
-        let changes: [(Change, &str); 9] = [
+        let changes: [(Change, &str); 10] = [
             (|s| s.sync.synced = false, "not programmed yet"),
+            (|s| s.sync.unprogrammed = 2, "2 service ports are not programmed as they should be"),
             (|s| s.socket_hooks[0] = hook("connect4", &["other"]), "connect4: does not run"),
             (|s| s.socket_hooks[0].error = Some("EPERM".into()), "connect4: what runs there"),
             (|s| s.self_test.ipv6 = Some(Seen::NotRefused), "does not act on IPv6"),

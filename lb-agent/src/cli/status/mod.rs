@@ -51,6 +51,8 @@ struct Status {
     health: &'static str,
     /// What is wrong, each in a sentence.
     problems: Vec<String>,
+    /// What is worth knowing of the objects, and nothing that this node could do better.
+    notes: Vec<String>,
     cgroup: String,
     /// Whether that is the root of the whole machine.
     machine_root: bool,
@@ -82,6 +84,8 @@ struct Sync {
     source_seen_age_s: Option<u64>,
     skipped_objects: u64,
     conflicts: u64,
+    /// Service ports that are not programmed as desired.
+    unprogrammed: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -149,6 +153,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let mut status = Status {
         health: "healthy",
         problems: Vec::new(),
+        notes: Vec::new(),
         machine_root: cgroup::is_machine_root(&cgroup),
         bpffs: node.bpffs.display().to_string(),
         sync: sync(&meta),
@@ -190,6 +195,7 @@ fn sync(meta: &[u64]) -> Sync {
         source_seen_age_s: age(MetaWord::SourceSeenMs),
         skipped_objects: count(MetaWord::SkippedObjects),
         conflicts: count(MetaWord::Conflicts),
+        unprogrammed: count(MetaWord::Unprogrammed),
     }
 }
 

@@ -39,6 +39,10 @@ fn health(status: &Status) -> String {
         text.push_str("\n  - ");
         text.push_str(problem);
     }
+    for note in &status.notes {
+        text.push_str("\n  note: ");
+        text.push_str(note);
+    }
     text.push('\n');
     text
 }

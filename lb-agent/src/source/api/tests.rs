@@ -173,6 +173,7 @@ impl Rig {
                 }
             }
             SourceEvent::Reports(reports) => self.reports.extend(reports),
+            SourceEvent::SyncedInPart => panic!("the API server knows what there is"),
             SourceEvent::Synced => {
                 assert!(!self.synced);
                 self.synced = true;

@@ -29,6 +29,10 @@ pub(super) struct Outcome {
 pub(super) struct Manifest {
     path: PathBuf,
     is_folder: bool,
+    /// It could be listed at least once.
+    was_listed: bool,
+    /// It could not be listed when that was last tried.
+    list_failed: bool,
     converter: Converter,
     files: BTreeMap<Arc<Path>, FileState>,
     owners: HashMap<Id, Arc<Path>>,
@@ -40,6 +44,10 @@ struct FileState {
     stamp: Option<Stamp>,
     /// Whether it could be read at least once.
     was_read: bool,
+    /// Whether all objects in it are known: not if nobody could ever tell which one of them is.
+    is_known: bool,
+    /// Objects in it that cannot be decoded, of which nothing was ever read.
+    never_read: BTreeSet<Id>,
     /// The objects that are defined by it.
     owns: Vec<Id>,
     /// The objects that are in it but defined by another file.
@@ -71,7 +79,15 @@ impl Manifest {
     pub(super) fn new(path: PathBuf, converter: Converter) -> io::Result<Self> {
         let is_folder = fs::metadata(&path)?.is_dir();
         let (files, owners) = (BTreeMap::new(), HashMap::new());
-        Ok(Self { path, is_folder, converter, files, owners })
+        Ok(Self {
+            path,
+            is_folder,
+            was_listed: false,
+            list_failed: false,
+            converter,
+            files,
+            owners,
+        })
     }
 
     /// What was named.
@@ -84,10 +100,16 @@ impl Manifest {
         self.is_folder
     }
 
-    /// Whether enough could be read to know what is there: a folder could be listed, a single file
-    /// could be read. In a folder, one broken file does not stop the others.
+    /// Whether enough could be read to begin: a folder could be listed, a single file could be
+    /// read. In a folder, one broken file does not stop the others.
+    pub(super) fn can_begin(&self) -> bool {
+        if self.is_folder { self.was_listed } else { self.files.values().all(|file| file.was_read) }
+    }
+
+    /// Whether it is known which objects there are: otherwise, what is in no file that can be read
+    /// may be in one that cannot.
     pub(super) fn is_complete(&self) -> bool {
-        self.is_folder || self.files.values().all(|file| file.was_read)
+        self.can_begin() && self.files.values().all(|file| file.was_read && file.is_known)
     }
 
     /// Whether a file of that name is a manifest. Hidden ones belong to editors and kubelets.
@@ -105,13 +127,16 @@ impl Manifest {
         let mut outcome = Outcome::default();
         match self.list() {
             Ok(found) => {
+                (self.was_listed, self.list_failed) = (true, false);
                 let known = self.files.keys().filter(|path| !found.contains(*path));
                 let gone: Vec<_> = known.cloned().collect();
                 for path in found.into_iter().chain(gone) {
                     self.update(path, false, &mut outcome);
                 }
             }
+            Err(_) if self.list_failed => {} // Told already; it is looked for again and again.
             Err(error) => {
+                self.list_failed = true;
                 let problem = format!("cannot list the folder: {error}; what was read of it stays");
                 outcome.reports.push(about_file(&self.path.as_path().into(), problem));
             }
@@ -188,6 +213,8 @@ impl Manifest {
             return Vec::new(); // It may be any of those that are missing now: all stay.
         }
         file.was_read = true;
+        file.is_known = !contents.has_unknown;
+        let never_read_before = std::mem::take(&mut file.never_read);
         let before = std::mem::take(&mut file.owns);
         let shadowed_before = std::mem::take(&mut file.shadowed);
         let mut owned: HashSet<Id> = HashSet::with_capacity(contents.objects.len());
@@ -224,6 +251,18 @@ impl Manifest {
                 && let Some(file) = self.files.get_mut(path)
             {
                 file.shadowed.insert(id);
+            } else if !owned.contains(&id)
+                && let Some(file) = self.files.get_mut(path)
+            {
+                file.never_read.insert(id);
+            }
+        }
+        // What an earlier run had read of them may be programmed still.
+        for id in never_read_before {
+            if !self.owners.contains_key(&id)
+                && !self.files.values().any(|file| file.never_read.contains(&id))
+            {
+                outcome.changes.extend(drop_change(&id));
             }
         }
         let released: Vec<_> = before.into_iter().filter(|id| !owned.contains(id)).collect();

@@ -57,27 +57,46 @@ impl Source for Manifests {
         // Watched first, read then: what changes in between is read twice, not never.
         watch_all(&mut watching, &manifest).map_err(watch)?;
 
-        let mut synced = false;
+        let (mut begun, mut synced) = (false, false);
         let mut touched = Touched::all();
         while !events.is_closed() {
             let (back, outcome) = tokio::task::spawn_blocking(move || read(manifest, touched))
                 .await
                 .map_err(|source| SourceError::Reader { source })?;
             manifest = back;
-            let complete = manifest.is_complete();
-            if send(&events, outcome, synced).await.is_err() {
+            if send(&events, outcome, begun).await.is_err() {
                 break;
             }
-            if complete && !synced {
-                synced = true;
-                if events.send(SourceEvent::Synced).await.is_err() {
+            let complete = manifest.is_complete();
+            let event = match (complete, manifest.can_begin()) {
+                (true, _) if !synced => Some(SourceEvent::Synced),
+                (false, true) if !begun => Some(SourceEvent::SyncedInPart),
+                _ => None,
+            };
+            if let Some(event) = event {
+                if !complete {
+                    tracing::error!(
+                        path = %path.display(),
+                        "not all manifests can be read, so that nobody can tell what is gone: what \
+                         an earlier run programmed stays in force where no manifest says otherwise; \
+                         repair or remove those that are reported"
+                    );
+                }
+                (begun, synced) = (true, complete);
+                if events.send(event).await.is_err() {
                     break;
                 }
             }
             touched = tokio::select! {
                 touched = next(&mut watching, &manifest) => touched,
+                // Nothing tells when a folder can be listed again.
+                () = sleep(LOOK_AGAIN), if !begun => Touched::all(),
                 () = events.closed() => break,
             };
+            if !begun {
+                // The folder may be another one by now; if it is not there, this is not the last try.
+                drop(watch_all(&mut watching, &manifest));
+            }
         }
         Ok(())
     }

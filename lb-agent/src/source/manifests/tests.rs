@@ -20,7 +20,10 @@ struct Rig {
     events: mpsc::Receiver<SourceEvent>,
     source: JoinHandle<Result<(), SourceError>>,
     store: Store,
+    /// There is enough to begin.
     synced: bool,
+    /// All that is there is known.
+    whole: bool,
     reports: Vec<Report>,
     /// All changes since the last look.
     changes: Vec<Change>,
@@ -40,7 +43,8 @@ impl Rig {
     fn on(folder: TempDir, path: &str) -> Self {
         let (events, source) = start(Manifests::new(folder.path().join(path)), "here");
         let (store, reports, changes) = (Store::default(), Vec::new(), Vec::new());
-        Self { folder, events, source, store, synced: false, reports, changes, batches: 0 }
+        let (synced, whole) = (false, false);
+        Self { folder, events, source, store, synced, whole, reports, changes, batches: 0 }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -64,7 +68,8 @@ impl Rig {
                 }
             }
             SourceEvent::Reports(reports) => self.reports.extend(reports),
-            SourceEvent::Synced => self.synced = true,
+            SourceEvent::SyncedInPart => self.synced = true,
+            SourceEvent::Synced => (self.synced, self.whole) = (true, true),
             SourceEvent::Alive => {}
         }
     }
@@ -400,4 +405,50 @@ async fn the_source_ends_when_nobody_listens() {
     let ended = tokio::time::timeout(Duration::from_secs(20), source).await;
     assert!(matches!(ended, Ok(Ok(Ok(())))));
     drop(folder);
+}
+
+#[tokio::test]
+async fn what_is_gone_is_known_once_every_file_of_a_folder_can_be_read() {
+    for broken in ["{\"items\":[", "{\"items\":[{\"kind\": tru}]}"] {
+        let files = [("a.json", broken), ("b.json", &service_json("b", "1"))];
+        let mut rig = Rig::new(".", &files).synced().await;
+        assert!(!rig.whole, "{broken}");
+        rig.write("c.json", &service_json("c", "1"));
+        rig.until(|rig| rig.port("c") == Some(1)).await;
+        assert!(!rig.whole, "{broken}");
+        rig.write("a.json", &service_json("a", "1"));
+        rig.until(|rig| rig.whole).await;
+        assert_eq!(rig.port("a"), Some(1));
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_was_never_read_is_told_when_it_is_gone() {
+    let both = list_yaml(&[service_yaml("a", "1"), service_yaml("b", "eighty")]);
+    let mut rig = Rig::new(".", &[("a.yaml", &both)]).synced().await;
+    assert!(rig.whole, "everybody knows which objects there are");
+    rig.write("a.yaml", &list_yaml(&[service_yaml("a", "2"), service_yaml("b", "eighty")]));
+    rig.until(|rig| rig.port("a") == Some(2)).await;
+    let gone = Change::DropService(ObjectKey::new("shop", "b"));
+    assert!(!rig.changes.contains(&gone));
+    rig.write("a.yaml", &list_yaml(&[service_yaml("a", "3")]));
+    rig.until(|rig| rig.port("a") == Some(3)).await;
+    assert!(rig.changes.contains(&gone), "{:?}", rig.changes);
+}
+
+#[test]
+fn a_folder_that_was_never_listed_is_not_taken_for_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    fs::create_dir(&home).unwrap();
+    let mut manifest = Manifest::new(home.clone(), Converter::new("here")).unwrap();
+    fs::remove_dir(&home).unwrap();
+    let outcome = manifest.scan();
+    assert_eq!((outcome.changes.len(), outcome.reports.len()), (0, 1));
+    assert!(!manifest.can_begin() && !manifest.is_complete());
+    assert_eq!(manifest.scan().reports.len(), 0, "told once");
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("a.yaml"), service_yaml("a", "1")).unwrap();
+    assert_eq!(manifest.scan().changes.len(), 1);
+    assert!(manifest.can_begin() && manifest.is_complete());
 }
