@@ -25,6 +25,7 @@ where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
+    packet.make_reachable();
     let verdict = match network(packet, link) {
         Ok(Network::V4(l3)) => ingress_ip::<V4, P, T>(packet, tables, l3, link),
         Ok(Network::V6(l3)) => ingress_ip::<V6, P, T>(packet, tables, l3, link),
@@ -43,6 +44,7 @@ where
     if !FlowTables::<V4>::has_flows(tables) {
         return Verdict::NotService;
     }
+    packet.make_reachable();
     let verdict = match network(packet, link) {
         Ok(Network::V4(l3)) => egress_ip::<V4, P, T>(packet, tables, l3),
         Ok(Network::V6(l3)) => egress_ip::<V6, P, T>(packet, tables, l3),

@@ -11,6 +11,9 @@ pub use slice::SlicePacket;
 /// ends before. Implementations keep a context, never a pointer: nothing survives a call that
 /// moves the data.
 pub trait Packet {
+    /// Makes the headers reachable, where they may not be. Called once, before the first access, and
+    /// only for packets that are looked at.
+    fn make_reachable(&mut self) {}
     /// Reads one byte.
     fn u8(&self, at: usize) -> Option<u8>;
     /// Reads two bytes.

@@ -30,10 +30,14 @@ const SHOT: i32 = 2;
 const IPV6: u64 = 1 << 7;
 const EINVAL: i64 = -22;
 
-/// Bytes that headers may take before options and extensions: Ethernet with two tags, IPv6, TCP.
-const HEADERS: u32 = 22 + 40 + 20;
+/// Bytes of Ethernet, IPv4 and TCP headers without options. What this machine sends has its headers
+/// in the linear part, and often nothing else: a pull there would copy payload for nothing.
+const SHORTEST: usize = 14 + 20 + 20;
+/// The same for everything that is not IPv4: up to two VLAN tags, IPv6.
+const SHORTEST_OTHER: usize = 14 + 8 + 40 + 20;
 /// Bytes pulled when the linear part is shorter: room for options and extensions too.
 const PULL: u32 = 192;
+const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 
 /// A packet in an skb.
 pub struct Skb(TcContext);
@@ -139,6 +143,22 @@ impl Bounds for Skb {
 
 impl Packet for Skb {
     #[inline(always)]
+    fn make_reachable(&mut self) {
+        let linear = self.data_end().wrapping_sub(self.data());
+        if linear >= SHORTEST_OTHER {
+            return;
+        }
+        let skb = self.0.skb.skb;
+        // SAFETY: a field of this program's context.
+        let ipv4 = unsafe { (*skb).protocol } == ETH_P_IP;
+        let total = self.0.len();
+        if !(ipv4 && linear >= SHORTEST) && (linear as u32) < total {
+            // Failure leaves the packet as it is, and what cannot be read passes untouched.
+            let _best_effort = self.0.pull_data(total.min(PULL));
+        }
+    }
+
+    #[inline(always)]
     fn u8(&self, at: usize) -> Option<u8> {
         direct::u8(self, at)
     }
@@ -189,11 +209,6 @@ pub fn run(
     link: Link,
     decide: impl FnOnce(&mut Skb, &Maps, Link) -> Verdict,
 ) -> i32 {
-    let linear = ctx.data_end().wrapping_sub(ctx.data());
-    if linear < HEADERS as usize && (linear as u32) < ctx.len() {
-        // Failure leaves the packet as it is, and what cannot be read passes untouched.
-        let _best_effort = ctx.pull_data(ctx.len().min(PULL));
-    }
     let mut skb = Skb(ctx);
     let raw = skb.0.skb.skb;
     // SAFETY: a field of this program's context.
