@@ -1,5 +1,7 @@
 //! Full maps: what becomes of a service port that is programmed, and whose endpoints change?
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::datapath::Datapath as _;
 use crate::datapath::fake::Fake;
@@ -157,4 +159,39 @@ fn a_pod_that_becomes_ready_does_not_keep_a_dead_one_in_full_slots() {
     rig.set(2, &(1..=28).collect::<Vec<_>>());
     let reports = rig.set_flags(1, &[(1, IN_SET), (3, IN_SET), (4, IN_SET)]);
     assert_eq!((full(&reports), rig.reach(1)), (Some("SLOTS"), vec![1]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_history_keeps_a_dead_pod_or_loses_a_living_one_in_full_backends(
+        history in proptest::collection::vec(
+            (1..4u8, proptest::collection::btree_set(1..9u8, 0..8), any::<bool>()),
+            1..20,
+        ),
+    ) {
+        let mut rig = Rig::new(Capacity { backends: 9, slots: 512, ..CAPACITY });
+        let mut wanted = BTreeMap::new();
+        for (service, backends, grace) in history {
+            let before: BTreeSet<u8> = rig.reach(service).into_iter().collect();
+            let backends: Vec<u8> = backends.into_iter().collect();
+            rig.set(service, &backends);
+            let reached = rig.reach(service);
+            for n in &backends {
+                prop_assert!(!before.contains(n) || reached.contains(n), "{} lost {}", service, n);
+            }
+            wanted.insert(service, backends);
+            if grace {
+                rig.settle();
+            }
+            for (&service, backends) in &wanted {
+                prop_assert!(rig.reach(service).iter().all(|n| backends.contains(n)));
+            }
+        }
+        rig.settle();
+        let reached: usize = wanted.keys().map(|&service| rig.reach(service).len()).sum();
+        let all: usize = wanted.values().map(Vec::len).sum();
+        prop_assert!(rig.planner.failed() > 0 || reached == all, "{} of {}", reached, all);
+    }
 }
