@@ -10,7 +10,7 @@
 //! forgets at each of them by which path it came, follows each once.
 
 use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
-use crate::flow::{answers_another, create, ended, promote, timed_out, touch};
+use crate::flow::{answers_another, create, ended, idle, other_idle, promote, touch};
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
 use crate::rewrite::{apply, swap_ethernet};
@@ -98,7 +98,11 @@ where
     if parsed.accepts() {
         forget_ended(tables, &parsed);
     }
-    returning(packet, tables, &parsed)
+    match returning(packet, tables, &parsed, false) {
+        Some(verdict) => verdict,
+        None if other_idle(tables, &parsed.key) => Verdict::NotService,
+        None => returning(packet, tables, &parsed, true).unwrap_or(Verdict::NotService),
+    }
 }
 
 /// A packet that arrives, of a flow in the main table.
@@ -125,14 +129,13 @@ where
             return None;
         }
         if headers.key.proto == proto::UDP {
-            let over = timed_out(tables, now, &headers.key, &flow);
-            // A UDP flow whose backend no longer serves gets another (U-2).
-            let moves = !over && !still_serves(tables, flow.backend, flow.generation);
-            if moves {
-                tables.count(Counter::FlowMoved);
+            // So does whether the other direction was idle for as long.
+            if idle(now, &headers.key, &flow) {
+                return None;
             }
-            if over || moves {
-                tables.remove_flow(FlowTable::Main, &headers.key);
+            // A UDP flow whose backend no longer serves gets another (U-2).
+            if !still_serves(tables, flow.backend, flow.generation) {
+                tables.count(Counter::FlowMoved);
                 return None;
             }
         }
@@ -145,7 +148,7 @@ where
 }
 
 /// A packet that arrives and is no matter of course: it follows a SYN, is one, begins a UDP or SCTP
-/// flow, or is not ours.
+/// flow or wakes one, or is not ours.
 #[inline(never)]
 fn first<const N: usize, P, T>(
     packet: &mut P,
@@ -158,6 +161,13 @@ where
     T: FlowTables<N>,
 {
     let mut flow = Flow::empty();
+    if headers.key.proto == proto::UDP
+        && found(tables, headers, FlowTable::Main, &mut flow)
+        && still_serves(tables, flow.backend, flow.generation)
+        && !other_idle(tables, &headers.key)
+    {
+        return translate_apart(packet, headers, &flow, link);
+    }
     if headers.opens()
         && found(tables, headers, FlowTable::Main, &mut flow)
         && !begins_another(tables, headers, FlowTable::Main, &flow)
@@ -265,9 +275,15 @@ fn fresh<const N: usize, T: FlowTables<N>>(
     None
 }
 
-/// A packet that leaves and may be a reply.
+/// A packet that leaves and may be a reply. `None`: its direction of a UDP flow was idle for long, and
+/// only the other one can tell whether it lives, unless `lives` says so.
 #[inline(never)]
-fn returning<const N: usize, P, T>(packet: &mut P, tables: &T, headers: &Headers<N>) -> Verdict
+fn returning<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    lives: bool,
+) -> Option<Verdict>
 where
     P: Packet,
     T: FlowTables<N>,
@@ -277,17 +293,20 @@ where
         // Until the client's second packet only the half-open table knows the flow.
         None if headers.is_tcp() => match tables.flow(FlowTable::HalfOpen, &headers.key) {
             Some(record) => record,
-            None => return Verdict::NotService,
+            None => return Some(Verdict::NotService),
         },
-        None => return Verdict::NotService,
+        None => return Some(Verdict::NotService),
     };
     let flow = record.read();
     let now = tables.now();
-    if !flow.is_for(&headers.key) || timed_out(tables, now, &headers.key, &flow) {
-        return Verdict::NotService;
+    if !flow.is_for(&headers.key) {
+        return Some(Verdict::NotService);
+    }
+    if !lives && idle(now, &headers.key, &flow) {
+        return None;
     }
     touch(&record, &flow, headers, now);
-    translate(packet, headers, &flow, Link::None)
+    Some(translate(packet, headers, &flow, Link::None))
 }
 
 /// Removes the records that an accepting packet would meet, if their flow is not what it accepts.

@@ -133,27 +133,19 @@ pub fn answers_another<const N: usize, T: FlowTables<N>>(
     }
 }
 
-/// Whether a UDP flow was idle in both directions for as long as netfilter would have kept it. TCP
+/// Whether this direction of a UDP flow was idle for as long as netfilter would have kept it. TCP
 /// flows end by their own packets.
 #[inline(always)]
-pub fn timed_out<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    now: u32,
-    key: &FlowKey<N>,
-    flow: &Flow<N>,
-) -> bool {
-    key.proto == proto::UDP
-        && expired(now, proto::UDP, Live(flow.live))
-        && other_expired(tables, now, key)
+pub fn idle<const N: usize>(now: u32, key: &FlowKey<N>, flow: &Flow<N>) -> bool {
+    key.proto == proto::UDP && expired(now, proto::UDP, Live(flow.live))
 }
 
-/// The same of the other direction. Looks the record up again, which is rare, so that the caller,
-/// which is not, need not hold it in memory.
+/// The same of the other direction of the UDP flow under `key`.
 #[inline(never)]
-fn other_expired<const N: usize, T: FlowTables<N>>(tables: &T, now: u32, key: &FlowKey<N>) -> bool {
+pub fn other_idle<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
     let Some(record) = tables.flow(FlowTable::Main, key) else { return true };
     match tables.flow(FlowTable::Main, &reply_key(key, &record.read())) {
-        Some(record) => expired(now, proto::UDP, record.live()),
+        Some(record) => expired(tables.now(), proto::UDP, record.live()),
         None => true,
     }
 }
