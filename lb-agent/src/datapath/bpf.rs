@@ -57,7 +57,7 @@ pub struct BpfDatapath {
     sockets: BTreeSet<&'static str>,
     lacking: Vec<Lacking>,
     tcx: bool,
-    _lock: File,
+    _lock: load::Lock,
 }
 
 impl BpfDatapath {

@@ -60,9 +60,21 @@ pub fn folder(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("v{ABI_VERSION}"))
 }
 
+/// The lock of a folder, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// To close it is not enough: a process that is just being started holds a copy of the
+    /// descriptor until it executes its program.
+    fn drop(&mut self) {
+        drop(self.0.unlock());
+    }
+}
+
 /// Makes sure that `bpffs` is a folder on a BPF file system, and makes the folder of this version
 /// in it. The lock that is returned keeps a second agent away.
-pub(super) fn prepare(bpffs: &Path) -> Result<File, Error> {
+pub(super) fn prepare(bpffs: &Path) -> Result<Lock, Error> {
     let not_there = |source: io::Error| match source.kind() {
         // A BPF file system takes no folder where it is not.
         io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
@@ -80,7 +92,7 @@ pub(super) fn prepare(bpffs: &Path) -> Result<File, Error> {
     let lock = File::open(&folder)
         .map_err(Error::system(format!("open the folder {}", folder.display())))?;
     sys::lock(lock.as_fd()).map_err(|_| Error::InUse(folder))?;
-    Ok(lock)
+    Ok(Lock(lock))
 }
 
 /// Whether a path is on a BPF file system.
