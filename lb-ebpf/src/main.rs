@@ -4,6 +4,10 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![expect(
+    clippy::redundant_closure,
+    reason = "with closures each program has a decision of its own in it, and no call to a shared one"
+)]
 
 mod config;
 mod ctx;
@@ -28,7 +32,6 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";
 
-// Closures, so that each program has its own copy of the decision in it and no call to a shared one.
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     tc::run(ctx, Link::Ethernet, |packet, tables, link| decide::ingress(packet, tables, link))

@@ -1,8 +1,5 @@
-#![expect(
-    unsafe_code,
-    reason = "statfs(2), flock(2), setns(2) and if_indextoname(3) have no function in std"
-)]
 //! The few other system calls: what a file system is, locks, and where this process is.
+#![expect(unsafe_code, reason = "statfs, flock, setns and if_indextoname are not in std")]
 
 use std::ffi::{CStr, CString};
 use std::fs::File;

@@ -118,7 +118,7 @@ mod tests {
                     }
                 };
                 assert_eq!((u16::from_be(sport), u16::from_be(dport)), (40_000, 80));
-                assert_eq!(opens, protocol == proto::TCP);
+                assert_eq!(opens, protocol != proto::UDP);
                 assert_eq!(addresses(&mut bytes), Some((from, to)));
             }
         }
