@@ -81,7 +81,7 @@ struct SizeArgs {
     #[arg(long, value_name = "N", default_value_t = tables().backends)]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 24))]
     max_backends: u32,
-    /// Slots: the sum of the sizes of all sets, and as much again for changes
+    /// Slots: the sizes of all sets, and as much again for changes; a sixteenth is kept for removals
     #[arg(long, value_name = "N", default_value_t = tables().slots)]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 26))]
     max_slots: u32,
