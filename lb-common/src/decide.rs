@@ -135,7 +135,9 @@ where
             }
             // A UDP flow whose backend no longer serves gets another (U-2).
             if !still_serves(tables, flow.backend, flow.generation) {
+                // Removed, so that a flow that finds no other backend is counted once.
                 tables.count(Counter::FlowMoved);
+                tables.remove_flow(FlowTable::Main, &headers.key);
                 return None;
             }
         }

@@ -92,11 +92,24 @@ pub fn ended<const N: usize, T: FlowTables<N>>(
     key: &FlowKey<N>,
     flow: &Flow<N>,
 ) -> bool {
+    over(tables, table, key, flow, Live::FIN | Live::RST)
+}
+
+/// Whether this direction of a flow ended, or the other one did by one of the bits `other`, or is
+/// gone.
+#[inline(always)]
+fn over<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    table: FlowTable,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+    other: u32,
+) -> bool {
     if Live(flow.live).state() != 0 {
         return true;
     }
     match tables.flow(table, &reply_key(key, flow)) {
-        Some(record) => record.live().state() != 0,
+        Some(record) => record.live().state() & other != 0,
         None => true,
     }
 }
@@ -124,13 +137,7 @@ pub fn answers_another<const N: usize, T: FlowTables<N>>(
     key: &FlowKey<N>,
     flow: &Flow<N>,
 ) -> bool {
-    if Live(flow.live).state() != 0 {
-        return true;
-    }
-    match tables.flow(table, &reply_key(key, flow)) {
-        Some(record) => record.live().state() & Live::RST != 0,
-        None => true,
-    }
+    over(tables, table, key, flow, Live::RST)
 }
 
 /// Whether this direction of a UDP flow was idle for as long as netfilter would have kept it. TCP

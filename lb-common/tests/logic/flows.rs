@@ -209,7 +209,10 @@ fn a_udp_flow_ends_with_its_last_backend_and_with_its_service() {
         let backend = world.tables.backends_of(id, Scope::Cluster)[0];
         world.tables.set_backends(id, Scope::Cluster, &[]);
         world.tables.clear_flags(backend, BackendFlags::SERVING);
-        assert_eq!(world.ingress(&udp(client, vip)).0, Verdict::NoBackend);
+        for _ in 0..3 {
+            assert_eq!(world.ingress(&udp(client, vip)).0, Verdict::NoBackend);
+        }
+        assert_eq!(world.count(Counter::FlowMoved), 1, "once for the flow, not for each packet");
         let (world, id) = World::with_backends(net, Protocol::Udp, &[first]);
         world.sent_to(&udp(client, vip));
         world.tables.delete_service_port(id);
