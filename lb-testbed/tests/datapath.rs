@@ -75,12 +75,13 @@ fn desired(service: u8, family: Family, frontends: u16, endpoints: &[u8]) -> Des
     let flags = BackendFlags::IN_CLUSTER | BackendFlags::SERVING | BackendFlags::READY;
     DesiredPort {
         created_s: 1,
-        frontends: (1..=frontends).map(|port| Frontend { addr: addr(96, 1), port }).collect(),
+        frontends: (1..=frontends).map(|port| Frontend::cluster_ip(addr(96, 1), port)).collect(),
         backends: endpoints
             .iter()
             .map(|&n| DesiredBackend { addr: addr(0, n), port: 8080, flags })
             .collect(),
         internal_local: false,
+        external_local: false,
         drop_when_no_local: true,
         affinity_timeout_s: Some(60),
     }

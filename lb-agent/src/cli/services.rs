@@ -158,7 +158,7 @@ mod tests {
             | BackendFlags::IN_CLUSTER;
         let desired = |vip: &str, backends: &[&str]| DesiredPort {
             created_s: 0,
-            frontends: vec![lb_agent::model::Frontend { addr: vip.parse().unwrap(), port: 80 }],
+            frontends: vec![lb_agent::model::Frontend::cluster_ip(vip.parse().unwrap(), 80)],
             backends: backends
                 .iter()
                 .map(|addr| DesiredBackend {
@@ -168,6 +168,7 @@ mod tests {
                 })
                 .collect(),
             internal_local: false,
+            external_local: false,
             drop_when_no_local: false,
             affinity_timeout_s: Some(60),
         };

@@ -404,7 +404,7 @@ mod tests {
     fn a_vip_passes_the_filter_before_its_frontend_is_inserted() {
         let maps = anonymous(CAPACITY).unwrap();
         for addr in ["10.96.0.1", "fd00::1"] {
-            let frontend = Frontend { addr: addr.parse().unwrap(), port: 80 };
+            let frontend = Frontend::cluster_ip(addr.parse().unwrap(), 80);
             let key = FrontKey::new(frontend, Protocol::Tcp);
             // There is no hash behind these maps, so that nothing more can have been done.
             assert_eq!(maps.apply(&[Op::FrontendPut(key, key.word(1))]).len(), 1);
@@ -420,7 +420,7 @@ mod tests {
     fn every_operation_on_a_map_that_cannot_be_used_is_told_as_failed() {
         let maps = anonymous(CAPACITY).unwrap();
         let key = |port| {
-            FrontKey::new(Frontend { addr: "10.96.0.1".parse().unwrap(), port }, Protocol::Tcp)
+            FrontKey::new(Frontend::cluster_ip("10.96.0.1".parse().unwrap(), port), Protocol::Tcp)
         };
         let ops = [
             Op::FrontendDelete(key(1)),

@@ -110,9 +110,10 @@ fn desired(service: u8, state: &mut u64) -> (PortKey, Option<DesiredPort>) {
         .collect();
     let desired = DesiredPort {
         created_s: 1,
-        frontends: vec![Frontend { addr: [10, 96, 0, service].into(), port: 80 }],
+        frontends: vec![Frontend::cluster_ip([10, 96, 0, service].into(), 80)],
         backends,
         internal_local: bits & 2 != 0,
+        external_local: false,
         drop_when_no_local: false,
         affinity_timeout_s: None,
     };

@@ -8,7 +8,7 @@ mod desired;
 mod object;
 mod store;
 
-pub use desired::{DesiredBackend, DesiredPort, Family, Frontend, PortKey, Protocol};
+pub use desired::{DesiredBackend, DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol};
 pub use object::{
     ClusterIps, Conditions, Endpoint, Node, ObjectKey, Service, ServicePort, Slice, SlicePort,
 };

@@ -38,6 +38,7 @@ impl Rig {
             frontends: vec![frontend(service)],
             backends: backends.iter().map(backend).collect(),
             internal_local: false,
+            external_local: false,
             drop_when_no_local: false,
             affinity_timeout_s: None,
         };
@@ -78,7 +79,7 @@ impl Rig {
 }
 
 fn frontend(service: u8) -> Frontend {
-    Frontend { addr: [10, 96, 0, service].into(), port: 80 }
+    Frontend::cluster_ip([10, 96, 0, service].into(), 80)
 }
 
 fn key(service: u8) -> PortKey {

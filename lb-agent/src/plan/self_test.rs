@@ -31,9 +31,10 @@ pub fn ports() -> [(PortKey, DesiredPort); 2] {
         };
         let desired = DesiredPort {
             created_s: i64::MAX,
-            frontends: vec![Frontend { addr, port: PORT }],
+            frontends: vec![Frontend::cluster_ip(addr, PORT)],
             backends: Vec::new(),
             internal_local: false,
+            external_local: false,
             drop_when_no_local: false,
             affinity_timeout_s: None,
         };

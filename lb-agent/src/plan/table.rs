@@ -39,16 +39,16 @@ impl FrontKey {
     /// The word that leads from this key to a service port.
     pub fn word(&self, id: ServicePortId) -> FrontendWord {
         match self {
-            Self::V4(key) => FrontendWord::new(key, id),
-            Self::V6(key) => FrontendWord::new(key, id),
+            Self::V4(key) => FrontendWord::new(key, id, 0),
+            Self::V6(key) => FrontendWord::new(key, id, 0),
         }
     }
 
     /// The service port that a word found under this key leads to, if the word belongs to it.
     pub fn id_in(&self, word: FrontendWord) -> Option<ServicePortId> {
         match self {
-            Self::V4(key) => word.id_for(key),
-            Self::V6(key) => word.id_for(key),
+            Self::V4(key) => word.found(key).map(|found| found.id),
+            Self::V6(key) => word.found(key).map(|found| found.id),
         }
     }
 
@@ -281,7 +281,7 @@ mod tests {
             [("10.96.0.1", "10.96.0.1:443/tcp"), ("fd00::1:2", "[fd00::1:2]:443/tcp")]
         {
             let addr: IpAddr = addr.parse().unwrap();
-            let key = FrontKey::new(Frontend { addr, port: 443 }, Protocol::Tcp);
+            let key = FrontKey::new(Frontend::cluster_ip(addr, 443), Protocol::Tcp);
             assert_eq!((key.addr(), key.port(), key.proto()), (addr, 443, 6));
             assert_eq!(key.to_string(), shown);
             assert_eq!(key.id_in(key.word(77)), Some(77));
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn addresses_lie_in_memory_as_on_the_wire() {
         let FrontKey::V4(key) = FrontKey::new(
-            Frontend { addr: IpAddr::from([10, 96, 0, 1]), port: 0x1234 },
+            Frontend::cluster_ip(IpAddr::from([10, 96, 0, 1]), 0x1234),
             Protocol::Udp,
         ) else {
             panic!("an IPv4 frontend has an IPv4 key");

@@ -54,7 +54,7 @@ fn vip(port: usize, n: usize) -> Frontend {
     } else {
         IpAddr::from([0xfd01, 0, 0, 0, 0, 0, 0, u16::from(n)])
     };
-    Frontend { addr, port: 80 }
+    Frontend::cluster_ip(addr, 80)
 }
 
 type Update = (usize, Option<DesiredPort>);
@@ -77,6 +77,7 @@ fn desired() -> impl Strategy<Value = Update> {
                 frontends,
                 backends: backends.collect(),
                 internal_local,
+                external_local: false,
                 drop_when_no_local: drop,
                 affinity_timeout_s,
             };
@@ -482,6 +483,7 @@ fn port(vips: &[usize], backends: &[usize]) -> DesiredPort {
             .map(|(addr, port)| DesiredBackend { addr, port, flags: FLAGS[0] })
             .collect(),
         internal_local: false,
+        external_local: false,
         drop_when_no_local: false,
         affinity_timeout_s: None,
     }

@@ -55,13 +55,14 @@ fn desired(
     });
     DesiredPort {
         created_s: service.created_s,
-        frontends: vec![Frontend { addr: vip, port: port.port }],
+        frontends: vec![Frontend::cluster_ip(vip, port.port)],
         backends: endpoints
             .into_iter()
             .filter(|(_, c)| c.has(Conditions::READY) || c.has(Conditions::SERVING))
             .map(|((addr, port), c)| DesiredBackend { addr, port, flags: flags(c) })
             .collect(),
         internal_local: service.internal_local,
+        external_local: false,
         // V-4 against V-3: without any endpoint in the cluster it is a reject (T-3).
         drop_when_no_local: service.internal_local && serves_anywhere,
         affinity_timeout_s: service.affinity_timeout_s,

@@ -87,8 +87,8 @@ fn a_service_port_exists_once_in_each_family_with_a_cluster_ip() {
     assert_eq!(
         families,
         [
-            (Family::V4, Frontend { addr: [10, 96, 0, 1].into(), port: 80 }),
-            (Family::V6, Frontend { addr: "fd00::1".parse().unwrap(), port: 80 }),
+            (Family::V4, Frontend::cluster_ip([10, 96, 0, 1].into(), 80)),
+            (Family::V6, Frontend::cluster_ip("fd00::1".parse().unwrap(), 80)),
         ]
     );
     let v6_only = ClusterIps { v4: None, ..web().cluster_ips };

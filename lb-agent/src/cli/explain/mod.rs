@@ -179,15 +179,15 @@ fn service_port<R>(reader: &R, question: &Question) -> Option<u32>
 where
     R: FamilyReader<V4> + FamilyReader<V6>,
 {
-    let frontend = lb_agent::model::Frontend { addr: question.to.ip(), port: question.to.port() };
+    let frontend = lb_agent::model::Frontend::cluster_ip(question.to.ip(), question.to.port());
     let protocol = match question.protocol {
         proto::TCP => lb_agent::model::Protocol::Tcp,
         proto::UDP => lb_agent::model::Protocol::Udp,
         _ => lb_agent::model::Protocol::Sctp,
     };
     match FrontKey::new(frontend, protocol) {
-        FrontKey::V4(key) => reader.frontend(&key)?.id_for(&key),
-        FrontKey::V6(key) => reader.frontend(&key)?.id_for(&key),
+        FrontKey::V4(key) => reader.frontend(&key)?.found(&key).map(|found| found.id),
+        FrontKey::V6(key) => reader.frontend(&key)?.found(&key).map(|found| found.id),
     }
 }
 
