@@ -9,12 +9,12 @@
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
+use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, client_of, proto};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, touch};
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
 use crate::rewrite::{apply, swap_ethernet};
-use crate::select::{choose, internal_scope, service_port, still_serves};
+use crate::select::{choose_for, destination, scope_on_node, still_serves};
 use crate::tables::{FlowRef, FlowTable, FlowTables, ServiceTables};
 use crate::verdict::{NoBackend, Verdict};
 
@@ -259,13 +259,15 @@ fn fresh<const N: usize, T: FlowTables<N>>(
     flow: &mut Flow<N>,
 ) -> Option<Verdict> {
     let key = &headers.key;
-    let Some(id) = service_port(tables, &FrontendKey::new(key.dst, key.dport, key.proto)) else {
+    let frontend = FrontendKey::new(key.dst, key.dport, key.proto);
+    let Some(found) = destination(tables, &frontend, || false) else {
         return Some(Verdict::NotService);
     };
     if headers.is_tcp() && !headers.opens() {
         return Some(Verdict::NoFlow);
     }
-    let choice = match choose(tables, id, internal_scope(tables, id)) {
+    let scope = scope_on_node(tables, found);
+    let choice = match choose_for(tables, found.id, scope, || client_of(&key.src)) {
         Ok(choice) => choice,
         Err(NoBackend::Reject) => return Some(Verdict::NoBackend),
         Err(NoBackend::Drop) => return Some(Verdict::NoLocalBackend),

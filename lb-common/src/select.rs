@@ -1,8 +1,8 @@
 //! From a frontend to a backend: which service port, which of its sets, which backend of the set.
 
 use crate::abi::{
-    Backend, BackendFlags, BackendId, BackendWord, Counter, FactsFlags, FrontendKey, Ip, Scope,
-    ServicePortId,
+    AddressFlags, AffinityKey, AffinityRecord, Backend, BackendFlags, BackendId, BackendWord,
+    Counter, FactsFlags, Found, FrontendFlags, FrontendKey, Ip, Scope, ServicePortId,
 };
 use crate::tables::{FrontendTables, ServiceTables};
 use crate::verdict::NoBackend;
@@ -48,31 +48,119 @@ pub fn widen<const N: usize>(ip: &Ip<N>) -> [u32; 4] {
     addr
 }
 
-/// The service port of a frontend. A preallocated hash may answer with the value of another key
-/// whose element was reused meanwhile: the tag tells, and one retry follows.
+/// What a frontend leads to. A preallocated hash may answer with the value of another key whose
+/// element was reused meanwhile: the tag tells, and one retry follows.
 #[inline(always)]
-pub fn service_port<const N: usize, T: FrontendTables<N>>(
+pub fn frontend<const N: usize, T: FrontendTables<N>>(
     tables: &T,
     key: &FrontendKey<N>,
-) -> Option<ServicePortId> {
-    if let Some(id) = tables.frontend(key)?.id_for(key) {
-        return Some(id);
+) -> Option<Found> {
+    if let Some(found) = tables.frontend(key)?.found(key) {
+        return Some(found);
     }
-    let id = tables.frontend(key)?.id_for(key);
-    if id.is_none() {
+    let found = tables.frontend(key)?.found(key);
+    if found.is_none() {
         tables.count(Counter::TornRead);
     }
-    id
+    found
 }
 
-/// The scope that traffic to a clusterIP of this service port uses (T-13).
+/// The frontend that a destination means: an address and port, or else a `NodePort` if it is an
+/// address of this node (C-2). `in_node` tells whether the sender is in the node's own network
+/// namespace, whose loopback addresses are the node's too.
 #[inline(always)]
-pub fn internal_scope<T: ServiceTables>(tables: &T, id: ServicePortId) -> Scope {
-    if tables.facts(id).flags() & FactsFlags::INTERNAL_LOCAL == 0 {
-        Scope::Cluster
-    } else {
-        Scope::Local
+pub fn destination<const N: usize, T: FrontendTables<N>>(
+    tables: &T,
+    key: &FrontendKey<N>,
+    in_node: impl FnOnce() -> bool,
+) -> Option<Found> {
+    if let Some(found) = frontend(tables, key) {
+        return Some(found);
     }
+    let flags = tables.address(&key.addr)?.flags_for(&key.addr);
+    if flags & AddressFlags::NODE == 0 && !(flags & AddressFlags::LOOPBACK != 0 && in_node()) {
+        return None;
+    }
+    frontend(tables, &FrontendKey::new([0; N], key.port, key.proto))
+}
+
+/// The scope that a client on this node gets: an external destination means every backend to it,
+/// whatever the external policy (V-9, V-10, V-c); for a clusterIP the internal one counts (T-13).
+#[inline(always)]
+pub fn scope_on_node<T: ServiceTables>(tables: &T, found: Found) -> Scope {
+    let local = found.flags & FrontendFlags::EXTERNAL == 0
+        && tables.facts(found.id).flags() & FactsFlags::INTERNAL_LOCAL != 0;
+    if local { Scope::Local } else { Scope::Cluster }
+}
+
+/// Chooses a backend for a new connection of a client: the one that it had, where the service port
+/// has session affinity, else any.
+#[inline(always)]
+pub fn choose_for<T: ServiceTables>(
+    tables: &T,
+    id: ServicePortId,
+    scope: Scope,
+    client: impl FnOnce() -> [u32; 4],
+) -> Result<Choice, NoBackend> {
+    let facts = tables.facts(id);
+    if facts.flags() & FactsFlags::AFFINITY == 0 {
+        return choose(tables, id, scope);
+    }
+    let key = AffinityKey { service_port: id, client: client() };
+    let timeout_s = facts.affinity_timeout_s();
+    let held = held_backend(tables, &key, member_of(scope), timeout_s);
+    let choice = match tables.backend(held) {
+        Some(backend) => chosen(held, &backend),
+        None => choose(tables, id, scope)?,
+    };
+    hold_backend(tables, &key, choice.id, choice.generation);
+    Ok(choice)
+}
+
+/// The flag of a backend that is in the set of a scope.
+#[inline(always)]
+const fn member_of(scope: Scope) -> u32 {
+    match scope {
+        Scope::Cluster => BackendFlags::IN_CLUSTER as u32,
+        Scope::Local => BackendFlags::IN_LOCAL as u32,
+    }
+}
+
+/// The backend that a client has, if it may go on using it; else 0.
+#[inline(never)]
+#[expect(clippy::cast_possible_truncation, reason = "a flag of 16 bits")]
+fn held_backend<T: ServiceTables>(
+    tables: &T,
+    key: &AffinityKey,
+    member: u32,
+    timeout_s: u32,
+) -> BackendId {
+    let Some(record) = tables.affinity(key) else { return 0 };
+    if tables.seconds().saturating_sub(record.seen_s) >= timeout_s {
+        return 0;
+    }
+    let Some(backend) = tables.backend(record.backend) else { return 0 };
+    let word = BackendWord(backend.word);
+    let usable = word.generation() == record.generation
+        && word.has(BackendFlags::PRESENT | member as u16)
+        && backend.service_port == key.service_port;
+    if usable { record.backend } else { 0 }
+}
+
+/// Notes the backend of a client; its time runs from the last new connection.
+#[inline(never)]
+fn hold_backend<T: ServiceTables>(
+    tables: &T,
+    key: &AffinityKey,
+    backend: BackendId,
+    generation: u32,
+) -> bool {
+    let record = AffinityRecord { backend, generation, seen_s: tables.seconds(), pad: 0 };
+    let held = tables.set_affinity(key, &record);
+    if !held {
+        tables.count(Counter::AffinityUnrecorded);
+    }
+    held
 }
 
 /// Chooses a backend, each with the same probability.

@@ -4,9 +4,10 @@
 //! Addresses are four words, IPv4 in the first; an IPv4-mapped IPv6 address is IPv4 here.
 
 use crate::abi::{
-    Counter, FrontendKey, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6, proto,
+    Counter, Found, FrontendKey, NetnsFlags, SocketKey, SocketLink, SocketPeer, SocketRecord, V4,
+    V6, client_of_cookie, proto,
 };
-use crate::select::{Choice, choose, internal_scope, narrow, service_port, still_serves, widen};
+use crate::select::{Choice, choose_for, destination, narrow, scope_on_node, still_serves, widen};
 use crate::tables::{FrontendTables, SocketTables};
 use crate::verdict::NoBackend;
 
@@ -46,11 +47,15 @@ pub fn connect<const N: usize, T>(tables: &T, protocol: u8, to: &Address<N>) -> 
 where
     T: FrontendTables<N> + SocketTables,
 {
-    let choice = match select(tables, protocol, to) {
-        Selected::Choice(choice) => choice,
-        Selected::Other(outcome) => {
+    let Some(found) = service(tables, protocol, to) else {
+        forget(tables);
+        return Outcome::Pass;
+    };
+    let choice = match select::<N, T>(tables, found) {
+        Ok(choice) => choice,
+        Err(none) => {
             forget(tables);
-            return outcome;
+            return refuse(tables, none);
         }
     };
     if !tables.set_connected(&widen(&to.ip), to.port, &choice) {
@@ -67,14 +72,13 @@ pub fn sendmsg<const N: usize, T>(tables: &T, to: &Address<N>) -> Outcome<N>
 where
     T: FrontendTables<N> + SocketTables,
 {
-    let frontend = FrontendKey::new(to.ip, to.port, proto::UDP);
-    let Some(id) = service_port(tables, &frontend) else { return Outcome::Pass };
+    let Some(found) = service(tables, proto::UDP, to) else { return Outcome::Pass };
     let key = key_of(tables, SocketLink::FORWARD, to);
     let mut backend = Address { ip: [0; N], port: 0 };
     if serving_peer(tables, &key, &mut backend) {
         return Outcome::Translated(backend);
     }
-    let choice = match choose(tables, id, internal_scope(tables, id)) {
+    let choice = match select::<N, T>(tables, found) {
         Ok(choice) => choice,
         Err(none) => return refuse(tables, none),
     };
@@ -141,6 +145,7 @@ pub fn getpeername<const N: usize, T: SocketTables>(
 pub fn release<T: SocketTables>(tables: &T) {
     if let Some(record) = tables.record() {
         remove_peers(tables, &record.head);
+        tables.remove_record();
     }
 }
 
@@ -168,23 +173,55 @@ fn remove_peers<T: SocketTables>(tables: &T, head: &SocketLink) {
     }
 }
 
-enum Selected<const N: usize> {
-    Choice(Choice),
-    Other(Outcome<N>),
+/// The service that a destination means, if this socket is served at all.
+#[inline(always)]
+fn service<const N: usize, T>(tables: &T, protocol: u8, to: &Address<N>) -> Option<Found>
+where
+    T: FrontendTables<N> + SocketTables,
+{
+    if !tables.may_be_vip(&to.ip) {
+        return None;
+    }
+    let key = FrontendKey::new(to.ip, to.port, protocol);
+    let found = destination(tables, &key, || in_node(tables))?;
+    if left_alone(tables) {
+        tables.count(Counter::SocketBypassed);
+        return None;
+    }
+    Some(found)
 }
 
 #[inline(always)]
-fn select<const N: usize, T: FrontendTables<N>>(
-    tables: &T,
-    protocol: u8,
-    to: &Address<N>,
-) -> Selected<N> {
-    let frontend = FrontendKey::new(to.ip, to.port, protocol);
-    let Some(id) = service_port(tables, &frontend) else { return Selected::Other(Outcome::Pass) };
-    match choose(tables, id, internal_scope(tables, id)) {
-        Ok(choice) => Selected::Choice(choice),
-        Err(none) => Selected::Other(refuse(tables, none)),
+fn in_node<T: SocketTables>(tables: &T) -> bool {
+    tables.node_netns() != 0 && tables.netns_cookie() == tables.node_netns()
+}
+
+/// Whether this socket is not to be translated: the packet engine serves it then.
+#[inline(never)]
+fn left_alone<T: SocketTables>(tables: &T) -> bool {
+    if tables.node_only() && !in_node(tables) {
+        return true;
     }
+    let record = tables.netns(tables.netns_cookie());
+    record.is_some_and(|record| record.flags & NetnsFlags::BYPASS != 0) || tables.cgroup_bypassed()
+}
+
+#[inline(always)]
+fn select<const N: usize, T: SocketTables>(tables: &T, found: Found) -> Result<Choice, NoBackend> {
+    choose_for(tables, found.id, scope_on_node(tables, found), || client::<N, T>(tables))
+}
+
+/// Who asks, for session affinity: the address that its packets will have, as the packet engine
+/// would see it; where nobody knows it, its network namespace.
+#[inline(always)]
+fn client<const N: usize, T: SocketTables>(tables: &T) -> [u32; 4] {
+    let cookie = tables.netns_cookie();
+    let address = match tables.netns(cookie) {
+        Some(record) if N == V4 => [record.v4, 0, 0, 0],
+        Some(record) => record.v6,
+        None => [0; 4],
+    };
+    if address == [0; 4] { client_of_cookie(cookie) } else { address }
 }
 
 #[inline(always)]

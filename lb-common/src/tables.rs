@@ -2,8 +2,9 @@
 //! hash maps in tests, the pinned maps in `explain`.
 
 use crate::abi::{
-    Backend, BackendId, BackendWord, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord,
-    Ip, Live, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
+    Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, NetnsRecord, ServicePortId, SetWord,
+    SocketKey, SocketLink, SocketPeer, SocketRecord,
 };
 use crate::select::Choice;
 
@@ -23,6 +24,13 @@ pub trait ServiceTables {
     }
     /// Coarse time since boot, in ticks of 256 jiffies.
     fn now(&self) -> u32;
+    /// Seconds of the monotonic clock. Read for new connections of service ports with session
+    /// affinity only.
+    fn seconds(&self) -> u32;
+    /// The backend that a client of a service port had last.
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRecord>;
+    /// Notes it; `false` if the table refused.
+    fn set_affinity(&self, key: &AffinityKey, record: &AffinityRecord) -> bool;
     /// A random number.
     fn random(&self) -> u32;
     /// Adds one to a counter.
@@ -33,6 +41,10 @@ pub trait ServiceTables {
 pub trait FrontendTables<const N: usize>: ServiceTables {
     /// One lookup; the caller checks the tag.
     fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord>;
+    /// Whether an address may be in any table: `false` is certain ([`crate::abi::filter_bit`]).
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool;
+    /// What an address is; the caller checks the tag.
+    fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
 }
 
 /// Which flow table.
@@ -71,8 +83,6 @@ pub enum Insert {
 pub trait FlowTables<const N: usize>: FrontendTables<N> {
     /// A looked-up record.
     type Ref: FlowRef<N>;
-    /// Whether an address may be a VIP: `false` is certain ([`crate::abi::filter_bit`]).
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool;
     /// Whether a flow was ever made on the interface at hand: `false` is certain.
     fn has_flows(&self) -> bool;
     /// Notes that a flow is made on the interface at hand.
@@ -95,12 +105,24 @@ pub trait FlowTables<const N: usize>: FrontendTables<N> {
 pub trait SocketTables: ServiceTables {
     /// The socket's cookie.
     fn cookie(&self) -> u64;
+    /// The cookie of its network namespace; 0 if the kernel does not tell.
+    fn netns_cookie(&self) -> u64;
+    /// The cookie of the node's own network namespace; 0 if unknown.
+    fn node_netns(&self) -> u64;
+    /// What is known of a network namespace.
+    fn netns(&self, cookie: u64) -> Option<NetnsRecord>;
+    /// Whether only sockets of the node's own network namespace are served.
+    fn node_only(&self) -> bool;
+    /// Whether the process at hand is in a cgroup whose sockets are left alone.
+    fn cgroup_bypassed(&self) -> bool;
     /// The socket's own record, if it has one.
     fn record(&self) -> Option<SocketRecord>;
     /// Notes in it where the socket is connected to; `false` if there is no memory for a record.
     fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool;
     /// Notes in it, if there is one, that the socket is not connected through us.
     fn set_disconnected(&self);
+    /// Removes it, where it is not freed with the socket.
+    fn remove_record(&self);
     /// Notes in it the first of the socket's peers and their number; `false` if there is no memory
     /// for a record.
     fn set_head(&self, head: &SocketLink, peers: u32) -> bool;

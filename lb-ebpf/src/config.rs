@@ -11,6 +11,26 @@ static SET_RETVAL: u32 = 1;
 #[unsafe(no_mangle)]
 static SKB_SUMMED: u32 = 0;
 
+/// The cookie of the node's own network namespace; 0 if the kernel does not tell.
+#[unsafe(no_mangle)]
+static NODE_NETNS: u64 = 0;
+
+/// 1 if only sockets of the node's own network namespace are served.
+#[unsafe(no_mangle)]
+static NODE_ONLY: u32 = 0;
+
+#[inline(always)]
+pub fn node_netns() -> u64 {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const NODE_NETNS) }
+}
+
+#[inline(always)]
+pub fn node_only() -> bool {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const NODE_ONLY) != 0 }
+}
+
 #[inline(always)]
 pub fn skb_summed() -> u32 {
     // SAFETY: a static of this module; nothing writes it after load.

@@ -5,8 +5,10 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::abi::{
-    Backend, COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, Flow, FlowKey,
-    FrontendKey, META_WORDS, Name, SCOPES, SocketKey, SocketPeer, SocketRecord, V4, V6,
+    AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
+    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, Flow, FlowKey,
+    FrontendKey, Ip, META_WORDS, Name, NetnsRecord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
+    SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -16,6 +18,9 @@ const SLOT_PAIRS: u32 = 1 << 19;
 const FLOWS: u32 = 1 << 18;
 const HALF_OPEN: u32 = 1 << 16;
 const PEERS: u32 = 1 << 16;
+const UDP: u32 = 1 << 16;
+const CLIENTS: u32 = 1 << 16;
+const NAMESPACES: u32 = 1 << 12;
 /// `BPF_F_MMAPABLE`: the agent writes these by plain stores.
 const MMAPABLE: u32 = 1 << 10;
 
@@ -23,6 +28,21 @@ const MMAPABLE: u32 = 1 << 10;
 pub static FRONTENDS4: HashMap<FrontendKey<V4>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
 #[map]
 pub static FRONTENDS6: HashMap<FrontendKey<V6>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
+#[map]
+pub static ADDRESSES4: HashMap<Ip<V4>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
+#[map]
+pub static ADDRESSES6: HashMap<Ip<V6>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
+#[map]
+pub static SERVICE_CIDRS4: Array<ServiceCidr<V4>> = Array::with_max_entries(CIDRS, 0);
+#[map]
+pub static SERVICE_CIDRS6: Array<ServiceCidr<V6>> = Array::with_max_entries(CIDRS, 0);
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityRecord> =
+    LruHashMap::with_max_entries(CLIENTS, 0);
+#[map]
+pub static NETNS: HashMap<u64, NetnsRecord> = HashMap::with_max_entries(NAMESPACES, 0);
+#[map]
+pub static BYPASS_CGROUPS: Array<BypassCgroup> = Array::with_max_entries(BYPASS_CGROUP_COUNT, 0);
 #[map]
 pub static SETS: Array<u64> = Array::with_max_entries(SERVICE_PORTS * SCOPES, MMAPABLE);
 #[map]
@@ -49,6 +69,8 @@ pub static HALF_OPEN4: LruHashMap<FlowKey<V4>, Flow<V4>> =
 #[map]
 pub static HALF_OPEN6: LruHashMap<FlowKey<V6>, Flow<V6>> =
     LruHashMap::with_max_entries(HALF_OPEN, 0);
+#[map]
+pub static UDP_SOCKETS: HashMap<u64, SocketRecord> = HashMap::with_max_entries(UDP, 0);
 #[map]
 pub static SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entries(PEERS, 0);
 #[map]

@@ -1,11 +1,12 @@
 //! `lb-common`'s tables over the maps.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and user space")]
 
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
+use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
-    Backend, BackendId, BackendWord, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord,
-    Ip, Live, ServicePortId, SetWord, V4, V6, filter_bit, flow_port,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
+    Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, ServicePortId, SetWord, V4, V6, filter_bit,
+    flow_port,
 };
 use lb_common::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables};
 
@@ -67,6 +68,25 @@ impl ServiceTables for Maps {
     }
 
     #[inline(always)]
+    fn seconds(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRecord> {
+        let record = maps::AFFINITY.get_ptr(key)?;
+        // SAFETY: the verifier proved the pointer; another CPU may write it, which the caller's
+        // checks of the backend take care of.
+        Some(unsafe { record.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, record: &AffinityRecord) -> bool {
+        maps::AFFINITY.insert(key, record, BPF_ANY).is_ok()
+    }
+
+    #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_get_prandom_u32() }
@@ -113,22 +133,27 @@ impl<const N: usize> FlowRef<N> for Record<N> {
 }
 
 macro_rules! tables {
-    ($n:ident, $frontends:ident, $flows:ident, $half_open:ident) => {
+    ($n:ident, $frontends:ident, $addresses:ident, $flows:ident, $half_open:ident) => {
         impl FrontendTables<$n> for Maps {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$n>) -> Option<FrontendWord> {
-                frontend(&maps::$frontends, key)
+                Some(FrontendWord(word(maps::$frontends.get_ptr(key)?)))
             }
-        }
-
-        impl FlowTables<$n> for Maps {
-            type Ref = Record<$n>;
 
             #[inline(always)]
             fn may_be_vip(&self, ip: &Ip<$n>) -> bool {
                 let (word, mask) = filter_bit(ip);
                 load(&maps::VIP_FILTER, word).unwrap_or(0) & mask != 0
             }
+
+            #[inline(always)]
+            fn address(&self, ip: &Ip<$n>) -> Option<AddressWord> {
+                Some(AddressWord(word(maps::$addresses.get_ptr(ip)?)))
+            }
+        }
+
+        impl FlowTables<$n> for Maps {
+            type Ref = Record<$n>;
 
             #[inline(always)]
             fn has_flows(&self) -> bool {
@@ -179,17 +204,14 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, FRONTENDS4, FLOWS4, HALF_OPEN4);
-tables!(V6, FRONTENDS6, FLOWS6, HALF_OPEN6);
+tables!(V4, FRONTENDS4, ADDRESSES4, FLOWS4, HALF_OPEN4);
+tables!(V6, FRONTENDS6, ADDRESSES6, FLOWS6, HALF_OPEN6);
 
+/// One load of a hash element that is a word.
 #[inline(always)]
-fn frontend<const N: usize>(
-    map: &HashMap<FrontendKey<N>, u64>,
-    key: &FrontendKey<N>,
-) -> Option<FrontendWord> {
-    let word = map.get_ptr(key)?;
-    // SAFETY: the verifier proved the pointer; one aligned word, whose tag the caller checks.
-    Some(FrontendWord(unsafe { word.read_volatile() }))
+fn word(pointer: *const u64) -> u64 {
+    // SAFETY: a looked-up element; one aligned word, whose tag the caller checks.
+    unsafe { pointer.read_volatile() }
 }
 
 #[inline(always)]

@@ -48,6 +48,10 @@ pub struct Settings {
     /// Where `struct sk_buff` keeps `ip_summed`, with the id of the kernel function that gives
     /// access to it (kernel 6.2): checksums are adjusted in place.
     pub summed: Option<Summed>,
+    /// Cookie of the node's own network namespace (`SO_NETNS_COOKIE`, kernel 5.14); 0 if unknown.
+    pub node_netns: u64,
+    /// Only sockets of that namespace are served.
+    pub node_only: bool,
 }
 
 /// See [`Settings::summed`].
@@ -69,7 +73,7 @@ impl Settings {
             let btf = Btf::parse(&bytes)?;
             Some(Summed { bit: btf.member_bit("sk_buff", "ip_summed")?, cast: btf.function(CAST)? })
         });
-        Self { set_retval, summed }
+        Self { set_retval, summed, ..Self::default() }
     }
 
     /// The object for this kernel.
@@ -83,6 +87,8 @@ impl Settings {
     pub fn apply<'a>(&'a self, loader: &mut EbpfLoader<'a>, constants: &'a Constants) {
         loader.override_global("SET_RETVAL", &constants.set_retval, true);
         loader.override_global("SKB_SUMMED", &constants.skb_summed, true);
+        loader.override_global("NODE_NETNS", &constants.node_netns, true);
+        loader.override_global("NODE_ONLY", &constants.node_only, true);
     }
 
     /// The constants as the object wants them; they have to outlive the loader.
@@ -90,6 +96,8 @@ impl Settings {
         Constants {
             set_retval: u32::from(self.set_retval),
             skb_summed: self.summed.map_or(0, |summed| ((summed.bit / 8) << 8) | (summed.bit % 8)),
+            node_netns: self.node_netns,
+            node_only: u32::from(self.node_only),
         }
     }
 }
@@ -99,6 +107,8 @@ impl Settings {
 pub struct Constants {
     set_retval: u32,
     skb_summed: u32,
+    node_netns: u64,
+    node_only: u32,
 }
 
 /// The kernel function that turns a program's context into the kernel's own structure.

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use lb_agent::model::PortKey;
 use lb_agent::plan::{self, PortRow, SetRow, Snapshot, name};
-use lb_common::abi::{BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, proto};
+use lb_common::abi::{
+    AddressFlags, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, proto,
+};
 use serde::Serialize;
 
 /// A frontend with everything behind it.
@@ -139,4 +141,17 @@ pub(super) fn protocol(number: u8) -> &'static str {
         proto::SCTP => "sctp",
         _ => "?",
     }
+}
+
+/// What an address is, in words.
+pub(super) fn address(flags: u32) -> String {
+    let known = [
+        (AddressFlags::CLUSTER_IP, "a clusterIP"),
+        (AddressFlags::NODE, "of this node, for node ports"),
+        (AddressFlags::LOOPBACK, "of this node, for node ports of its own sockets"),
+        (AddressFlags::VIP, "a load balancer VIP or externalIP"),
+    ];
+    let words: Vec<_> =
+        known.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, word)| *word).collect();
+    if words.is_empty() { "nothing by itself".to_owned() } else { words.join(", ") }
 }

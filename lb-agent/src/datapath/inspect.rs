@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use lb_common::abi::{
-    Backend, BackendFlags, BackendId, BackendWord, COUNTERS, Counter, FILTER_WORDS, FactsFlags,
+    AddressWord, Backend, BackendFlags, BackendId, BackendWord, COUNTERS, Counter, FILTER_WORDS, FactsFlags,
     FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, ServicePortId, SetWord, V4,
     filter_bit, map,
 };
@@ -30,6 +30,7 @@ pub struct Inspector {
     filter: MmapArray<AtomicU64>,
     /// IPv4, then IPv6.
     frontends: [OwnedFd; 2],
+    addresses: [OwnedFd; 2],
     flows: [OwnedFd; 2],
     half_open: [OwnedFd; 2],
     /// The first lookup that failed.
@@ -64,6 +65,7 @@ impl Inspector {
             maps: Maps::open(folder)?,
             filter,
             frontends: [open(map::FRONTENDS4)?, open(map::FRONTENDS6)?],
+            addresses: [open(map::ADDRESSES4)?, open(map::ADDRESSES6)?],
             flows: [open(map::FLOWS4)?, open(map::FLOWS6)?],
             half_open: [open(map::HALF_OPEN4)?, open(map::HALF_OPEN6)?],
             failure: RefCell::new(None),
@@ -95,6 +97,13 @@ impl Inspector {
         let (fd, name) = of_family::<N>(&self.frontends, [map::FRONTENDS4, map::FRONTENDS6]);
         let value = self.read(fd, name, &bytes)?;
         Some(FrontendWord(u64::from_ne_bytes(value.try_into().ok()?)))
+    }
+
+    /// The word of an address.
+    pub fn address<const N: usize>(&self, ip: &Ip<N>) -> Option<AddressWord> {
+        let (fd, name) = of_family::<N>(&self.addresses, [map::ADDRESSES4, map::ADDRESSES6]);
+        let value = self.read(fd, name, &ip_bytes(ip))?;
+        Some(AddressWord(u64::from_ne_bytes(value.try_into().ok()?)))
     }
 
     /// The record of a flow.

@@ -154,9 +154,17 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 17] = [
+pub(super) const PINNED: [&str; 25] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
+    map::ADDRESSES4,
+    map::ADDRESSES6,
+    map::SERVICE_CIDRS4,
+    map::SERVICE_CIDRS6,
+    map::AFFINITY,
+    map::NETNS,
+    map::BYPASS_CGROUPS,
+    map::UDP_SOCKETS,
     map::SETS,
     map::FACTS,
     map::SLOTS,

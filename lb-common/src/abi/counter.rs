@@ -36,6 +36,10 @@ counters! {
     SocketDropped = 2, "socket_dropped";
     /// Translations that could not be remembered, because socket storage or `SOCKET_PEERS` is full.
     SocketUnrecorded = 3, "socket_unrecorded";
+    /// Sockets left alone because their namespace or cgroup is bypassed.
+    SocketBypassed = 4, "socket_bypassed";
+    /// Connections whose client's backend could not be remembered, because `AFFINITY` refused.
+    AffinityUnrecorded = 5, "affinity_unrecorded";
     /// New flows that the packet engine sent to a backend.
     FlowCreated = 8, "flow_created";
     /// New flows whose source port had to change, because another flow used the reply tuple.

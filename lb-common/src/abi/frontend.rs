@@ -35,29 +35,63 @@ impl<const N: usize> FrontendKey<N> {
     }
 }
 
-/// Value of `FRONTENDS4` and `FRONTENDS6`: service port id in the low half, key tag in the high one.
+/// Bits that a frontend's word carries besides the service port.
+pub struct FrontendFlags;
+
+impl FrontendFlags {
+    /// An external destination (externalIP, load balancer VIP, `NodePort`): governed by
+    /// `externalTrafficPolicy`. Without it a clusterIP, governed by `internalTrafficPolicy` (T-13).
+    pub const EXTERNAL: u8 = 1;
+}
+
+/// What a frontend leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The service port.
+    pub id: ServicePortId,
+    /// See [`FrontendFlags`].
+    pub flags: u8,
+}
+
+/// Value of `FRONTENDS4` and `FRONTENDS6`: service port id in bits 0..24, [`FrontendFlags`] in
+/// 24..32, key tag in the high half.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrontendWord(pub u64);
 
 impl FrontendWord {
+    /// Largest service port id that a word can hold.
+    pub const MAX_ID: ServicePortId = (1 << 24) - 1;
+
     /// The word to store under `key`.
     #[inline(always)]
-    pub fn new<const N: usize>(key: &FrontendKey<N>, id: ServicePortId) -> Self {
-        Self(((key.tag() as u64) << 32) | id as u64)
+    pub fn new<const N: usize>(key: &FrontendKey<N>, id: ServicePortId, flags: u8) -> Self {
+        let low = (id & Self::MAX_ID) | ((flags as u32) << 24);
+        Self(((key.tag() as u64) << 32) | low as u64)
     }
 
-    /// The service port id, if the word belongs to `key`: a preallocated hash may return the value
-    /// of another key whose element was reused while it was read.
+    /// What it leads to, if the word belongs to `key`: a preallocated hash may return the value of
+    /// another key whose element was reused while it was read.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "two halves of one word")]
-    pub fn id_for<const N: usize>(self, key: &FrontendKey<N>) -> Option<ServicePortId> {
-        if (self.0 >> 32) as u32 == key.tag() { Some(self.0 as u32) } else { None }
+    pub fn found<const N: usize>(self, key: &FrontendKey<N>) -> Option<Found> {
+        if self.0 >> 32 == key.tag() as u64 {
+            Some(Found { id: self.id(), flags: self.flags() })
+        } else {
+            None
+        }
     }
 
     /// The service port id without a check, for user space, which reads a map that only it writes.
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the low half")]
     pub const fn id(self) -> ServicePortId {
-        self.0 as u32
+        self.0 as u32 & Self::MAX_ID
+    }
+
+    /// The flags, see [`FrontendFlags`].
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a byte of the low half")]
+    pub const fn flags(self) -> u8 {
+        (self.0 >> 24) as u8
     }
 }

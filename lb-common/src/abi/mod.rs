@@ -6,7 +6,9 @@
 //! change while it is visible. A change of anything here bumps [`ABI_VERSION`]: the agent pins its
 //! maps in a folder of that name and never reinterprets another one.
 
+mod address;
 mod backend;
+mod client;
 mod counter;
 mod filter;
 mod flow;
@@ -15,17 +17,22 @@ mod meta;
 mod set;
 mod socket;
 
+pub use address::{AddressFlags, AddressWord, SERVICE_CIDRS, ServiceCidr};
 pub use backend::{Backend, BackendFlags, BackendId, BackendWord};
+pub use client::{
+    AffinityKey, AffinityRecord, BYPASS_CGROUPS, BypassCgroup, NetnsFlags, NetnsRecord, client_of,
+    client_of_cookie,
+};
 pub use counter::{COUNTERS, Counter};
 pub use filter::{FILTER_WORDS, FLOW_PORTS, filter_bit, flow_port};
 pub use flow::{Flow, FlowKey, FlowKind, Live};
-pub use frontend::{FrontendKey, FrontendWord, ServicePortId};
+pub use frontend::{Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
 pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord};
 
 /// Version of this layout; the name of the pin folder is `v` followed by it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Words of an IPv4 address in keys and records.
 pub const V4: usize = 1;
@@ -55,6 +62,20 @@ pub mod map {
     pub const FRONTENDS4: &str = "FRONTENDS4";
     /// Hash: IPv6 frontend key to frontend word.
     pub const FRONTENDS6: &str = "FRONTENDS6";
+    /// Hash: IPv4 address to address word.
+    pub const ADDRESSES4: &str = "ADDRESSES4";
+    /// Hash: IPv6 address to address word.
+    pub const ADDRESSES6: &str = "ADDRESSES6";
+    /// Array of IPv4 ranges that Services get their addresses from.
+    pub const SERVICE_CIDRS4: &str = "SERVICE_CIDRS4";
+    /// Array of IPv6 ranges that Services get their addresses from.
+    pub const SERVICE_CIDRS6: &str = "SERVICE_CIDRS6";
+    /// LRU hash: which backend a client of a service port with session affinity has.
+    pub const AFFINITY: &str = "AFFINITY";
+    /// Hash: what is known of a network namespace, by its cookie.
+    pub const NETNS: &str = "NETNS";
+    /// Array of cgroups whose processes the socket engine leaves alone.
+    pub const BYPASS_CGROUPS: &str = "BYPASS_CGROUPS";
     /// Array of set words, by service port id and scope.
     pub const SETS: &str = "SETS";
     /// Array of facts words, by service port id.
@@ -79,10 +100,14 @@ pub mod map {
     pub const HALF_OPEN4: &str = "HALF_OPEN4";
     /// LRU hash: half-open IPv6 TCP flows.
     pub const HALF_OPEN6: &str = "HALF_OPEN6";
-    /// Socket storage: what `connect` translated.
+    /// Socket storage: what `connect` translated on other sockets than UDP's.
     pub const SOCKETS: &str = "SOCKETS";
+    /// Hash: what the engine knows of a UDP socket, by its cookie.
+    pub const UDP_SOCKETS: &str = "UDP_SOCKETS";
     /// Hash: what an unconnected UDP socket's datagrams to a VIP were translated to.
     pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
+    /// Program array: what the programs at the tc hooks go on with.
+    pub const PROGRAMS: &str = "PROGRAMS";
     /// Per-CPU array of counters.
     pub const COUNTERS: &str = "COUNTERS";
 }

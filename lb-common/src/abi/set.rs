@@ -75,6 +75,9 @@ impl FactsFlags {
     pub const INTERNAL_LOCAL: u32 = 1 << 1;
     /// `sessionAffinity: ClientIP`; the timeout is in the word.
     pub const AFFINITY: u32 = 1 << 2;
+    /// External destinations use the local set (`externalTrafficPolicy: Local`), except for clients
+    /// on this node (V-8 to V-10).
+    pub const EXTERNAL_LOCAL: u32 = 1 << 3;
 }
 
 /// Element of `FACTS`: flags in the low half, affinity timeout in seconds in the high one.

@@ -58,7 +58,8 @@ pub struct SocketPeer {
 
 const _: () = assert!(size_of::<SocketPeer>() == 48);
 
-/// Value of `SOCKETS`, the socket's own storage, freed with it: 72 bytes. A new one is all zeros.
+/// Value of `SOCKETS`, the socket's own storage, freed with it, and of `UDP_SOCKETS`: 72 bytes. A new
+/// one is all zeros.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketRecord {

@@ -7,7 +7,7 @@ use std::vec::Vec;
 use super::HostTables;
 use super::family::OfFamily;
 use crate::abi::{
-    Backend, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, FrontendKey,
+    AddressWord, Backend, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, FrontendKey,
     FrontendWord, Ip, Scope, ServicePortId, SetWord, V4, V6, filter_bit,
 };
 
@@ -41,9 +41,22 @@ impl HostTables {
 
     /// Adds a frontend.
     pub fn add_frontend(&self, id: ServicePortId, protocol: u8, at: SocketAddr) {
+        self.add_frontend_with(id, protocol, at, 0);
+    }
+
+    /// Adds a frontend with [`crate::abi::FrontendFlags`]; a `NodePort` has the address 0.
+    pub fn add_frontend_with(&self, id: ServicePortId, protocol: u8, at: SocketAddr, flags: u8) {
         match words(at.ip()) {
-            Words::V4(ip) => self.frontend_at::<V4>(id, protocol, ip, at.port()),
-            Words::V6(ip) => self.frontend_at::<V6>(id, protocol, ip, at.port()),
+            Words::V4(ip) => self.frontend_at::<V4>(id, protocol, ip, at.port(), flags),
+            Words::V6(ip) => self.frontend_at::<V6>(id, protocol, ip, at.port(), flags),
+        }
+    }
+
+    /// Says what an address is ([`crate::abi::AddressFlags`]); nothing with 0.
+    pub fn set_address(&self, ip: IpAddr, flags: u32) {
+        match words(ip) {
+            Words::V4(ip) => self.address_at::<V4>(ip, flags),
+            Words::V6(ip) => self.address_at::<V6>(ip, flags),
         }
     }
 
@@ -143,16 +156,38 @@ impl HostTables {
         self.filter.borrow().clone()
     }
 
-    fn frontend_at<const N: usize>(&self, id: ServicePortId, protocol: u8, ip: Ip<N>, port: u16)
+    fn frontend_at<const N: usize>(
+        &self,
+        id: ServicePortId,
+        protocol: u8,
+        ip: Ip<N>,
+        port: u16,
+        flags: u8,
+    ) where
+        Self: OfFamily<N>,
+    {
+        self.set_filter_bit(&ip);
+        let key = FrontendKey::new(ip, port.to_be(), protocol);
+        self.family().frontends.borrow_mut().insert(key, FrontendWord::new(&key, id, flags));
+    }
+
+    fn address_at<const N: usize>(&self, ip: Ip<N>, flags: u32)
     where
         Self: OfFamily<N>,
     {
-        let (word, mask) = filter_bit(&ip);
+        if flags == 0 {
+            self.family().addresses.borrow_mut().remove(&ip);
+            return;
+        }
+        self.set_filter_bit(&ip);
+        self.family().addresses.borrow_mut().insert(ip, AddressWord::new(&ip, flags));
+    }
+
+    fn set_filter_bit<const N: usize>(&self, ip: &Ip<N>) {
+        let (word, mask) = filter_bit(ip);
         if let Some(bits) = self.filter.borrow_mut().get_mut(word as usize) {
             *bits |= mask;
         }
-        let key = FrontendKey::new(ip, port.to_be(), protocol);
-        self.family().frontends.borrow_mut().insert(key, FrontendWord::new(&key, id));
     }
 
     fn change_flags(&self, backend: BackendId, change: impl FnOnce(u16) -> u16) {

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 use super::{Capacities, HostTables, WhenFull};
-use crate::abi::{Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, V4, V6, filter_bit};
+use crate::abi::{
+    AddressWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, V4, V6, filter_bit,
+};
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert};
 
 /// A looked-up flow record; it stays readable after its removal, as an element of a map does.
@@ -37,6 +39,7 @@ impl<const N: usize> FlowRef<N> for HostFlow<N> {
 
 pub(super) struct Family<const N: usize> {
     pub(super) frontends: RefCell<HashMap<FrontendKey<N>, FrontendWord>>,
+    pub(super) addresses: RefCell<HashMap<Ip<N>, AddressWord>>,
     /// How many of the next frontend lookups answer with another key's word.
     pub(super) torn: Cell<u32>,
     main: FlowStore<N>,
@@ -47,6 +50,7 @@ impl<const N: usize> Family<N> {
     pub(super) fn new() -> Self {
         Self {
             frontends: RefCell::default(),
+            addresses: RefCell::default(),
             torn: Cell::new(0),
             main: FlowStore::default(),
             half_open: FlowStore::default(),
@@ -162,6 +166,14 @@ impl HostTables {
         self.family().frontends.borrow().iter().map(|(key, word)| (*key, *word)).collect()
     }
 
+    /// All addresses of a family that mean something by themselves.
+    pub fn addresses<const N: usize>(&self) -> Vec<(Ip<N>, AddressWord)>
+    where
+        Self: OfFamily<N>,
+    {
+        self.family().addresses.borrow().iter().map(|(ip, word)| (*ip, *word)).collect()
+    }
+
     /// All records of a flow table.
     pub fn flows<const N: usize>(&self, table: FlowTable) -> Vec<(FlowKey<N>, Flow<N>)>
     where
@@ -226,7 +238,17 @@ where
         }
         family.torn.set(torn - 1);
         let other = FrontendKey { port: !key.port, ..*key };
-        Some(FrontendWord::new(&other, word.id()))
+        Some(FrontendWord::new(&other, word.id(), word.flags()))
+    }
+
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
+        let (word, mask) = filter_bit(ip);
+        self.filter.borrow().get(word as usize).is_some_and(|bits| bits & mask != 0)
+    }
+
+    fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
+        self.cost(|costs| costs.lookups += 1);
+        self.family().addresses.borrow().get(ip).copied()
     }
 }
 
@@ -235,11 +257,6 @@ where
     Self: OfFamily<N>,
 {
     type Ref = HostFlow<N>;
-
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        let (word, mask) = filter_bit(ip);
-        self.filter.borrow().get(word as usize).is_some_and(|bits| bits & mask != 0)
-    }
 
     fn has_flows(&self) -> bool {
         self.with_flows.borrow().contains(&self.interface.get())

@@ -12,8 +12,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::vec::Vec;
 
 use crate::abi::{
-    Backend, BackendId, COUNTERS, Counter, FILTER_WORDS, FactsWord, ServicePortId, SetWord,
-    SocketKey, SocketLink, SocketPeer, SocketRecord,
+    AffinityKey, AffinityRecord, Backend, BackendId, COUNTERS, Counter, FILTER_WORDS, FactsWord,
+    NetnsRecord, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord,
 };
 use crate::select::Choice;
 use crate::tables::{FlowTable, ServiceTables, SocketTables};
@@ -30,6 +30,8 @@ pub struct Capacities {
     pub half_open: usize,
     /// Peers of unconnected sockets, of all sockets together.
     pub peers: usize,
+    /// Clients of service ports with session affinity.
+    pub affinity: usize,
     /// Sockets with a record: stands for the memory that socket storage takes.
     pub sockets: usize,
     /// What a full flow table does.
@@ -43,6 +45,7 @@ impl Default for Capacities {
             flows: many,
             half_open: many,
             peers: many,
+            affinity: many,
             sockets: many,
             when_full: WhenFull::Evict,
         }
@@ -69,7 +72,7 @@ pub struct Costs {
     pub value_stores: u64,
     /// Reads of the coarse clock.
     pub coarse_clock_reads: u64,
-    /// Reads of a precise clock. The tables offer none, so this stays 0.
+    /// Reads of a precise clock.
     pub precise_clock_reads: u64,
 }
 
@@ -86,6 +89,13 @@ pub struct HostTables {
     interface: Cell<u32>,
     with_flows: RefCell<HashSet<u32>>,
     cookie: Cell<u64>,
+    netns_cookie: Cell<u64>,
+    node_netns: Cell<u64>,
+    node_only: Cell<bool>,
+    cgroup_bypassed: Cell<bool>,
+    netns: RefCell<HashMap<u64, NetnsRecord>>,
+    affinity: RefCell<HashMap<AffinityKey, AffinityRecord>>,
+    seconds: Cell<u32>,
     records: RefCell<HashMap<u64, SocketRecord>>,
     peers: RefCell<HashMap<SocketKey, SocketPeer>>,
     counters: RefCell<Vec<u64>>,
@@ -118,6 +128,13 @@ impl HostTables {
             interface: Cell::new(1),
             with_flows: RefCell::default(),
             cookie: Cell::new(1),
+            netns_cookie: Cell::new(2),
+            node_netns: Cell::new(1),
+            node_only: Cell::new(false),
+            cgroup_bypassed: Cell::new(false),
+            netns: RefCell::default(),
+            affinity: RefCell::default(),
+            seconds: Cell::new(100_000),
             records: RefCell::default(),
             peers: RefCell::default(),
             counters: RefCell::new(std::vec![0; COUNTERS as usize]),
@@ -162,6 +179,41 @@ impl HostTables {
     /// Sets the socket at hand.
     pub fn set_cookie(&self, cookie: u64) {
         self.cookie.set(cookie);
+    }
+
+    /// Sets the network namespace of the socket at hand; that of the node is 1, another to begin with.
+    pub fn set_netns(&self, cookie: u64) {
+        self.netns_cookie.set(cookie);
+    }
+
+    /// Stores what is known of a network namespace.
+    pub fn know_netns(&self, cookie: u64, record: NetnsRecord) {
+        self.netns.borrow_mut().insert(cookie, record);
+    }
+
+    /// Serves sockets of the node's own network namespace only, or all.
+    pub fn set_node_only(&self, node_only: bool) {
+        self.node_only.set(node_only);
+    }
+
+    /// Puts the process at hand into a cgroup that is left alone, or out of it.
+    pub fn set_cgroup_bypassed(&self, bypassed: bool) {
+        self.cgroup_bypassed.set(bypassed);
+    }
+
+    /// Lets seconds pass on the monotonic clock.
+    pub fn advance_seconds(&self, seconds: u32) {
+        self.seconds.set(self.seconds.get().wrapping_add(seconds));
+    }
+
+    /// All records of session affinity.
+    pub fn affinities(&self) -> Vec<(AffinityKey, AffinityRecord)> {
+        self.affinity.borrow().iter().map(|(key, record)| (*key, *record)).collect()
+    }
+
+    /// Stores a record of session affinity behind the decisions' back.
+    pub fn put_affinity(&self, key: AffinityKey, record: AffinityRecord) {
+        self.affinity.borrow_mut().insert(key, record);
     }
 
     /// Frees the socket at hand, with its storage and nothing else, as the kernel does.
@@ -246,6 +298,26 @@ impl ServiceTables for HostTables {
         self.now.get()
     }
 
+    fn seconds(&self) -> u32 {
+        self.cost(|costs| costs.precise_clock_reads += 1);
+        self.seconds.get()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRecord> {
+        self.cost(|costs| costs.lookups += 1);
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, record: &AffinityRecord) -> bool {
+        self.cost(|costs| costs.map_updates += 1);
+        let mut affinity = self.affinity.borrow_mut();
+        if affinity.len() >= self.capacities.get().affinity && !affinity.contains_key(key) {
+            return false;
+        }
+        affinity.insert(*key, *record);
+        true
+    }
+
     fn random(&self) -> u32 {
         if let Some(number) = self.next_random.borrow_mut().pop_front() {
             return number;
@@ -271,6 +343,27 @@ impl SocketTables for HostTables {
         self.cookie.get()
     }
 
+    fn netns_cookie(&self) -> u64 {
+        self.netns_cookie.get()
+    }
+
+    fn node_netns(&self) -> u64 {
+        self.node_netns.get()
+    }
+
+    fn netns(&self, cookie: u64) -> Option<NetnsRecord> {
+        self.cost(|costs| costs.lookups += 1);
+        self.netns.borrow().get(&cookie).copied()
+    }
+
+    fn node_only(&self) -> bool {
+        self.node_only.get()
+    }
+
+    fn cgroup_bypassed(&self) -> bool {
+        self.cgroup_bypassed.get()
+    }
+
     fn record(&self) -> Option<SocketRecord> {
         self.cost(|costs| costs.lookups += 1);
         self.records.borrow().get(&self.cookie.get()).copied()
@@ -294,6 +387,10 @@ impl SocketTables for HostTables {
         if self.record().is_some() {
             self.update_record(|record| record.vip_port = 0);
         }
+    }
+
+    fn remove_record(&self) {
+        self.records.borrow_mut().remove(&self.cookie.get());
     }
 
     fn set_head(&self, head: &SocketLink, peers: u32) -> bool {

@@ -1,13 +1,18 @@
 //! From a frontend to a backend: torn reads, scopes, and whether each backend gets its share.
 
 use lb_common::{
-    abi::{Counter, FactsFlags, FactsWord, FrontendKey, Scope, SetWord},
+    abi::{Counter, FactsFlags, FactsWord, Found, FrontendKey, Scope, SetWord},
     host::{HostTables, OfFamily},
-    select::{choose, internal_scope, service_port},
+    select::{choose, frontend, scope_on_node},
     verdict::{NoBackend, Verdict},
 };
 
 use crate::setup::{NETS, PORT, Protocol, SPORT, SYN, TARGET, V4, V6, World, at, ip, packet};
+
+/// What a clusterIP of a service port leads to.
+fn found(id: u32) -> Found {
+    Found { id, flags: 0 }
+}
 
 fn torn_frontends<const N: usize>(address: &str)
 where
@@ -16,16 +21,16 @@ where
     let tables = HostTables::new();
     let id = tables.add_service_port(6, &[at(address, PORT)], &[]);
     let key = FrontendKey::<N>::new(ip(address), PORT.to_be(), 6);
-    assert_eq!(service_port(&tables, &key), Some(id));
+    assert_eq!(frontend(&tables, &key), Some(found(id)));
     tables.tear_frontends::<N>(1);
-    assert_eq!(service_port(&tables, &key), Some(id), "once: looked up again");
+    assert_eq!(frontend(&tables, &key), Some(found(id)), "once: looked up again");
     assert_eq!(tables.counter(Counter::TornRead), 0);
     tables.tear_frontends::<N>(2);
-    assert_eq!(service_port(&tables, &key), None, "twice: a miss, never another's id");
+    assert_eq!(frontend(&tables, &key), None, "twice: a miss, never another's id");
     assert_eq!(tables.counter(Counter::TornRead), 1);
-    assert_eq!(service_port(&tables, &key), Some(id));
+    assert_eq!(frontend(&tables, &key), Some(found(id)));
     tables.delete_service_port(id);
-    assert_eq!(service_port(&tables, &key), None);
+    assert_eq!(frontend(&tables, &key), None);
     assert_eq!(tables.counter(Counter::TornRead), 1, "absent is not torn");
 }
 
@@ -54,12 +59,12 @@ fn traffic_to_a_cluster_address_uses_the_set_that_the_policy_says() {
         let (world, id) = World::single(net, Protocol::Tcp);
         let local = world.tables.add_backend(id, at(net.pod2, TARGET));
         world.tables.set_backends(id, Scope::Local, &[local]);
-        assert_eq!(internal_scope(&world.tables, id), Scope::Cluster);
+        assert_eq!(scope_on_node(&world.tables, found(id)), Scope::Cluster);
         let syn = |port| packet(Protocol::Tcp, at(net.client, port), at(net.vip, PORT), SYN);
         assert_eq!(world.sent_to(&syn(1)), at(net.pod, TARGET));
         let flags = FactsFlags::PRESENT | FactsFlags::INTERNAL_LOCAL;
         world.tables.set_facts(id, FactsWord::new(flags, 0));
-        assert_eq!(internal_scope(&world.tables, id), Scope::Local);
+        assert_eq!(scope_on_node(&world.tables, found(id)), Scope::Local);
         assert_eq!(world.sent_to(&syn(2)), at(net.pod2, TARGET));
         world.tables.set_empty(id, Scope::Local, SetWord::DROP);
         assert_eq!(world.ingress(&syn(3)).0, Verdict::NoLocalBackend);

@@ -6,11 +6,15 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
+    bpf_set_retval, bpf_sk_storage_get,
+};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::abi::{
-    Backend, BackendId, BackendWord, Counter, FactsWord, FrontendKey, FrontendWord, ServicePortId,
-    SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6,
+    AddressWord, AffinityKey, AffinityRecord, BYPASS_CGROUPS, Backend, BackendId, BackendWord,
+    Counter, FactsWord, FrontendKey, FrontendWord, Ip, NetnsRecord, ServicePortId, SetWord,
+    SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6, proto,
 };
 use lb_common::select::Choice;
 use lb_common::socket::{self, Address, Outcome};
@@ -31,6 +35,9 @@ const EHOSTUNREACH: i32 = -113;
 struct Socket {
     context: *mut c_void,
     sk: *mut bpf_sock,
+    /// Records of UDP sockets are in a hash: it costs less than new storage for a socket, which may
+    /// live for one query, and the agent finds in it who talks to a backend that is gone.
+    udp: bool,
 }
 
 impl Socket {
@@ -42,10 +49,37 @@ impl Socket {
         unsafe { bpf_sk_storage_get(map, self.sk.cast(), ptr::null_mut(), u64::from(flags)).cast() }
     }
 
-    /// The socket's storage, made if it has none; null without memory.
+    /// The socket's record, or null.
     #[inline(always)]
-    fn made(&self) -> *mut SocketRecord {
-        self.storage(BPF_SK_STORAGE_GET_F_CREATE)
+    fn found(&self) -> *mut SocketRecord {
+        if self.udp {
+            match maps::UDP_SOCKETS.get_ptr_mut(&self.cookie()) {
+                Some(record) => record,
+                None => ptr::null_mut(),
+            }
+        } else {
+            self.storage(0)
+        }
+    }
+
+    /// Changes the socket's record, which is made if it has none; `false` without room for one.
+    #[inline(always)]
+    fn update(&self, change: impl Fn(*mut SocketRecord)) -> bool {
+        if !self.udp {
+            let record = self.storage(BPF_SK_STORAGE_GET_F_CREATE);
+            if !record.is_null() {
+                change(record);
+            }
+            return !record.is_null();
+        }
+        let cookie = self.cookie();
+        if let Some(record) = maps::UDP_SOCKETS.get_ptr_mut(&cookie) {
+            change(record);
+            return true;
+        }
+        let mut record = SocketRecord::default();
+        change(&raw mut record);
+        maps::UDP_SOCKETS.insert(&cookie, &record, 0).is_ok()
     }
 }
 
@@ -66,8 +100,48 @@ impl SocketTables for Socket {
     }
 
     #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context of this program.
+        unsafe { bpf_get_netns_cookie(self.context) }
+    }
+
+    #[inline(always)]
+    fn node_netns(&self) -> u64 {
+        config::node_netns()
+    }
+
+    #[inline(always)]
+    fn netns(&self, cookie: u64) -> Option<NetnsRecord> {
+        let record = maps::NETNS.get_ptr(&cookie)?;
+        // SAFETY: the verifier proved the pointer; the agent replaces records whole and rarely.
+        Some(unsafe { record.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn node_only(&self) -> bool {
+        config::node_only()
+    }
+
+    #[inline(always)]
+    fn cgroup_bypassed(&self) -> bool {
+        for index in 0..BYPASS_CGROUPS {
+            let Some(bypass) = maps::BYPASS_CGROUPS.get_ptr(index) else { return false };
+            // SAFETY: the verifier proved the index; the agent writes before it attaches.
+            let bypass = unsafe { bypass.read_volatile() };
+            if bypass.id == 0 {
+                return false;
+            }
+            // SAFETY: a helper without pointers.
+            if unsafe { bpf_get_current_ancestor_cgroup_id(bypass.level as i32) } == bypass.id {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[inline(always)]
     fn record(&self) -> Option<SocketRecord> {
-        let record = self.storage(0);
+        let record = self.found();
         if record.is_null() {
             return None;
         }
@@ -78,22 +152,19 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool {
-        let record = self.made();
-        if record.is_null() {
-            return false;
-        }
-        set!(record, vip, *vip);
-        set!(record, peer, to.addr);
-        set!(record, backend, to.id);
-        set!(record, generation, to.generation);
-        set!(record, peer_port, to.port);
-        set!(record, vip_port, vip_port);
-        true
+        self.update(|record| {
+            set!(record, vip, *vip);
+            set!(record, peer, to.addr);
+            set!(record, backend, to.id);
+            set!(record, generation, to.generation);
+            set!(record, peer_port, to.port);
+            set!(record, vip_port, vip_port);
+        })
     }
 
     #[inline(always)]
     fn set_disconnected(&self) {
-        let record = self.storage(0);
+        let record = self.found();
         if !record.is_null() {
             set!(record, vip_port, 0);
         }
@@ -101,13 +172,18 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn set_head(&self, head: &SocketLink, peers: u32) -> bool {
-        let record = self.made();
-        if record.is_null() {
-            return false;
+        self.update(|record| {
+            set!(record, head, *head);
+            set!(record, peers, peers);
+        })
+    }
+
+    #[inline(always)]
+    fn remove_record(&self) {
+        if self.udp {
+            // A record that is gone already is what was wanted.
+            let _gone = maps::UDP_SOCKETS.remove(&self.cookie());
         }
-        set!(record, head, *head);
-        set!(record, peers, peers);
-        true
     }
 
     #[inline(always)]
@@ -161,6 +237,21 @@ impl ServiceTables for Socket {
     }
 
     #[inline(always)]
+    fn seconds(&self) -> u32 {
+        MAPS.seconds()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRecord> {
+        MAPS.affinity(key)
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, record: &AffinityRecord) -> bool {
+        MAPS.set_affinity(key, record)
+    }
+
+    #[inline(always)]
     fn random(&self) -> u32 {
         MAPS.random()
     }
@@ -178,6 +269,16 @@ where
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
         FrontendTables::<N>::frontend(&MAPS, key)
+    }
+
+    #[inline(always)]
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
+        FrontendTables::<N>::may_be_vip(&MAPS, ip)
+    }
+
+    #[inline(always)]
+    fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
+        FrontendTables::<N>::address(&MAPS, ip)
     }
 }
 
@@ -261,7 +362,8 @@ fn socket_of(ctx: &SockAddrContext) -> Socket {
     let call: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: a field of this program's context.
     let sk = unsafe { (*call).__bindgen_anon_1.sk };
-    Socket { context: ctx.as_ptr(), sk }
+    let udp = read(field!(ctx, protocol)) == u32::from(proto::UDP);
+    Socket { context: ctx.as_ptr(), sk, udp }
 }
 
 #[inline(always)]
@@ -382,6 +484,8 @@ where
 #[inline(always)]
 pub fn release(ctx: &SockContext) -> i32 {
     let sk = ctx.sock;
-    socket::release(&Socket { context: ctx.as_ptr(), sk });
+    // SAFETY: a field of this program's context.
+    let udp = unsafe { (*sk).protocol } == u32::from(proto::UDP);
+    socket::release(&Socket { context: ctx.as_ptr(), sk, udp });
     ALLOW
 }

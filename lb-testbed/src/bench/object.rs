@@ -191,7 +191,7 @@ impl Object {
             let id = first_port + 2 * n;
             for (protocol, id) in [(proto::TCP, id), (proto::UDP, id + 1)] {
                 let key = FrontendKey::new(vip(n), PORT.to_be(), protocol);
-                let word = FrontendWord::new(&key, id).0;
+                let word = FrontendWord::new(&key, id, 0).0;
                 frontends.insert(Plain(key), word, 0).with_context(|| format!("fill {name}"))?;
             }
         }

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use lb_agent::datapath::inspect::Inspector;
 use lb_agent::plan::{address, name};
 use lb_common::abi::{
-    Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
-    SCOPES, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
+    NetnsRecord, SCOPES, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6,
     filter_bit,
 };
 use lb_common::select::Choice;
@@ -35,6 +35,7 @@ pub(super) trait FamilyReader<const N: usize>: Reader {
     fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord>;
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>>;
     fn may_be_vip(&self, ip: &Ip<N>) -> bool;
+    fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
 }
 
 impl Reader for Inspector {
@@ -74,6 +75,10 @@ impl<const N: usize> FamilyReader<N> for Inspector {
 
     fn may_be_vip(&self, ip: &Ip<N>) -> bool {
         self.may_be_vip(ip)
+    }
+
+    fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
+        self.address(ip)
     }
 }
 
@@ -201,6 +206,21 @@ impl<R: Reader> ServiceTables for Recorder<'_, R> {
         self.reader.now()
     }
 
+    fn seconds(&self) -> u32 {
+        0
+    }
+
+    /// A client that comes for the first time.
+    fn affinity(&self, _: &AffinityKey) -> Option<AffinityRecord> {
+        None
+    }
+
+    fn set_affinity(&self, _: &AffinityKey, record: &AffinityRecord) -> bool {
+        let backend = record.backend;
+        self.note("affinity", format!("would remember backend {backend} for this client"));
+        true
+    }
+
     /// Always the first of a set: each has the same chance, and the answer stays the same.
     fn random(&self) -> u32 {
         if let Some((_, word)) = self.set.get() {
@@ -226,7 +246,7 @@ impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
         let shown = format!("{}/{}", at(&key.addr, key.port), view::protocol(key.proto));
         let text = match found {
             None => format!("frontend {shown}: not in the table"),
-            Some(word) => match word.id_for(key) {
+            Some(word) => match word.found(key).map(|found| found.id) {
                 Some(id) => {
                     self.service_port.set(Some(id));
                     format!(
@@ -239,6 +259,22 @@ impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
             },
         };
         self.note("frontend", text);
+        found
+    }
+
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
+        let may = self.reader.may_be_vip(ip);
+        let (word, mask) = filter_bit(ip);
+        let bit = mask.trailing_zeros();
+        let says = if may { "set: may be a VIP" } else { "clear: no Service has this address" };
+        self.note("vip_filter", format!("VIP filter: bit {bit} of word {word} is {says}"));
+        may
+    }
+
+    fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
+        let found = self.reader.address(ip);
+        let flags = found.map_or(0, |word| word.flags_for(ip));
+        self.note("address", format!("address {}: {}", ip_of(ip), view::address(flags)));
         found
     }
 }
@@ -264,15 +300,6 @@ impl<const N: usize> FlowRef<N> for Copied<N> {
 
 impl<const N: usize, R: FamilyReader<N>> FlowTables<N> for Recorder<'_, R> {
     type Ref = Copied<N>;
-
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        let may = self.reader.may_be_vip(ip);
-        let (word, mask) = filter_bit(ip);
-        let bit = mask.trailing_zeros();
-        let says = if may { "set: may be a VIP" } else { "clear: no Service has this address" };
-        self.note("vip_filter", format!("VIP filter: bit {bit} of word {word} is {says}"));
-        may
-    }
 
     fn has_flows(&self) -> bool {
         true
@@ -345,6 +372,28 @@ impl<R: Reader> SocketTables for Recorder<'_, R> {
     fn cookie(&self) -> u64 {
         0
     }
+
+    fn netns_cookie(&self) -> u64 {
+        0
+    }
+
+    fn node_netns(&self) -> u64 {
+        0
+    }
+
+    fn netns(&self, _: u64) -> Option<NetnsRecord> {
+        None
+    }
+
+    fn node_only(&self) -> bool {
+        false
+    }
+
+    fn cgroup_bypassed(&self) -> bool {
+        false
+    }
+
+    fn remove_record(&self) {}
 
     /// A socket that is connected for the first time.
     fn record(&self) -> Option<SocketRecord> {

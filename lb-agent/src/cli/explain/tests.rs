@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    Backend, BackendId, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Scope,
+    AddressWord, Backend, BackendId, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Scope,
     ServicePortId, SetWord, V4, V6, proto,
 };
 use lb_common::decide;
@@ -11,7 +11,7 @@ use lb_common::host::{HostTables, OfFamily};
 use lb_common::packet::SlicePacket;
 use lb_common::parse::{Link, tcp};
 use lb_common::tables::{
-    FlowRef as _, FlowTable, FlowTables as _, FrontendTables as _, ServiceTables as _,
+    FlowRef as _, FlowTable, FlowTables as _, FrontendTables, ServiceTables as _,
 };
 use lb_common::verdict::Verdict;
 
@@ -61,6 +61,10 @@ where
 
     fn may_be_vip(&self, ip: &Ip<N>) -> bool {
         self.0.may_be_vip(ip)
+    }
+
+    fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
+        FrontendTables::<N>::address(&self.0, ip)
     }
 }
 
