@@ -3,6 +3,7 @@
 pub mod convert;
 pub mod datapath;
 pub mod diff;
+pub mod health;
 pub mod model;
 pub mod plan;
 pub mod policy;

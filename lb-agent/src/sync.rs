@@ -13,6 +13,7 @@
 mod attach;
 mod retry;
 mod unread;
+mod vital;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,6 +26,7 @@ use self::unread::Unread;
 use crate::convert;
 use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
+use crate::health::Health;
 use crate::model::{DesiredPort, Dirty, ObjectKey, PortKey, Store};
 use crate::plan::{Batch, Capacity, FrontKey, Planner, Report, name, self_test};
 use crate::policy;
@@ -106,6 +108,7 @@ pub struct Sync<D> {
     /// What `META` tells of [`Self::tell_counts`].
     told: Option<[usize; 3]>,
     counts: Counts,
+    health: Health,
     /// How the thread that waits for a grace period tells that it has passed.
     grace_done: mpsc::Sender<io::Result<()>>,
     graces: mpsc::Receiver<io::Result<()>>,
@@ -156,6 +159,7 @@ impl<D: Datapath> Sync<D> {
             unread: Unread::default(),
             told: None,
             counts: Counts { commits, ..Counts::default() },
+            health: Health::default(),
             grace_done,
             graces,
         };
@@ -170,6 +174,12 @@ impl<D: Datapath> Sync<D> {
     #[must_use]
     pub fn started_at(self, started: Instant) -> Self {
         Self { started: Some(started), ..self }
+    }
+
+    /// Whom to tell what is queued and what is in force.
+    #[must_use]
+    pub fn with_health(self, health: Health) -> Self {
+        Self { health, ..self }
     }
 
     /// Runs until it is told to stop, or until the source has ended. Everything stays in place.
@@ -237,6 +247,9 @@ impl<D: Datapath> Sync<D> {
             let seen = Op::Meta(MetaWord::SourceSeenMs, unix_ms());
             log_failures(&self.datapath.apply(&[seen]));
         }
+        if !changes.is_empty() {
+            self.tell_queued();
+        }
         self.dirty.services.extend(self.unread.settle(&changes));
         let Dirty { services, node } = self.store.apply_all(changes);
         self.dirty.services.extend(services);
@@ -249,6 +262,7 @@ impl<D: Datapath> Sync<D> {
         self.schedule_retry();
         self.tell_counts();
         self.tell_synced();
+        self.tell_health();
         true
     }
 

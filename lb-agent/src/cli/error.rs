@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use lb_agent::datapath;
 use lb_agent::source::SourceError;
+use lb_agent::{datapath, health};
 
 /// Exit codes, the same for all commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,9 @@ pub(crate) enum Error {
     /// The kernel.
     #[error(transparent)]
     Datapath(#[from] datapath::Error),
+    /// The server of health checks.
+    #[error(transparent)]
+    Health(#[from] health::server::Error),
     /// Where Services come from.
     #[error(transparent)]
     Source(#[from] SourceError),

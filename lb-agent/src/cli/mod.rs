@@ -5,6 +5,7 @@ mod cgroup;
 mod cleanup;
 mod error;
 mod explain;
+mod health;
 mod lacking;
 mod output;
 mod run;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use lb_agent::datapath::roles::Overrides;
 use lb_agent::datapath::{BpfDatapath, Config, Sizes, interfaces};
+use lb_agent::health::Health;
 use lb_agent::plan::Capacity;
 use lb_agent::source::{self, ApiServer, Manifests};
 use lb_agent::sync::{Inputs, Sync};
@@ -18,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 use super::args::{self, NodeArgs};
 use super::cgroup;
 use super::error::{Error, Exit};
+use super::health::HealthArgs;
 use super::lacking;
 
 /// Run the agent: keep what is programmed equal to the cluster's Services and EndpointSlices
@@ -43,6 +45,8 @@ pub(super) struct Arguments {
     /// Roles of interfaces where they are not as found: name=pod-port|uplink|overlay|ignored,…
     #[arg(long, value_name = "NAME=ROLE,…", help_heading = "Node")]
     interfaces: Option<Overrides>,
+    #[command(flatten)]
+    health: HealthArgs,
     #[command(flatten)]
     sizes: SizeArgs,
     /// How to write logs
@@ -150,6 +154,9 @@ async fn agent(
 ) -> Result<(), Error> {
     // Before anything that takes long: who asks to stop is heard from now on.
     let shutdown = shutdown()?;
+    // And who asks whether it lives is answered.
+    let health = Health::default();
+    arguments.health.serve(&health)?;
     let datapath = BpfDatapath::open(config)?;
     for lacking in lb_agent::datapath::Datapath::lacking(&datapath) {
         let (hook, costs, error) = (lacking.hook, lacking.costs, &lacking.error);
@@ -157,7 +164,7 @@ async fn agent(
     }
     // What maps have, which need not be what was asked for.
     let capacity = datapath.maps().capacity()?;
-    let sync = Sync::new(datapath, capacity)?.started_at(started);
+    let sync = Sync::new(datapath, capacity)?.started_at(started).with_health(health);
     let (source, source_task) = if let Some(path) = &arguments.source.manifests {
         source::start(Manifests::new(path), node_name)
     } else {
@@ -295,6 +302,7 @@ mod tests {
             ("--interfaces", "eth0=router"),
             ("--manifests", "/no/such/file"),
             ("--kubeconfig", "/no/such/file"),
+            ("--healthz-bind-address", "localhost:10256"),
             ("--max-service-ports", "0"),
             ("--max-frontends", "-1"),
             ("--max-backends", "many"),

@@ -5,6 +5,9 @@ use super::report::quoted;
 use super::{Converter, Findings, Kind, Object, address, check_name};
 use crate::model::{Node, ObjectKey};
 
+/// The cluster's autoscaler is about to remove a Node with this taint (H-4).
+const REMOVAL_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 impl Converter {
     /// The Node; that of another node is of no interest.
     pub(super) fn node(&mut self, raw: &RawObject<'_>, findings: &mut Findings) -> Option<Object> {
@@ -27,10 +30,13 @@ impl Converter {
                 ),
             }
         }
+        let taints = raw.spec.as_ref().map_or(&[][..], |spec| &spec.taints.items);
         Some(Object::Node(Node {
             name: self.node_name.clone(),
             zone: self.names.share(&raw.metadata.labels.zone),
             addresses: addresses.into(),
+            deleting: !raw.metadata.deletion_timestamp.is_empty(),
+            removal_planned: taints.iter().any(|taint| *taint.key == *REMOVAL_TAINT),
         }))
     }
 }

@@ -13,6 +13,8 @@ pub const MOST_ENDPOINTS: usize = 10_000;
 /// Most addresses that are read of a Service, a Node or an endpoint; the API allows 2 for a
 /// Service and 100 for an endpoint, of which the first is used (contract E-11).
 pub const MOST_ADDRESSES: usize = 16;
+/// Most taints that are read of a Node; the API has no limit, and nobody has so many.
+pub const MOST_TAINTS: usize = 1000;
 
 /// An API object.
 #[derive(Debug, Default, Deserialize)]
@@ -21,7 +23,7 @@ pub struct RawObject<'a> {
     pub api_version: Text<'a>,
     pub kind: Text<'a>,
     pub metadata: RawMetadata<'a>,
-    /// Of a Service.
+    /// Of a Service or of a Node.
     pub spec: Option<RawSpec<'a>>,
     /// Of a Node.
     pub status: Option<RawStatus<'a>>,
@@ -40,11 +42,12 @@ pub struct RawMetadata<'a> {
     pub name: Text<'a>,
     pub namespace: Text<'a>,
     pub creation_timestamp: Text<'a>,
+    pub deletion_timestamp: Text<'a>,
     pub resource_version: Text<'a>,
     pub labels: Labels<'a>,
 }
 
-/// `spec` of a Service.
+/// `spec` of a Service or of a Node.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, bound(deserialize = "'de: 'a"))]
 pub struct RawSpec<'a> {
@@ -58,6 +61,15 @@ pub struct RawSpec<'a> {
     pub internal_traffic_policy: Text<'a>,
     pub session_affinity: Text<'a>,
     pub session_affinity_config: Option<RawAffinity>,
+    /// Of a Node.
+    pub taints: Bounded<RawTaint<'a>, MOST_TAINTS>,
+}
+
+/// A taint of a Node.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct RawTaint<'a> {
+    pub key: Text<'a>,
 }
 
 /// `sessionAffinityConfig`.

@@ -384,19 +384,36 @@ fn faults_without_end_are_told_in_a_few_lines() {
     assert!(reports.last().unwrap().problem.starts_with("9993 more"), "{:?}", reports.last());
 }
 
+fn node(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "a"}},
+        "spec": {"taints": [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "Hostname", "address": "here"},
+            {"type": "InternalIP", "address": "2001:db8::zz"}
+        ]}
+    })
+}
+
+#[test]
+fn h_4_a_node_that_goes_is_known_by_its_deletion_timestamp_or_one_taint() {
+    let read = |value: &Value| match convert(value).0 {
+        Some(Object::Node(node)) => (node.deleting, node.removal_planned),
+        other => panic!("{other:?}"),
+    };
+    let node = node("here");
+    assert_eq!(read(&node), (false, false), "cordoned is not removed");
+    let deleted = with(node.clone(), "/metadata/deletionTimestamp", json!("2026-11-21T14:00:00Z"));
+    assert_eq!(read(&deleted), (true, false));
+    let taint =
+        json!({"key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule"});
+    assert_eq!(read(&with(node, "/spec/taints/0", taint)), (false, true));
+}
+
 #[test]
 fn the_node_of_this_node_counts_and_no_other() {
-    let node = |name: &str| {
-        json!({
-            "apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "a"}},
-            "status": {"addresses": [
-                {"type": "InternalIP", "address": "192.0.2.1"},
-                {"type": "Hostname", "address": "here"},
-                {"type": "InternalIP", "address": "2001:db8::zz"}
-            ]}
-        })
-    };
     match convert(&node("here")) {
         (Some(Object::Node(node)), reports) => {
             assert_eq!((&*node.zone, node.addresses.len()), ("a", 1));

@@ -161,7 +161,7 @@ impl fmt::Debug for Conditions {
 }
 
 /// What is used of the Node object of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Name.
     pub name: Arc<str>,
@@ -169,4 +169,8 @@ pub struct Node {
     pub zone: Arc<str>,
     /// Addresses of type `InternalIP` and `ExternalIP`, canonical.
     pub addresses: Box<[IpAddr]>,
+    /// It has a deletion timestamp, or is gone (H-4).
+    pub deleting: bool,
+    /// It has the taint `ToBeDeletedByClusterAutoscaler` (H-4).
+    pub removal_planned: bool,
 }

@@ -22,9 +22,10 @@ pub enum Change {
     SetSlice(Slice),
     /// A slice is gone, or does not count any more.
     DropSlice(ObjectKey),
-    /// A Node is new or changed. There is no way to drop one: a deleted Node keeps its last known
-    /// zone (T-11).
+    /// A Node is new or changed.
     SetNode(Node),
+    /// The Node is gone. It keeps its last known zone (T-11), but nobody may send to it (H-4).
+    DropNode,
     /// The complete list of Services. What is held and neither in it nor in `keep` is gone.
     ReplaceServices {
         /// All Services that count.
@@ -97,6 +98,11 @@ impl Store {
             Change::SetSlice(slice) => self.set_slice(slice, dirty),
             Change::DropSlice(key) => self.drop_slice(&key, dirty),
             Change::SetNode(node) => self.set_node(node, dirty),
+            Change::DropNode => {
+                if let Some(node) = &mut self.node {
+                    node.deleting = true;
+                }
+            }
             Change::ReplaceServices { services, keep } => {
                 for key in gone(&self.services, services.iter().map(|s| &s.key).chain(&keep)) {
                     self.drop_service(&key, dirty);
@@ -190,10 +196,11 @@ impl Store {
     }
 
     fn set_node(&mut self, node: Node, dirty: &mut Dirty) {
-        if self.node.as_ref() != Some(&node) {
-            self.node = Some(node);
-            dirty.node = true;
-        }
+        // That it is about to go changes nothing for its Services.
+        let (deleting, removal_planned) = (node.deleting, node.removal_planned);
+        let held = self.node.take().map(|held| Node { deleting, removal_planned, ..held });
+        dirty.node |= held.as_ref() != Some(&node);
+        self.node = Some(node);
     }
 
     fn link(&mut self, service: ObjectKey, slice: Arc<str>, dirty: &mut Dirty) {
@@ -328,6 +335,23 @@ mod tests {
         let fewer = Change::ReplaceSlices { slices: vec![slice("b", "web", 2)], keep: Vec::new() };
         assert_eq!(services(&store.apply_all([fewer])), ["web"]);
         assert_eq!(store.counts(), Counts { services: 1, slices: 1, endpoints: 1 });
+    }
+
+    #[test]
+    fn t_11_h_4_a_node_that_goes_keeps_its_zone_and_dirties_nothing() {
+        let mut store = Store::default();
+        let node = Node { name: "node-1".into(), zone: "a".into(), ..Node::default() };
+        assert!(store.apply_all([Change::DropNode]).is_empty());
+        assert_eq!(store.node(), None);
+        assert!(store.apply_all([Change::SetNode(node.clone())]).node);
+        let tainted = Node { removal_planned: true, ..node.clone() };
+        assert!(store.apply_all([Change::SetNode(tainted.clone())]).is_empty());
+        assert_eq!(store.node(), Some(&tainted));
+        assert!(store.apply_all([Change::DropNode]).is_empty());
+        assert!(store.node().is_some_and(|node| node.deleting && &*node.zone == "a"));
+        assert!(store.apply_all([Change::SetNode(node.clone())]).is_empty());
+        let moved = Node { zone: "b".into(), ..node };
+        assert!(store.apply_all([Change::SetNode(moved)]).node);
     }
 
     #[test]

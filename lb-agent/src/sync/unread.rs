@@ -41,7 +41,7 @@ impl Unread {
                 Change::DropService(key) => (SERVICE, key),
                 Change::SetSlice(slice) => (SLICE, &slice.key),
                 Change::DropSlice(key) => (SLICE, key),
-                Change::SetNode(_) => continue,
+                Change::SetNode(_) | Change::DropNode => continue,
                 Change::ReplaceServices { keep, .. } => {
                     services.extend(self.retain(SERVICE, keep));
                     continue;

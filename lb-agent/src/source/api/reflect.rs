@@ -176,7 +176,7 @@ impl Reflector {
             Kind::Slice => Change::ReplaceSlices { slices, keep },
             Kind::Node => match node {
                 Some(node) => Change::SetNode(node),
-                None => return Ok(()),
+                None => Change::DropNode,
             },
         };
         Ok(self.events.send(SourceEvent::Batch(vec![change])).await?)
@@ -351,6 +351,6 @@ fn drop_change(kind: Kind, key: ObjectKey) -> Option<Change> {
     match kind {
         Kind::Service => Some(Change::DropService(key)),
         Kind::Slice => Some(Change::DropSlice(key)),
-        Kind::Node => None,
+        Kind::Node => Some(Change::DropNode),
     }
 }

@@ -335,7 +335,7 @@ fn drop_change((kind, key): &Id) -> Option<Change> {
     match kind {
         Kind::Service => Some(Change::DropService(key.clone())),
         Kind::Slice => Some(Change::DropSlice(key.clone())),
-        Kind::Node => None,
+        Kind::Node => Some(Change::DropNode),
     }
 }
 
