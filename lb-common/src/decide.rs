@@ -5,17 +5,21 @@
 //! egress only records count: a packet without one is not a reply to anything of ours.
 //!
 //! Where a packet of no Service goes, only loads stand in its way: at ingress a bit set of VIPs, at
-//! egress a note whether the interface ever had a flow. The steps behind are functions of their own
+//! egress notes whether the interface ever had a flow, and any flow a backend of this address. In
+//! the kernel this first half is a program of its own, which goes on with that of the second half.
+//! The steps behind are functions of their own
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
 use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, client_of, proto};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, touch};
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
+use crate::parse::{
+    Header, Headers, Ipv, Link, Network, destination_of, headers, network, source_of,
+};
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::{choose_for, destination, scope_on_node, still_serves};
-use crate::tables::{FlowRef, FlowTable, FlowTables, ServiceTables};
+use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, ServiceTables};
 use crate::verdict::{NoBackend, Verdict};
 
 /// A packet that arrives from an interface.
@@ -25,13 +29,10 @@ where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
-    packet.make_reachable();
-    let verdict = match network(packet, link) {
-        Ok(Network::V4(l3)) => ingress_ip::<V4, P, T>(packet, tables, l3, link),
-        Ok(Network::V6(l3)) => ingress_ip::<V6, P, T>(packet, tables, l3, link),
-        Err(verdict) => verdict,
-    };
-    counted(tables, verdict)
+    match look_at_ingress(packet, tables, link) {
+        Some(verdict) => verdict,
+        None => translate_ingress(packet, tables, link),
+    }
 }
 
 /// A packet that leaves by an interface.
@@ -41,10 +42,85 @@ where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
+    match look_at_egress(packet, tables, link) {
+        Some(verdict) => verdict,
+        None => translate_egress(packet, tables, link),
+    }
+}
+
+/// The first half of [`ingress`]: where a packet of no Service ends. It writes nothing: a program
+/// that may write to packets pays for a copy of each that somebody else holds too, whether it
+/// writes or not. `None`: the second half follows.
+#[inline(always)]
+pub fn look_at_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
+where
+    P: Packet,
+    T: FlowTables<V4> + FlowTables<V6>,
+{
+    packet.make_reachable();
+    let may_be = match network(packet, link) {
+        Ok(Network::V4(l3)) => destination_of::<V4, P>(packet, l3)
+            .map(|ip| FrontendTables::<V4>::may_be_vip(tables, &ip)),
+        Ok(Network::V6(l3)) => destination_of::<V6, P>(packet, l3)
+            .map(|ip| FrontendTables::<V6>::may_be_vip(tables, &ip)),
+        Err(verdict) => return Some(verdict),
+    };
+    match may_be {
+        Some(true) => None,
+        Some(false) => Some(Verdict::NotService),
+        None => Some(Verdict::Unparsed),
+    }
+}
+
+/// The first half of [`egress`].
+#[inline(always)]
+pub fn look_at_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
+where
+    P: Packet,
+    T: FlowTables<V4> + FlowTables<V6>,
+{
     if !FlowTables::<V4>::has_flows(tables) {
-        return Verdict::NotService;
+        return Some(Verdict::NotService);
     }
     packet.make_reachable();
+    let may_be = match network(packet, link) {
+        Ok(Network::V4(l3)) => {
+            source_of::<V4, P>(packet, l3).map(|ip| FlowTables::<V4>::has_flows_to(tables, &ip))
+        }
+        Ok(Network::V6(l3)) => {
+            source_of::<V6, P>(packet, l3).map(|ip| FlowTables::<V6>::has_flows_to(tables, &ip))
+        }
+        Err(verdict) => return Some(verdict),
+    };
+    match may_be {
+        Some(true) => None,
+        Some(false) => Some(Verdict::NotService),
+        None => Some(Verdict::Unparsed),
+    }
+}
+
+/// The second half of [`ingress`], for a packet that the first one let through.
+#[inline(always)]
+pub fn translate_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<V4> + FlowTables<V6>,
+{
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => ingress_ip::<V4, P, T>(packet, tables, l3, link),
+        Ok(Network::V6(l3)) => ingress_ip::<V6, P, T>(packet, tables, l3, link),
+        Err(verdict) => verdict,
+    };
+    counted(tables, verdict)
+}
+
+/// The second half of [`egress`].
+#[inline(always)]
+pub fn translate_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<V4> + FlowTables<V6>,
+{
     let verdict = match network(packet, link) {
         Ok(Network::V4(l3)) => egress_ip::<V4, P, T>(packet, tables, l3),
         Ok(Network::V6(l3)) => egress_ip::<V6, P, T>(packet, tables, l3),
@@ -73,9 +149,6 @@ where
         Ok(parsed) => parsed,
         Err(verdict) => return verdict,
     };
-    if !tables.may_be_vip(&parsed.key.dst) {
-        return Verdict::NotService;
-    }
     match known(packet, tables, &parsed, link) {
         Some(verdict) => verdict,
         None => first(packet, tables, &mut parsed, link),
@@ -144,7 +217,7 @@ where
     }
     if touch(&record, &flow, headers, now) {
         // The flow may have outlived the interface on which it was made.
-        tables.note_flows();
+        tables.note_flows(&flow.dst);
     }
     Some(translate(packet, headers, &flow, link))
 }
@@ -192,7 +265,7 @@ where
     if let Some(verdict) = fresh(tables, headers, &mut flow) {
         return verdict;
     }
-    tables.note_flows();
+    tables.note_flows(&flow.dst);
     if let Some(verdict) = create(tables, &mut headers.key, &mut flow) {
         return verdict;
     }

@@ -121,6 +121,24 @@ pub fn network<P: Packet>(packet: &P, link: Link) -> Result<Network, Verdict> {
     Err(Verdict::Unparsed)
 }
 
+/// The destination address of a packet whose IP header is at `l3`; nothing else is looked at.
+#[inline(always)]
+pub fn destination_of<const N: usize, P: Packet>(packet: &P, l3: usize) -> Option<Ip<N>>
+where
+    Ipv<N>: Header<N>,
+{
+    packet.words(l3.wrapping_add(Ipv::<N>::ADDRESSES).wrapping_add(size_of::<Ip<N>>()))
+}
+
+/// Its source address.
+#[inline(always)]
+pub fn source_of<const N: usize, P: Packet>(packet: &P, l3: usize) -> Option<Ip<N>>
+where
+    Ipv<N>: Header<N>,
+{
+    packet.words(l3.wrapping_add(Ipv::<N>::ADDRESSES))
+}
+
 /// A family's header, as far as the flow key needs it.
 pub trait Header<const N: usize> {
     /// Offset of the source address in the header; the destination follows it.

@@ -85,8 +85,10 @@ pub trait FlowTables<const N: usize>: FrontendTables<N> {
     type Ref: FlowRef<N>;
     /// Whether a flow was ever made on the interface at hand: `false` is certain.
     fn has_flows(&self) -> bool;
-    /// Notes that a flow is made on the interface at hand.
-    fn note_flows(&self);
+    /// Whether a flow was ever made to a backend of this address: `false` is certain.
+    fn has_flows_to(&self, backend: &Ip<N>) -> bool;
+    /// Notes that a flow is made on the interface at hand, to a backend of this address.
+    fn note_flows(&self, backend: &Ip<N>);
     /// Looks a record up.
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Self::Ref>;
     /// Inserts a record; `replace` says what happens to one that is there.

@@ -16,7 +16,7 @@ mod tables;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
-use lb_common::abi::{V4, V6};
+use lb_common::abi::{ProgramSlot, V4, V6};
 use lb_common::decide;
 use lb_common::parse::Link;
 
@@ -34,22 +34,42 @@ static LICENSE: [u8; 4] = *b"GPL\0";
 
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |packet, tables, link| decide::ingress(packet, tables, link))
+    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateIngress, |p, t, link| decide::look_at_ingress(p, t, link))
 }
 
 #[classifier]
-pub fn tc_egress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |packet, tables, link| decide::egress(packet, tables, link))
+pub fn tc_translate_ingress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| decide::translate_ingress(p, t, link))
 }
 
 #[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |packet, tables, link| decide::ingress(packet, tables, link))
+    tc::look(ctx, Link::None, ProgramSlot::TranslateIngressL3, |p, t, link| decide::look_at_ingress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_translate_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| decide::translate_ingress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| decide::look_at_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_translate_egress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| decide::translate_egress(p, t, link))
 }
 
 #[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |packet, tables, link| decide::egress(packet, tables, link))
+    tc::look(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| decide::look_at_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_translate_egress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| decide::translate_egress(p, t, link))
 }
 
 #[xdp]

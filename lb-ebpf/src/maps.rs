@@ -3,11 +3,11 @@
 
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
-    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, Flow, FlowKey,
-    FrontendKey, Ip, META_WORDS, Name, NetnsRecord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
+    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS, FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey,
+    FrontendKey, Ip, META_WORDS, Name, NetnsRecord, ProgramSlot, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
     SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 
@@ -33,9 +33,9 @@ pub static ADDRESSES4: HashMap<Ip<V4>, u64> = HashMap::with_max_entries(FRONTEND
 #[map]
 pub static ADDRESSES6: HashMap<Ip<V6>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
 #[map]
-pub static SERVICE_CIDRS4: Array<ServiceCidr<V4>> = Array::with_max_entries(CIDRS, 0);
+pub static SERVICE_CIDRS4: Array<ServiceCidr<V4>> = Array::with_max_entries(CIDRS, MMAPABLE);
 #[map]
-pub static SERVICE_CIDRS6: Array<ServiceCidr<V6>> = Array::with_max_entries(CIDRS, 0);
+pub static SERVICE_CIDRS6: Array<ServiceCidr<V6>> = Array::with_max_entries(CIDRS, MMAPABLE);
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityRecord> =
     LruHashMap::with_max_entries(CLIENTS, 0);
@@ -59,6 +59,11 @@ pub static META: Array<u64> = Array::with_max_entries(META_WORDS, MMAPABLE);
 pub static VIP_FILTER: Array<u64> = Array::with_max_entries(FILTER_WORDS, MMAPABLE);
 #[map]
 pub static FLOW_PORTS: Array<u64> = Array::with_max_entries(FLOW_PORT_COUNT, 0);
+#[map]
+pub static FLOW_SOURCES: Array<[u8; FLOW_SOURCE_FLAGS]> =
+    Array::with_max_entries(FLOW_SOURCE_COUNT, 0);
+#[map]
+pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(ProgramSlot::COUNT, 0);
 #[map]
 pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]

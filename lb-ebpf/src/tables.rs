@@ -5,8 +5,8 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime
 use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
-    Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, ServicePortId, SetWord, V4, V6, filter_bit,
-    flow_port,
+    Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, ServicePortId, SetWord, V4, V6, FLOW_SOURCE_FLAGS, filter_bit,
+    flow_port, flow_source,
 };
 use lb_common::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables};
 
@@ -161,7 +161,22 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn note_flows(&self) {
+            fn has_flows_to(&self, backend: &Ip<$n>) -> bool {
+                let (element, place) = flow_source(backend);
+                let Some(flags) = maps::FLOW_SOURCES.get_ptr(element) else { return false };
+                let flag = flags.cast::<u8>().wrapping_add(place & (FLOW_SOURCE_FLAGS - 1));
+                // SAFETY: the verifier proved the element; the place lies in it.
+                unsafe { flag.read_volatile() != 0 }
+            }
+
+            #[inline(always)]
+            fn note_flows(&self, backend: &Ip<$n>) {
+                let (element, place) = flow_source(backend);
+                if let Some(flags) = maps::FLOW_SOURCES.get_ptr_mut(element) {
+                    let flag = flags.cast::<u8>().wrapping_add(place & (FLOW_SOURCE_FLAGS - 1));
+                    // SAFETY: as above; a byte that only ever becomes 1.
+                    unsafe { flag.write_volatile(1) };
+                }
                 if let Some(noted) = maps::FLOW_PORTS.get_ptr_mut(flow_port(self.ifindex)) {
                     // SAFETY: the verifier proved the pointer; one aligned word that only ever
                     // becomes 1.

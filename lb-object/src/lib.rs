@@ -9,10 +9,12 @@ mod calls;
 
 use std::fs;
 
-use aya::EbpfLoader;
-use aya::programs::ProgramType;
+use aya::maps::ProgramArray;
+use aya::programs::{ProgramError, ProgramType, SchedClassifier};
 use aya::sys::is_helper_supported;
+use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_func_id;
+use lb_common::abi::{ProgramSlot, map};
 
 pub use btf::Btf;
 
@@ -109,6 +111,30 @@ pub struct Constants {
     skb_summed: u32,
     node_netns: u64,
     node_only: u32,
+}
+
+/// Loads the programs that others go on with, and puts each in its place in `PROGRAMS`. Do it before
+/// the others are attached: where the place is empty, packets pass untranslated.
+pub fn fill_program_array(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    let mut loaded = Vec::new();
+    for slot in ProgramSlot::ALL {
+        let program: &mut SchedClassifier = match ebpf.program_mut(slot.program()) {
+            Some(program) => program.try_into()?,
+            None => continue,
+        };
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(error) => return Err(error),
+        }
+        loaded.push((slot, program.fd()?.try_clone()?));
+    }
+    if let Some(map) = ebpf.map_mut(map::PROGRAMS) {
+        let mut array = ProgramArray::try_from(map)?;
+        for (slot, fd) in loaded {
+            array.set(slot as u32, &fd, 0)?;
+        }
+    }
+    Ok(())
 }
 
 /// The kernel function that turns a program's context into the kernel's own structure.

@@ -82,6 +82,10 @@ impl BpfDatapath {
         for name in ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3"] {
             load::load_program(&mut ebpf, name)?;
         }
+        lb_object::fill_program_array(&mut ebpf).map_err(|source| Error::Program {
+            name: "tc_translate",
+            source: Box::new(source),
+        })?;
         let maps = Maps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
         // From an earlier run; those that are gone by now are found out by the first list.

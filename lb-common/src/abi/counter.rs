@@ -50,6 +50,8 @@ counters! {
     FlowTableFull = 11, "flow_table_full";
     /// Frontend or backend lookups that met an element being reused twice in a row.
     TornRead = 12, "torn_read";
+    /// Packets passed untranslated because `PROGRAMS` lacks the program to go on with.
+    ProgramMissing = 13, "program_missing";
     /// Drop: the service port has no backend at all (V-3).
     DropNoBackend = 16, "drop_no_backend";
     /// Drop: a Local policy has no backend here (V-4).

@@ -1,4 +1,4 @@
-//! The VIP filter: one load tells most packets that they are no Service's.
+//! Filters: one load tells most packets that they are no Service's.
 //!
 //! A bit set, indexed by a hash of the destination address. The agent sets the bits of every VIP
 //! before its frontends; none is cleared while the maps live, because flows of a deleted Service
@@ -14,6 +14,19 @@ pub const FILTER_WORDS: u32 = 1 << 14;
 pub fn filter_bit<const N: usize>(ip: &Ip<N>) -> (u32, u64) {
     let hash = Mix::new().ip(ip).tag() >> 1;
     ((hash >> 6) & (FILTER_WORDS - 1), 1 << (hash & 63))
+}
+
+/// Number of elements of `FLOW_SOURCES`: 2^16 flags, 64 KiB.
+pub const FLOW_SOURCES: u32 = 1 << 10;
+/// Flags in an element: each a byte, because two CPUs that store to one word at once would lose one.
+pub const FLOW_SOURCE_FLAGS: usize = 64;
+
+/// Element and place of the flag of a backend's address: not 0 once a flow was made to it. Two
+/// addresses may share one.
+#[inline(always)]
+pub fn flow_source<const N: usize>(ip: &Ip<N>) -> (u32, usize) {
+    let hash = Mix::new().ip(ip).tag() >> 1;
+    ((hash >> 6) & (FLOW_SOURCES - 1), (hash & 63) as usize)
 }
 
 /// Number of elements of `FLOW_PORTS`.

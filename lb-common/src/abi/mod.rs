@@ -14,6 +14,7 @@ mod filter;
 mod flow;
 mod frontend;
 mod meta;
+mod programs;
 mod set;
 mod socket;
 
@@ -24,10 +25,13 @@ pub use client::{
     client_of_cookie,
 };
 pub use counter::{COUNTERS, Counter};
-pub use filter::{FILTER_WORDS, FLOW_PORTS, filter_bit, flow_port};
+pub use filter::{
+    FILTER_WORDS, FLOW_PORTS, FLOW_SOURCE_FLAGS, FLOW_SOURCES, filter_bit, flow_port, flow_source,
+};
 pub use flow::{Flow, FlowKey, FlowKind, Live};
 pub use frontend::{Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
+pub use programs::ProgramSlot;
 pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
 pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord};
 
@@ -92,6 +96,8 @@ pub mod map {
     pub const VIP_FILTER: &str = "VIP_FILTER";
     /// Array of 64-bit words: interfaces on which flows were made.
     pub const FLOW_PORTS: &str = "FLOW_PORTS";
+    /// Array of flags: addresses of backends to which flows were made.
+    pub const FLOW_SOURCES: &str = "FLOW_SOURCES";
     /// LRU hash: IPv4 flows.
     pub const FLOWS4: &str = "FLOWS4";
     /// LRU hash: IPv6 flows.

@@ -8,6 +8,7 @@ use std::vec::Vec;
 use super::{Capacities, HostTables, WhenFull};
 use crate::abi::{
     AddressWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, V4, V6, filter_bit,
+    flow_source,
 };
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert};
 
@@ -262,8 +263,13 @@ where
         self.with_flows.borrow().contains(&self.interface.get())
     }
 
-    fn note_flows(&self) {
+    fn has_flows_to(&self, backend: &Ip<N>) -> bool {
+        self.flow_sources.borrow().contains(&flow_source(backend))
+    }
+
+    fn note_flows(&self, backend: &Ip<N>) {
         self.with_flows.borrow_mut().insert(self.interface.get());
+        self.flow_sources.borrow_mut().insert(flow_source(backend));
     }
 
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<HostFlow<N>> {

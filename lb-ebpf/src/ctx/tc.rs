@@ -6,14 +6,16 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_redirect};
 use aya_ebpf::programs::TcContext;
+use lb_common::abi::{Counter, ProgramSlot};
 use lb_common::csum;
 use lb_common::packet::{ChecksumChange, Packet};
 use lb_common::parse::Link;
+use lb_common::tables::ServiceTables as _;
 use lb_common::verdict::Verdict;
 
 use super::direct::{self, Bounds};
-use crate::config;
 use crate::tables::Maps;
+use crate::{config, maps};
 
 unsafe extern "C" {
     /// The kernel's own structure behind a context (kernel 6.2). The agent fits the call to the
@@ -202,6 +204,31 @@ impl Packet for Skb {
     }
 }
 
+/// Runs the first half of a decision, and goes on with the program of the second half if it does not
+/// end there.
+#[inline(always)]
+pub fn look(
+    ctx: TcContext,
+    link: Link,
+    next: ProgramSlot,
+    look: impl FnOnce(&mut Skb, &Maps, Link) -> Option<Verdict>,
+) -> i32 {
+    let mut skb = Skb(ctx);
+    let maps = maps_of(&skb);
+    if look(&mut skb, &maps, link).is_none() {
+        // SAFETY: a helper on this program's context; it only returns where nothing is in the slot.
+        let _missing = unsafe { maps::PROGRAMS.tail_call(&skb.0, next as u32) };
+        maps.count(Counter::ProgramMissing);
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn maps_of(skb: &Skb) -> Maps {
+    // SAFETY: a field of this program's context.
+    Maps { ifindex: unsafe { (*skb.0.skb.skb).ifindex } }
+}
+
 /// Runs a decision and does what it says.
 #[inline(always)]
 pub fn run(
@@ -210,10 +237,9 @@ pub fn run(
     decide: impl FnOnce(&mut Skb, &Maps, Link) -> Verdict,
 ) -> i32 {
     let mut skb = Skb(ctx);
-    let raw = skb.0.skb.skb;
-    // SAFETY: a field of this program's context.
-    let ifindex = unsafe { (*raw).ifindex };
-    let verdict = decide(&mut skb, &Maps { ifindex }, link);
+    let maps = maps_of(&skb);
+    let ifindex = maps.ifindex;
+    let verdict = decide(&mut skb, &maps, link);
     #[cfg(feature = "log")]
     if verdict != Verdict::NotService {
         aya_log_ebpf::debug!(&skb.0, "interface {} verdict {}", ifindex, verdict as u32);

@@ -68,6 +68,7 @@ impl Object {
             }
             .with_context(|| format!("load the program {name}"))?;
         }
+        lb_object::fill_program_array(&mut ebpf).context("load the programs behind them")?;
         Ok(Self { ebpf })
     }
 

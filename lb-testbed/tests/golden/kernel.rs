@@ -10,7 +10,10 @@ use aya::{
     programs::{Program, ProgramFd},
 };
 use lb_common::{
-    abi::{Backend, Counter, Flow, FlowKey, FrontendKey, Live, V4, V6, flow_port, map},
+    abi::{
+        Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FrontendKey, Live, V4, V6, flow_port,
+        flow_source, map,
+    },
     host::{HostTables, OfFamily},
     tables::FlowTable,
 };
@@ -63,6 +66,9 @@ impl Kernel {
             map::BACKENDS,
             map::NAMES,
             map::SOCKET_PEERS,
+            map::UDP_SOCKETS,
+            map::ADDRESSES4,
+            map::ADDRESSES6,
         ] {
             loader.map_max_entries(name, ENTRIES);
         }
@@ -94,6 +100,11 @@ impl Kernel {
         Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
     }
 
+    /// Loads the programs that others go on with, and tells those.
+    pub(crate) fn fill_program_array(&mut self) -> Result<()> {
+        lb_object::fill_program_array(&mut self.ebpf).context("load the programs behind the hooks")
+    }
+
     /// Runs a loaded program over a packet, as if it came by the loopback interface.
     pub(crate) fn run(&self, name: &str, packet: &[u8]) -> Result<Output> {
         testrun::once(self.fd(name)?.as_fd(), packet)
@@ -118,6 +129,10 @@ impl Kernel {
 
     /// Empties every table.
     pub(crate) fn reset(&mut self) -> Result<()> {
+        self.forget_sources::<V4>(map::FLOWS4)?;
+        self.forget_sources::<V4>(map::HALF_OPEN4)?;
+        self.forget_sources::<V6>(map::FLOWS6)?;
+        self.forget_sources::<V6>(map::HALF_OPEN6)?;
         self.empty::<FrontendKey<V4>, u64>(map::FRONTENDS4)?;
         self.empty::<FrontendKey<V6>, u64>(map::FRONTENDS6)?;
         for name in [map::FLOWS4, map::HALF_OPEN4] {
@@ -182,6 +197,22 @@ impl Kernel {
             array.set(*index, word, 0)?;
         }
         self.filter = wanted.into_iter().map(|(index, _)| index).collect();
+        Ok(())
+    }
+
+    /// Takes back the notes that the flows of a table left.
+    fn forget_sources<const N: usize>(&mut self, name: &str) -> Result<()>
+    where
+        Plain<FlowKey<N>>: aya::Pod,
+        Plain<Flow<N>>: aya::Pod,
+    {
+        let map = self.ebpf.map(name).with_context(|| format!("no map {name}"))?;
+        let map = HashMap::<_, Plain<FlowKey<N>>, Plain<Flow<N>>>::try_from(map)?;
+        let flows = map.iter().collect::<Result<Vec<_>, _>>()?;
+        let mut sources = self.array::<[u8; FLOW_SOURCE_FLAGS]>(map::FLOW_SOURCES)?;
+        for (_, Plain(flow)) in flows {
+            sources.set(flow_source(&flow.dst).0, [0; FLOW_SOURCE_FLAGS], 0)?;
+        }
         Ok(())
     }
 
