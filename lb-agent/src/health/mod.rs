@@ -91,6 +91,14 @@ impl Health {
         }
     }
 
+    /// What is answered after so long, if nothing is told meanwhile.
+    #[cfg(test)]
+    pub(crate) fn is_healthy_in(&self, endpoint: Endpoint, time: std::time::Duration) -> bool {
+        let Now { instant, wall } = Now::read();
+        let then = Now { instant: instant + time, wall: wall + time };
+        self.state().answer(endpoint, then).healthy
+    }
+
     fn count(&self, endpoint: Endpoint) -> &Count {
         let [healthz, livez] = &self.0.counts;
         match endpoint {

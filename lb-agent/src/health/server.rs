@@ -159,6 +159,7 @@ pub(super) async fn serve(
     let listener = TcpListener::from_std(listener)?;
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
+        .half_close(true)
         .header_read_timeout(limits.head)
         .max_buf_size(HEAD_BYTES)
         .max_header_size(HEAD_BYTES)
