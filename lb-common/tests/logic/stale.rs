@@ -44,21 +44,14 @@ fn pair(world: &World, id: ServicePortId) -> [BackendId; 2] {
     world.tables.backends_of(id, Scope::Cluster).try_into().unwrap()
 }
 
-/// Both families, by the width of their addresses.
-macro_rules! in_both_families {
-    ($test:ident, $of_family:ident) => {
-        #[test]
-        fn $test() {
-            $of_family::<1>(0);
-            $of_family::<4>(1);
-        }
-    };
-}
-
-in_both_families!(case_1_a_resolvers_socket_leaves_a_dead_backend_with_its_next_datagram, case_1);
-
 /// Production case 1: a resolver kept asking a DNS pod that was gone. Here each of its sockets asks a
 /// living one with its next datagram, the answer is the VIP's, and the pod is never asked again.
+#[test]
+fn case_1_a_resolvers_socket_leaves_a_dead_backend_with_its_next_datagram() {
+    case_1::<1>(0);
+    case_1::<4>(1);
+}
+
 fn case_1<const N: usize>(family: usize)
 where
     HostTables: FrontendTables<N>,
@@ -79,11 +72,15 @@ where
     }
 }
 
-in_both_families!(case_2_any_number_of_other_sockets_takes_nothing_from_an_old_one, case_2);
-
 /// Production case 2: the same in spite of a cure, for sockets whose record others had displaced.
 /// Here records are displaced by nobody: with room for a few sockets, the newer ones go without,
 /// which is counted, and the old one keeps its backend, its VIP and its way out.
+#[test]
+fn case_2_any_number_of_other_sockets_takes_nothing_from_an_old_one() {
+    case_2::<1>(0);
+    case_2::<4>(1);
+}
+
 fn case_2<const N: usize>(family: usize)
 where
     HostTables: FrontendTables<N>,
@@ -107,11 +104,15 @@ where
     assert_eq!(send::<N>(&world, 1, vip), to(last));
 }
 
-in_both_families!(case_4_a_local_backend_is_replaced_by_another_one, case_4);
-
 /// Production case 4: sockets stayed with a node-local backend whose pod was restarted. Here, with
 /// the Local policy, they move to the new pod; while there is none they are refused, not sent
 /// elsewhere, and they are served again when it is there.
+#[test]
+fn case_4_a_local_backend_is_replaced_by_another_one() {
+    case_4::<1>(0);
+    case_4::<4>(1);
+}
+
 fn case_4<const N: usize>(family: usize)
 where
     HostTables: FrontendTables<N>,
@@ -136,11 +137,15 @@ where
     }
 }
 
-in_both_families!(case_5_the_order_in_which_a_backend_goes_does_not_matter, case_5);
-
 /// Production case 5: flows went stale when the news of a remote backend's end came in an unusual
 /// order. Here neither order of its two traces, nor another one in its place, leaves a socket or a
 /// flow behind.
+#[test]
+fn case_5_the_order_in_which_a_backend_goes_does_not_matter() {
+    case_5::<1>(0);
+    case_5::<4>(1);
+}
+
 fn case_5<const N: usize>(family: usize)
 where
     HostTables: FrontendTables<N>,
@@ -173,12 +178,16 @@ where
     }
 }
 
-in_both_families!(case_7_the_host_network_reaches_a_backend_elsewhere, case_7);
-
 /// Production case 7: with UDP left out of the socket engine, host-network clients of DNS without a
 /// local backend failed. Here a socket of the node's own namespace is translated as any other,
 /// connected or not, also when only such sockets are served; a datagram after the first costs no
 /// update of a map.
+#[test]
+fn case_7_the_host_network_reaches_a_backend_elsewhere() {
+    case_7::<1>(0);
+    case_7::<4>(1);
+}
+
 fn case_7<const N: usize>(family: usize)
 where
     HostTables: FrontendTables<N>,
@@ -203,10 +212,14 @@ where
     }
 }
 
-in_both_families!(case_8_one_socket_stays_with_one_backend_until_that_goes, case_8);
-
 /// Production case 8: the datagrams of one unconnected socket were spread over all backends. Here
 /// they go to one until it goes, however many others there are, and whatever the set does meanwhile.
+#[test]
+fn case_8_one_socket_stays_with_one_backend_until_that_goes() {
+    case_8::<1>(0);
+    case_8::<4>(1);
+}
+
 fn case_8<const N: usize>(family: usize)
 where
     HostTables: FrontendTables<N>,

@@ -2,6 +2,7 @@
 //!
 //! Each check is a pure function of the files' paths and texts and returns findings.
 
+mod contract;
 mod docs;
 mod imports;
 mod text;
@@ -90,6 +91,7 @@ fn findings(sources: &[Source]) -> Vec<Finding> {
     found.extend(docs::code_map(sources));
     found.extend(docs::unsafe_list(sources));
     found.extend(docs::maps(sources));
+    found.extend(contract::table(sources));
     found
 }
 
