@@ -19,6 +19,7 @@ pub mod id;
 pub mod manifest;
 pub mod matrix;
 pub mod netns;
+pub mod oracle;
 pub mod packet;
 pub mod peer;
 pub mod process;
