@@ -183,7 +183,7 @@ impl HostTables {
         self.family().addresses.borrow_mut().insert(ip, AddressWord::new(&ip, flags));
     }
 
-    fn set_filter_bit<const N: usize>(&self, ip: &Ip<N>) {
+    pub(super) fn set_filter_bit<const N: usize>(&self, ip: &Ip<N>) {
         let (word, mask) = filter_bit(ip);
         if let Some(bits) = self.filter.borrow_mut().get_mut(word as usize) {
             *bits |= mask;
@@ -227,7 +227,7 @@ fn length<T>(elements: &[T]) -> u32 {
 }
 
 /// Stores an element, after as many default ones as it takes.
-fn store<T: Clone + Default>(elements: &mut Vec<T>, index: u32, element: T) {
+pub(super) fn store<T: Clone + Default>(elements: &mut Vec<T>, index: u32, element: T) {
     let index = index as usize;
     if elements.len() <= index {
         elements.resize(index + 1, T::default());

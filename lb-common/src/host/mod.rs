@@ -6,6 +6,7 @@
 
 mod builder;
 mod family;
+mod raw;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
