@@ -33,11 +33,13 @@ pub struct Uses {
 }
 
 /// What the contract keeps of an endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+///
+/// Of records of one address and port the greatest wins. That one which stays beats one which
+/// terminates is E-15; the rest the contract leaves open, and Millrace decides it by the fields in
+/// this order, so that the order of events never shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Record {
-    /// Not `terminating`. Fields are in the order in which records of one address and port beat
-    /// each other: that it does not terminate is E-15; the rest the contract leaves open, and
-    /// Millrace takes the better one, so that the order of events never shows.
+    /// Not `terminating`.
     pub stays: bool,
     /// `ready`.
     pub ready: bool,
@@ -45,10 +47,14 @@ pub struct Record {
     pub serving: bool,
     /// On this node (E-13).
     pub local: bool,
-    /// Zones that hints name.
-    pub for_zones: BTreeSet<String>,
-    /// Nodes that hints name.
-    pub for_nodes: BTreeSet<String>,
+    /// Hints name nodes.
+    pub for_nodes: bool,
+    /// Hints name this node.
+    pub for_this_node: bool,
+    /// Hints name zones.
+    pub for_zones: bool,
+    /// Hints name this node's zone.
+    pub for_this_zone: bool,
 }
 
 impl Record {
@@ -82,7 +88,7 @@ impl Lists {
         let all = join(id, slices, node);
         let mut lists = Self { all, ..Self::default() };
         if uses.cluster {
-            lists.cluster = lists.cluster_list(node); // T-2
+            lists.cluster = lists.cluster_list(); // T-2
             lists.has_any = !lists.cluster.is_empty();
         }
         if uses.local {
@@ -105,25 +111,20 @@ impl Lists {
     }
 
     /// T-2, T-6.
-    fn cluster_list(&self, node: &Node) -> BTreeSet<SocketAddr> {
-        let ready: Vec<&Record> = self.all.values().filter(|endpoint| endpoint.ready).collect();
-        let zone = node.zone.as_deref().unwrap_or("");
-        let for_node = |endpoint: &Record| endpoint.for_nodes.contains(&node.name);
-        let for_zone = |endpoint: &Record| !zone.is_empty() && endpoint.for_zones.contains(zone);
+    fn cluster_list(&self) -> BTreeSet<SocketAddr> {
+        let ready = || self.all.values().filter(|endpoint| endpoint.ready);
         // T-7: one ready endpoint without a hint turns hints off.
-        let by_node = ready.iter().all(|endpoint| !endpoint.for_nodes.is_empty())
-            && ready.iter().any(|endpoint| for_node(endpoint));
-        let by_zone = ready.iter().all(|endpoint| !endpoint.for_zones.is_empty())
-            && ready.iter().any(|endpoint| for_zone(endpoint));
+        let by_node = ready().all(|e| e.for_nodes) && ready().any(|e| e.for_this_node);
+        let by_zone = ready().all(|e| e.for_zones) && ready().any(|e| e.for_this_zone);
         let chosen = self.pick(|endpoint| {
-            endpoint.ready
-                && if by_node {
-                    for_node(endpoint)
-                } else if by_zone {
-                    for_zone(endpoint)
-                } else {
-                    true
-                }
+            let hinted = if by_node {
+                endpoint.for_this_node
+            } else if by_zone {
+                endpoint.for_this_zone
+            } else {
+                true
+            };
+            endpoint.ready && hinted
         });
         first_of(&chosen, || self.pick(Record::drains))
     }
@@ -176,13 +177,18 @@ fn counts(slice: &Slice, id: &PortId) -> bool {
 /// E-12 to E-14.
 fn read(endpoint: &Endpoint, node: &Node) -> Record {
     let on_this_node = |name: &String| !node.name.is_empty() && *name == node.name;
+    // T-10: without a label no hint is meant for this node.
+    let in_this_zone =
+        |name: &str| !name.is_empty() && node.zone.as_deref().is_some_and(|zone| zone == name);
     Record {
         stays: !endpoint.terminating.unwrap_or(false),
         ready: endpoint.ready.unwrap_or(true),
         serving: endpoint.serving.unwrap_or(true),
         local: endpoint.node.as_ref().is_some_and(on_this_node),
-        for_zones: endpoint.for_zones.iter().cloned().collect(),
-        for_nodes: endpoint.for_nodes.iter().cloned().collect(),
+        for_nodes: !endpoint.for_nodes.is_empty(),
+        for_this_node: endpoint.for_nodes.iter().any(on_this_node),
+        for_zones: !endpoint.for_zones.is_empty(),
+        for_this_zone: endpoint.for_zones.iter().any(|name| in_this_zone(name)),
     }
 }
 
