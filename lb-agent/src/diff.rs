@@ -8,24 +8,31 @@
 //! 3. the words of new sets: **the commit**, one aligned 64-bit store for all frontends at once;
 //! 4. facts, which may lead to another scope than before;
 //! 5. the words of sets that became empty: not before nobody is sent to them any more;
-//! 6. frontends: those that are gone first, so that they make room in a full map, then new ones
-//!    and those that lead elsewhere;
-//! 7. flags that backends lose, by single stores.
+//! 6. frontends that are gone, then addresses that are gone: first, so that they make room in full
+//!    maps;
+//! 7. addresses (each after its bit in the VIP filter), then frontends that are new or lead
+//!    elsewhere: a frontend is never reached at an address that does not count as one;
+//! 8. ranges of Services' addresses, which guard what is in no table;
+//! 9. flags that backends lose, by single stores.
 //!
 //! What went out of use is not touched but for such flags until a grace period has passed, because
 //! a program may have read the way to it already: [`clear`] comes after that.
 //!
-//! A stop between 1 and 3 leaves backends and slots that nobody reaches; between 3 and 6 a frontend
-//! that was to move still reaches its old service port, which is whole; before 7 some backends of a
+//! A stop between 1 and 3 leaves backends and slots that nobody reaches; between 3 and 7 a frontend
+//! that was to move still reaches its old service port, which is whole; within 6 and 7 an address may
+//! be left over, whose other ports reject for longer than they should; before 9 some backends of a
 //! set that is no longer committed look alive, which only UDP flows that use them see.
 //! [`crate::plan::Planner::adopt`] finds all of these.
 
+use std::net::IpAddr;
+
 use lb_common::abi::{
-    Backend, BackendId, BackendWord, FactsWord, FrontendWord, MetaWord, NAME_LEN, Name, Scope,
-    ServicePortId, SetWord,
+    AddressWord, Backend, BackendId, BackendWord, FactsWord, FrontendWord, MetaWord, NAME_LEN,
+    Name, SERVICE_CIDRS, Scope, ServiceCidr, ServicePortId, SetWord, V4, V6,
 };
 
-use crate::plan::{Batch, FrontKey, FrontendChange, PortChange, Retired};
+use crate::model::Family;
+use crate::plan::{AddressChange, Batch, Cidr, FrontKey, FrontendChange, PortChange, Retired};
 
 /// One thing to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +53,19 @@ pub enum Op {
     FrontendDelete(FrontKey),
     /// A frontend that is new or leads elsewhere.
     FrontendPut(FrontKey, FrontendWord),
+    /// An address that is gone.
+    AddressDelete(IpAddr),
+    /// An address that is new or means something else.
+    AddressPut(IpAddr, AddressWord),
+    /// All ranges of a family; the rest of the map becomes zero.
+    ServiceCidrs(Family, Vec<Cidr>),
     /// What tools see of the agent.
     Meta(MetaWord, u64),
 }
 
 impl Op {
-    /// How many bytes it stores in shared memory; frontends go through system calls instead.
+    /// How many bytes it stores in shared memory, at most; frontends and addresses go through system
+    /// calls instead.
     pub fn bytes_stored(&self) -> usize {
         match self {
             Self::Name(..) => NAME_LEN,
@@ -61,7 +75,16 @@ impl Op {
             Self::Set(..) => size_of::<SetWord>(),
             Self::Facts(..) => size_of::<FactsWord>(),
             Self::Meta(..) => size_of::<u64>(),
-            Self::FrontendDelete(_) | Self::FrontendPut(..) => 0,
+            Self::ServiceCidrs(Family::V4, _) => {
+                SERVICE_CIDRS as usize * size_of::<ServiceCidr<V4>>()
+            }
+            Self::ServiceCidrs(Family::V6, _) => {
+                SERVICE_CIDRS as usize * size_of::<ServiceCidr<V6>>()
+            }
+            Self::FrontendDelete(_)
+            | Self::FrontendPut(..)
+            | Self::AddressDelete(_)
+            | Self::AddressPut(..) => 0,
         }
     }
 }
@@ -105,11 +128,32 @@ pub fn operations(batch: Batch) -> Vec<Op> {
     for change in batch.frontends {
         match change {
             FrontendChange::Delete(key) => deletes.push(Op::FrontendDelete(key)),
-            FrontendChange::Put(key, id) => puts.push(Op::FrontendPut(key, key.word(id))),
+            FrontendChange::Put(key, word) => puts.push(Op::FrontendPut(key, word)),
         }
     }
+    let (mut addresses_gone, mut addresses) = (Vec::new(), Vec::new());
+    for change in batch.addresses {
+        match change {
+            AddressChange::Delete(addr) => addresses_gone.push(Op::AddressDelete(addr)),
+            AddressChange::Put(addr, word) => addresses.push(Op::AddressPut(addr, word)),
+        }
+    }
+    let cidrs = batch.service_cidrs.into_iter();
+    let cidrs = cidrs.map(|(family, list)| Op::ServiceCidrs(family, list)).collect();
     let mut ops = names;
-    for part in [backends, slots, commits, facts, emptied, deletes, puts, losses] {
+    for part in [
+        backends,
+        slots,
+        commits,
+        facts,
+        emptied,
+        deletes,
+        addresses_gone,
+        addresses,
+        puts,
+        cidrs,
+        losses,
+    ] {
         ops.extend(part);
     }
     ops
@@ -140,7 +184,8 @@ pub fn clear(retired: &[Retired]) -> Vec<Op> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::SetChange;
+    use crate::model::{Frontend, FrontendKind, Protocol};
+    use crate::plan::{SetChange, address_word};
     use lb_common::abi::BackendFlags;
 
     #[test]
@@ -189,6 +234,31 @@ mod tests {
         assert_eq!(
             ops[1..],
             [Op::Set(2, SetWord::new(0, 1)), Op::Facts(1, facts), Op::Set(3, SetWord::DROP)]
+        );
+    }
+
+    #[test]
+    fn an_address_is_one_before_its_frontends_come_and_until_they_are_gone() {
+        let addr = |n: u8| IpAddr::from([10, 96, 0, n]);
+        let key = |n| FrontKey::new(Frontend::cluster_ip(addr(n), 80), Protocol::Tcp);
+        let word = key(2).word(7, FrontendKind::ClusterIp);
+        let flags = address_word(&addr(2), 1);
+        let cidrs = vec![(addr(0), 24)];
+        let batch = Batch {
+            frontends: vec![FrontendChange::Put(key(2), word), FrontendChange::Delete(key(1))],
+            addresses: vec![AddressChange::Put(addr(2), flags), AddressChange::Delete(addr(1))],
+            service_cidrs: vec![(Family::V4, cidrs.clone())],
+            ..Batch::default()
+        };
+        assert_eq!(
+            operations(batch),
+            [
+                Op::FrontendDelete(key(1)),
+                Op::AddressDelete(addr(1)),
+                Op::AddressPut(addr(2), flags),
+                Op::FrontendPut(key(2), word),
+                Op::ServiceCidrs(Family::V4, cidrs),
+            ]
         );
     }
 }

@@ -424,11 +424,22 @@ impl<D: Datapath> Sync<D> {
                         %frontend,
                         winner = name::display(winner),
                         ?losers,
-                        "several Services claim this frontend; the oldest has it"
+                        "several Services claim this frontend: one whose clusterIP it is has it, \
+                         or else the oldest"
                     );
                 }
                 Report::Unprogrammed { port, error } => {
                     tracing::error!(service_port = name::display(port), %error, "not programmed");
+                }
+                Report::NodeAddresses { error } => {
+                    tracing::error!(%error, "some addresses of this node serve no node ports");
+                }
+                Report::ServiceCidrs { left_out } => {
+                    tracing::warn!(
+                        left_out,
+                        "more ServiceCIDRs than there is room for: packets to unused addresses of \
+                         the others leave the node; merge ranges to have all guarded"
+                    );
                 }
                 Report::Recovered { port } => {
                     tracing::info!(service_port = name::display(port), "programmed again");

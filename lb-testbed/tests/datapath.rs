@@ -27,7 +27,7 @@ use lb_common::abi::BackendFlags;
 use lb_testbed::{bpffs::Bpffs, cgroup::Cgroup, netns::Netns, require};
 
 const CAPACITY: Capacity =
-    Capacity { service_ports: 64, backends: 256, slots: 256, frontends: 5000 };
+    Capacity { service_ports: 64, backends: 256, slots: 256, frontends: 5000, addresses: 5000 };
 
 /// What a datapath needs, removed on drop.
 struct Rig {
@@ -207,7 +207,7 @@ fn pinned_maps_keep_their_sizes_and_what_is_in_them() -> Result<()> {
     drop(real);
     let mut other = rig.config();
     other.sizes = Sizes {
-        tables: Capacity { service_ports: 128, backends: 257, slots: 128, frontends: 16 },
+        tables: Capacity { service_ports: 128, backends: 257, slots: 128, frontends: 16, addresses: 16 },
         flows: 2048,
         half_open: 1024,
         socket_peers: 1024,

@@ -24,7 +24,7 @@ const SERVICES: u8 = 6;
 const READERS: u8 = 3;
 const BATCHES: u32 = 3000;
 /// Of ids and slots there are so few that they are reused all the time.
-const CAPACITY: Capacity = Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16 };
+const CAPACITY: Capacity = Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16, addresses: 16 };
 /// Where the destination address lies in an Ethernet frame with IPv4.
 const DESTINATION: std::ops::Range<usize> = 30..34;
 

@@ -77,7 +77,7 @@ struct SizeArgs {
     #[arg(long, value_name = "N", default_value_t = tables().service_ports)]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
     max_service_ports: u32,
-    /// Frontends, for each IP family
+    /// Frontends, for each IP family, and as many addresses
     #[arg(long, value_name = "N", default_value_t = tables().frontends)]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 22))]
     max_frontends: u32,
@@ -101,6 +101,14 @@ struct SizeArgs {
     #[arg(long, value_name = "N", default_value_t = Sizes::default().socket_peers)]
     #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
     max_socket_peers: u32,
+    /// Connected UDP sockets
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().udp_sockets)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
+    max_udp_sockets: u32,
+    /// Clients of service ports with session affinity, one for each client and service port
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().affinity)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
+    max_affinity: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -274,10 +282,13 @@ impl SizeArgs {
                 backends: self.max_backends,
                 slots: self.max_slots,
                 frontends: self.max_frontends,
+                addresses: self.max_frontends,
             },
             flows: self.max_flows,
             half_open: self.max_half_open_flows,
             socket_peers: self.max_socket_peers,
+            udp_sockets: self.max_udp_sockets,
+            affinity: self.max_affinity,
         }
     }
 }
@@ -310,6 +321,8 @@ mod tests {
             ("--max-flows", "1"),
             ("--max-half-open-flows", "1"),
             ("--max-socket-peers", "1"),
+            ("--max-udp-sockets", "1"),
+            ("--max-affinity", "1"),
             ("--log-format", "xml"),
         ] {
             let error = parse(&[&format!("{flag}={value}")]).unwrap_err().to_string();

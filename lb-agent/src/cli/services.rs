@@ -143,7 +143,8 @@ mod tests {
     use lb_common::abi::BackendFlags;
 
     fn frontends() -> Vec<Frontend> {
-        let capacity = Capacity { service_ports: 16, backends: 16, slots: 64, frontends: 16 };
+        let capacity =
+            Capacity { service_ports: 16, backends: 16, slots: 64, frontends: 16, addresses: 16 };
         let (mut planner, mut fake) = (Planner::new(capacity), Fake::new(capacity));
         let key = |service: &str| PortKey {
             namespace: "default".into(),

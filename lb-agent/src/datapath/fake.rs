@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use std::net::IpAddr;
+
 use lb_common::abi::{
-    Backend, BackendId, BackendWord, FactsFlags, FactsWord, FrontendWord, META_WORDS, NAME_LEN,
-    Name, SCOPES, Scope, ServicePortId, SetWord,
+    AddressWord, Backend, BackendId, BackendWord, FactsFlags, FactsWord, FrontendFlags,
+    FrontendWord, META_WORDS, NAME_LEN, Name, SCOPES, SERVICE_CIDRS, Scope, ServicePortId, SetWord,
 };
 
 use super::{Datapath, Error, Grace, Interface, Lacking};
 use crate::diff::Op;
-use crate::plan::{Capacity, FrontKey, PortRow, SetRow, Snapshot, name};
+use crate::model::Family;
+use crate::plan::{Capacity, Cidr, FrontKey, PortRow, SetRow, Snapshot, name};
 
 /// Maps in memory.
 #[derive(Clone, Debug)]
@@ -17,6 +20,10 @@ pub struct Fake {
     capacity: Capacity,
     /// `FRONTENDS4` and `FRONTENDS6`.
     pub frontends: BTreeMap<FrontKey, FrontendWord>,
+    /// `ADDRESSES4` and `ADDRESSES6`.
+    pub addresses: BTreeMap<IpAddr, AddressWord>,
+    /// `SERVICE_CIDRS4` and `SERVICE_CIDRS6`.
+    pub service_cidrs: [[Option<Cidr>; SERVICE_CIDRS as usize]; 2],
     /// `SETS`.
     pub sets: Vec<SetWord>,
     /// `FACTS`.
@@ -56,6 +63,12 @@ pub enum Step {
     Delete(FrontKey),
     /// Insert or replace a frontend.
     Put(FrontKey, FrontendWord),
+    /// Delete an address.
+    DeleteAddress(IpAddr),
+    /// Insert or replace an address.
+    PutAddress(IpAddr, AddressWord),
+    /// One range of Services' addresses; nothing for zeros.
+    ServiceCidr(Family, usize, Option<Cidr>),
     /// A word of `META`.
     Meta(u32, u64),
 }
@@ -76,6 +89,11 @@ pub fn steps(op: &Op) -> Vec<Step> {
         Op::Facts(id, word) => vec![Step::Facts(*id, *word)],
         Op::FrontendDelete(key) => vec![Step::Delete(*key)],
         Op::FrontendPut(key, word) => vec![Step::Put(*key, *word)],
+        Op::AddressDelete(addr) => vec![Step::DeleteAddress(*addr)],
+        Op::AddressPut(addr, word) => vec![Step::PutAddress(*addr, *word)],
+        Op::ServiceCidrs(family, list) => (0..SERVICE_CIDRS as usize)
+            .map(|at| Step::ServiceCidr(*family, at, list.get(at).copied()))
+            .collect(),
         Op::Meta(word, value) => vec![Step::Meta(*word as u32, *value)],
     }
 }
@@ -87,6 +105,8 @@ impl Fake {
         Self {
             capacity,
             frontends: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            service_cidrs: [[None; SERVICE_CIDRS as usize]; 2],
             sets: vec![SetWord::REJECT; ports * SCOPES as usize],
             facts: vec![FactsWord::default(); ports],
             names: vec![[0; NAME_LEN]; ports],
@@ -126,15 +146,29 @@ impl Fake {
                 let count = self.frontends.keys().filter(of_family).count();
                 assert!(count <= self.capacity.frontends as usize, "E2BIG");
             }
+            Step::DeleteAddress(addr) => {
+                self.addresses.remove(&addr);
+            }
+            Step::PutAddress(addr, word) => {
+                self.addresses.insert(addr, word);
+                let of_family = |other: &&IpAddr| other.is_ipv6() == addr.is_ipv6();
+                let count = self.addresses.keys().filter(of_family).count();
+                assert!(count <= self.capacity.addresses as usize, "E2BIG");
+            }
+            Step::ServiceCidr(family, at, cidr) => {
+                self.service_cidrs[usize::from(family == Family::V6)][at] = cidr;
+            }
             Step::Meta(word, value) => self.meta[word as usize] = value,
         }
     }
 
-    /// The backends that a frontend reaches: what a kernel program could pick.
+    /// The backends that clients on this node reach by a frontend: what a kernel program could pick.
     pub fn reach(&self, key: &FrontKey) -> Option<Vec<Backend>> {
-        let id = key.id_in(*self.frontends.get(key)?)?;
+        let found = key.found(*self.frontends.get(key)?)?;
+        let id = found.id;
         let facts = self.facts[id as usize];
-        let local = facts.flags() & FactsFlags::INTERNAL_LOCAL != 0;
+        let external = found.flags & FrontendFlags::EXTERNAL != 0;
+        let local = !external && facts.flags() & FactsFlags::INTERNAL_LOCAL != 0;
         let scope = if local { Scope::Local } else { Scope::Cluster };
         let set = self.sets[scope.index(id) as usize];
         let slots = set.first() as usize..(set.first() + set.count()) as usize;
@@ -174,6 +208,10 @@ impl Datapath for Fake {
         };
         Ok(Snapshot {
             frontends: self.frontends.iter().map(|(&key, &word)| (key, word)).collect(),
+            addresses: self.addresses.iter().map(|(&addr, &word)| (addr, word)).collect(),
+            service_cidrs: self
+                .service_cidrs
+                .map(|list| list.into_iter().map_while(|cidr| cidr).collect()),
             ports: (1..self.capacity.service_ports).map(row).filter(|row| !empty(row)).collect(),
             backends: (0..)
                 .zip(&self.backends)

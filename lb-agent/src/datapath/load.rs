@@ -29,12 +29,23 @@ pub struct Sizes {
     pub half_open: u32,
     /// `SOCKET_PEERS`. `--max-socket-peers`.
     pub socket_peers: u32,
+    /// `UDP_SOCKETS`. `--max-udp-sockets`.
+    pub udp_sockets: u32,
+    /// `AFFINITY`. `--max-affinity`.
+    pub affinity: u32,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
         let tables = Capacity::default();
-        Self { tables, flows: 1 << 18, half_open: 1 << 16, socket_peers: 1 << 16 }
+        Self {
+            tables,
+            flows: 1 << 18,
+            half_open: 1 << 16,
+            socket_peers: 1 << 16,
+            udp_sockets: 1 << 16,
+            affinity: 1 << 16,
+        }
     }
 }
 
@@ -43,6 +54,7 @@ impl Sizes {
         let tables = &self.tables;
         Some(match name {
             map::FRONTENDS4 | map::FRONTENDS6 => tables.frontends,
+            map::ADDRESSES4 | map::ADDRESSES6 => tables.addresses,
             map::SETS => tables.service_ports.saturating_mul(SCOPES),
             map::FACTS | map::NAMES => tables.service_ports,
             map::SLOTS => tables.slots.div_ceil(2),
@@ -50,6 +62,8 @@ impl Sizes {
             map::FLOWS4 | map::FLOWS6 => self.flows,
             map::HALF_OPEN4 | map::HALF_OPEN6 => self.half_open,
             map::SOCKET_PEERS => self.socket_peers,
+            map::UDP_SOCKETS => self.udp_sockets,
+            map::AFFINITY => self.affinity,
             _ => return None,
         })
     }
@@ -154,7 +168,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 25] = [
+pub(super) const PINNED: [&str; 31] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
@@ -173,11 +187,17 @@ pub(super) const PINNED: [&str; 25] = [
     map::META,
     map::VIP_FILTER,
     map::FLOW_PORTS,
+    map::FLOW_SOURCES,
+    map::PROGRAMS,
     map::FLOWS4,
     map::FLOWS6,
     map::HALF_OPEN4,
     map::HALF_OPEN6,
+    map::AFFINITY,
+    map::NETNS,
+    map::BYPASS_CGROUPS,
     map::SOCKETS,
+    map::UDP_SOCKETS,
     map::SOCKET_PEERS,
     map::COUNTERS,
 ];

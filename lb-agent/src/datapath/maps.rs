@@ -1,35 +1,45 @@
-//! The maps that the agent writes: arrays through shared memory, frontends through batches.
+//! The maps that the agent writes: arrays through shared memory, frontends and addresses through
+//! batches.
 //!
-//! A changed set costs memory stores and no system call; only frontends that come, go or lead
-//! elsewhere do.
+//! A changed set costs memory stores and no system call; only frontends and addresses that come, go or
+//! mean something else do.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SetWord,
-    filter_bit, map,
+    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SERVICE_CIDRS,
+    ServiceCidr, SetWord, V4, V6, filter_bit, map,
 };
+use lb_common::select::narrow;
 
 use super::Error;
 use super::batch::{self, Batch, Hash};
 use super::mmap::MmapArray;
 use super::sys;
 use crate::diff::Op;
-use crate::plan::{Capacity, FrontKey};
+use crate::model::Family;
+use crate::plan::{Capacity, Cidr, FrontKey, address, mask, words};
 
 /// 64-bit words of an element of `BACKENDS`: two of address, the backend's word, and the rest.
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 /// 64-bit words of an element of `NAMES`.
 const NAME_WORDS: usize = NAME_LEN / 8;
+/// 64-bit words of an element of `SERVICE_CIDRS4` and of `SERVICE_CIDRS6`.
+const CIDR_WORDS: [usize; 2] = [size_of::<ServiceCidr<V4>>() / 8, size_of::<ServiceCidr<V6>>() / 8];
 
 /// The maps, open. Stores are seen by the kernel's programs at once.
 #[derive(Debug)]
 pub struct Maps {
     pub(super) frontends4: OwnedFd,
     pub(super) frontends6: OwnedFd,
+    pub(super) addresses4: OwnedFd,
+    pub(super) addresses6: OwnedFd,
+    /// `SERVICE_CIDRS4` and `SERVICE_CIDRS6`.
+    service_cidrs: [MmapArray<AtomicU64>; 2],
     /// `SETS`.
     pub sets: MmapArray<AtomicU64>,
     /// `FACTS`.
@@ -50,6 +60,9 @@ impl Maps {
         Ok(Self {
             frontends4: open(folder, map::FRONTENDS4)?,
             frontends6: open(folder, map::FRONTENDS6)?,
+            addresses4: open(folder, map::ADDRESSES4)?,
+            addresses6: open(folder, map::ADDRESSES6)?,
+            service_cidrs: [words(map::SERVICE_CIDRS4)?, words(map::SERVICE_CIDRS6)?],
             sets: words(map::SETS)?,
             facts: words(map::FACTS)?,
             slots: array(folder, map::SLOTS)?,
@@ -68,6 +81,8 @@ impl Maps {
         };
         let frontends = entries(&self.frontends4, "read the size of FRONTENDS4")?
             .min(entries(&self.frontends6, "read the size of FRONTENDS6")?);
+        let addresses = entries(&self.addresses4, "read the size of ADDRESSES4")?
+            .min(entries(&self.addresses6, "read the size of ADDRESSES6")?);
         // They differ where a run with other sizes ended while it made them.
         let (sets, names) = (self.sets.len() / SCOPES as usize, self.names.len() / NAME_WORDS);
         let ports = self.facts.len().min(sets).min(names);
@@ -76,6 +91,7 @@ impl Maps {
             backends: small(self.backends.len() / BACKEND_WORDS),
             slots: small(self.slots.len()),
             frontends,
+            addresses,
         })
     }
 
@@ -126,17 +142,34 @@ impl Maps {
         }
     }
 
+    /// The ranges of Services' addresses of a family.
+    pub fn service_cidrs(&self, family: Family) -> Vec<Cidr> {
+        let v6 = family == Family::V6;
+        let elements =
+            self.service_cidrs[usize::from(v6)].chunks_exact(CIDR_WORDS[usize::from(v6)]);
+        let ranges = elements.map_while(|element| {
+            let halves: Vec<u32> =
+                element.iter().flat_map(|word| halves(word.load(Ordering::Acquire))).collect();
+            let (addr, mask) = halves.split_at_checked(halves.len() / 2)?;
+            let mut addr_words = [0; V6];
+            addr_words.iter_mut().zip(addr).for_each(|(to, from)| *to = *from);
+            // As the programs see it: a zero mask ends the list.
+            let prefix: u32 = mask.iter().map(|word| word.count_ones()).sum();
+            (prefix > 0).then(|| (address(&addr_words, v6), u8::try_from(prefix).unwrap_or(128)))
+        });
+        ranges.collect()
+    }
+
     /// Applies operations in order; tells which failed.
     pub fn apply(&self, ops: &[Op]) -> Vec<(usize, Error)> {
         let mut failed = Vec::new();
         let mut at = 0;
         while let Some(op) = ops.get(at) {
-            let same = |other: &&Op| run(op).is_some() && run(op) == run(other);
-            let length = ops.iter().skip(at).take_while(same).count();
-            if length > 0 {
-                let end = at + length;
+            if let Some(run) = run(op) {
+                let same = |other: &&Op| self::run(other) == Some(run);
+                let end = at + ops.iter().skip(at).take_while(same).count();
                 let part = ops.get(at..end).unwrap_or_default();
-                failed.extend(self.frontends(part).into_iter().map(|(i, e)| (at + i, e)));
+                failed.extend(self.write(run, part).into_iter().map(|(i, e)| (at + i, e)));
                 at = end;
             } else {
                 if let Err(error) = self.store(op) {
@@ -175,17 +208,51 @@ impl Maps {
             Op::Meta(word, value) => {
                 put(&self.meta, map::META, *word as u32, *value, Ordering::Relaxed)
             }
-            Op::FrontendDelete(_) | Op::FrontendPut(..) => Ok(()),
+            Op::ServiceCidrs(family, list) => {
+                self.store_cidrs(*family, list);
+                Ok(())
+            }
+            // Written through system calls.
+            Op::FrontendDelete(_)
+            | Op::FrontendPut(..)
+            | Op::AddressDelete(_)
+            | Op::AddressPut(..) => Ok(()),
         }
     }
 
-    /// Sets the bit of a VIP in the filter, before its frontend is inserted: the packet engine looks
-    /// no frontend up whose bit is not set.
-    fn note_vip(&self, key: &FrontKey) {
-        let (word, bit) = match key {
-            FrontKey::V4(key) => filter_bit(&key.addr),
-            FrontKey::V6(key) => filter_bit(&key.addr),
-        };
+    /// Writes what differs. One of IPv4 is a single store; while one of IPv6 changes, its mask has no
+    /// bit where the address begins, so that it covers nothing.
+    fn store_cidrs(&self, family: Family, list: &[Cidr]) {
+        let v6 = usize::from(family == Family::V6);
+        let elements = self.service_cidrs[v6].chunks_exact(CIDR_WORDS[v6]);
+        for (at, element) in elements.take(SERVICE_CIDRS as usize).enumerate() {
+            let wanted = cidr_words(list.get(at).copied(), family);
+            if element.iter().zip(&wanted).all(|(word, new)| word.load(Ordering::Relaxed) == *new) {
+                continue;
+            }
+            if let ([word], [new]) = (element, &wanted[..]) {
+                word.store(*new, Ordering::Release);
+                continue;
+            }
+            let (addr, mask) = element.split_at(element.len() / 2);
+            for word in mask {
+                word.store(0, Ordering::SeqCst);
+            }
+            for (word, new) in addr.iter().zip(&wanted) {
+                word.store(*new, Ordering::SeqCst);
+            }
+            for (word, new) in mask.iter().zip(wanted.iter().skip(addr.len())).rev() {
+                word.store(*new, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Sets the bit of an address in the filter, before anything is inserted for it: nothing is looked
+    /// up for an address whose bit is not set.
+    fn note_address(&self, addr: IpAddr) {
+        let ip = words(addr);
+        let (word, bit) =
+            if addr.is_ipv4() { filter_bit(&narrow::<V4>(&ip)) } else { filter_bit(&ip) };
         if let Some(word) = self.vip_filter.get(word as usize) {
             word.fetch_or(bit, Ordering::Release);
         }
@@ -228,29 +295,35 @@ impl Maps {
     }
 
     /// Operations on one map, all of one kind.
-    fn frontends(&self, ops: &[Op]) -> Vec<(usize, Error)> {
+    fn write(&self, run: Run, ops: &[Op]) -> Vec<(usize, Error)> {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for op in ops {
             match op {
                 Op::FrontendPut(key, word) => {
-                    self.note_vip(key);
+                    // That of a node port is looked up at addresses of their own.
+                    if !key.is_node_port() {
+                        self.note_address(key.addr());
+                    }
                     key_bytes(key, &mut keys);
                     values.extend_from_slice(&word.0.to_ne_bytes());
                 }
                 Op::FrontendDelete(key) => key_bytes(key, &mut keys),
+                Op::AddressPut(addr, word) => {
+                    self.note_address(*addr);
+                    address_bytes(*addr, &mut keys);
+                    values.extend_from_slice(&word.0.to_ne_bytes());
+                }
+                Op::AddressDelete(addr) => address_bytes(*addr, &mut keys),
                 _ => {}
             }
         }
-        let v6 = matches!(
-            ops.first(),
-            Some(Op::FrontendPut(FrontKey::V6(_), _) | Op::FrontendDelete(FrontKey::V6(_)))
-        );
-        let (fd, name) = if v6 {
-            (&self.frontends6, map::FRONTENDS6)
-        } else {
-            (&self.frontends4, map::FRONTENDS4)
+        let (fd, name) = match run.map {
+            Table::Frontends4 => (&self.frontends4, map::FRONTENDS4),
+            Table::Frontends6 => (&self.frontends6, map::FRONTENDS6),
+            Table::Addresses4 => (&self.addresses4, map::ADDRESSES4),
+            Table::Addresses6 => (&self.addresses6, map::ADDRESSES6),
         };
-        let kind = if values.is_empty() { Batch::Delete } else { Batch::Update };
+        let kind = if run.deletes { Batch::Delete } else { Batch::Update };
         let failed = match Hash::new(fd.as_fd()) {
             Ok(hash) => write_many(&hash, kind, &mut keys, &mut values),
             Err(error) => {
@@ -259,7 +332,7 @@ impl Maps {
                 return each.map(|(i, e)| (i, Error::system(format!("use {name}"))(e))).collect();
             }
         };
-        let verb = if kind == Batch::Update { "insert into" } else { "delete from" };
+        let verb = if run.deletes { "delete from" } else { "insert into" };
         failed
             .into_iter()
             .map(|(i, error)| (i, Error::system(format!("{verb} {name}"))(error)))
@@ -333,12 +406,61 @@ pub(super) fn key_bytes(key: &FrontKey, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Which operations can go in one batch.
-fn run(op: &Op) -> Option<(bool, bool)> {
-    match op {
-        Op::FrontendPut(key, _) => Some((true, matches!(key, FrontKey::V6(_)))),
-        Op::FrontendDelete(key) => Some((false, matches!(key, FrontKey::V6(_)))),
-        _ => None,
+/// The bytes of an address, as they lie in a map.
+pub(super) fn address_bytes(addr: IpAddr, bytes: &mut Vec<u8>) {
+    match addr {
+        IpAddr::V4(addr) => bytes.extend(addr.octets()),
+        IpAddr::V6(addr) => bytes.extend(addr.octets()),
+    }
+}
+
+/// A hash that the agent writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Frontends4,
+    Frontends6,
+    Addresses4,
+    Addresses6,
+}
+
+/// What operations of one batch have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Run {
+    map: Table,
+    deletes: bool,
+}
+
+/// Which batch an operation can go in.
+fn run(op: &Op) -> Option<Run> {
+    let frontends = |key: &FrontKey| match key {
+        FrontKey::V4(_) => Table::Frontends4,
+        FrontKey::V6(_) => Table::Frontends6,
+    };
+    let addresses = |addr: &IpAddr| match addr {
+        IpAddr::V4(_) => Table::Addresses4,
+        IpAddr::V6(_) => Table::Addresses6,
+    };
+    let (map, deletes) = match op {
+        Op::FrontendPut(key, _) => (frontends(key), false),
+        Op::FrontendDelete(key) => (frontends(key), true),
+        Op::AddressPut(addr, _) => (addresses(addr), false),
+        Op::AddressDelete(addr) => (addresses(addr), true),
+        _ => return None,
+    };
+    Some(Run { map, deletes })
+}
+
+/// The words of an element of `SERVICE_CIDRS4` or `SERVICE_CIDRS6`.
+fn cidr_words(cidr: Option<Cidr>, family: Family) -> Vec<u64> {
+    let Some((addr, prefix)) = cidr else {
+        return vec![0; CIDR_WORDS[usize::from(family == Family::V6)]];
+    };
+    let (addr, mask) = (words(addr), words(mask(&addr, prefix)));
+    match family {
+        Family::V4 => vec![joined(addr[0], mask[0])],
+        Family::V6 => {
+            [addr, mask].iter().flat_map(|w| [joined(w[0], w[1]), joined(w[2], w[3])]).collect()
+        }
     }
 }
 
@@ -383,6 +505,12 @@ pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
     Ok(Maps {
         frontends4: none()?,
         frontends6: none()?,
+        addresses4: none()?,
+        addresses6: none()?,
+        service_cidrs: [
+            MmapArray::anonymous(SERVICE_CIDRS as usize * CIDR_WORDS[0])?,
+            MmapArray::anonymous(SERVICE_CIDRS as usize * CIDR_WORDS[1])?,
+        ],
         sets: MmapArray::anonymous(ports * 2)?,
         facts: MmapArray::anonymous(ports)?,
         slots: MmapArray::anonymous(capacity.slots as usize)?,
@@ -396,9 +524,10 @@ pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Frontend, Protocol};
+    use crate::model::{Frontend, FrontendKind, Protocol};
 
-    const CAPACITY: Capacity = Capacity { service_ports: 4, backends: 4, slots: 4, frontends: 4 };
+    const CAPACITY: Capacity =
+        Capacity { service_ports: 4, backends: 4, slots: 4, frontends: 4, addresses: 4 };
 
     #[test]
     fn a_vip_passes_the_filter_before_its_frontend_is_inserted() {
@@ -407,7 +536,10 @@ mod tests {
             let frontend = Frontend::cluster_ip(addr.parse().unwrap(), 80);
             let key = FrontKey::new(frontend, Protocol::Tcp);
             // There is no hash behind these maps, so that nothing more can have been done.
-            assert_eq!(maps.apply(&[Op::FrontendPut(key, key.word(1))]).len(), 1);
+            assert_eq!(
+                maps.apply(&[Op::FrontendPut(key, key.word(1, FrontendKind::ClusterIp))]).len(),
+                1
+            );
             let (word, bit) = match &key {
                 FrontKey::V4(key) => filter_bit(&key.addr),
                 FrontKey::V6(key) => filter_bit(&key.addr),
@@ -426,8 +558,8 @@ mod tests {
             Op::FrontendDelete(key(1)),
             Op::FrontendDelete(key(2)),
             Op::Set(7, SetWord::DROP),
-            Op::FrontendPut(key(3), key(3).word(1)),
-            Op::FrontendPut(key(4), key(4).word(1)),
+            Op::FrontendPut(key(3), key(3).word(1, FrontendKind::ClusterIp)),
+            Op::FrontendPut(key(4), key(4).word(1, FrontendKind::ClusterIp)),
         ];
         let failed: Vec<_> = maps.apply(&ops).into_iter().map(|(index, _)| index).collect();
         assert_eq!(failed, [0, 1, 3, 4]);

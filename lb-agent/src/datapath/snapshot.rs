@@ -1,17 +1,20 @@
 //! What is programmed right now? Read back from the pinned maps, for adoption and for tools.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
 use lb_common::abi::{
-    Backend, FactsWord, FrontendKey, FrontendWord, NAME_LEN, Scope, SetWord, V4, V6, map,
+    AddressWord, Backend, FactsWord, FrontendKey, FrontendWord, NAME_LEN, Scope, SetWord, V4, V6,
+    map,
 };
 
 use super::Error;
 use super::batch::{Batch, Cursor, Hash, VALUE_SIZE};
 use super::maps::Maps;
-use crate::plan::{FrontKey, PortRow, SetRow, Snapshot, name};
+use crate::model::Family;
+use crate::plan::{FrontKey, PortRow, SetRow, Snapshot, address, name};
 
 /// Elements read by one call.
 const CHUNK: usize = 4096;
@@ -21,15 +24,24 @@ impl Maps {
     pub fn snapshot(&self) -> Result<Snapshot, Error> {
         let mut frontends = Vec::new();
         read_all(&self.frontends4, map::FRONTENDS4, &mut |key, word| {
-            frontends.extend(key4(key).map(|key| (FrontKey::V4(key), word)));
+            frontends.extend(key4(key).map(|key| (FrontKey::V4(key), FrontendWord(word))));
         })?;
         read_all(&self.frontends6, map::FRONTENDS6, &mut |key, word| {
-            frontends.extend(key6(key).map(|key| (FrontKey::V6(key), word)));
+            frontends.extend(key6(key).map(|key| (FrontKey::V6(key), FrontendWord(word))));
         })?;
+        let mut addresses = Vec::new();
+        for (fd, name) in [(&self.addresses4, map::ADDRESSES4), (&self.addresses6, map::ADDRESSES6)]
+        {
+            read_all(fd, name, &mut |key, word| {
+                addresses.extend(addr(key).map(|addr| (addr, AddressWord(word))));
+            })?;
+        }
         let ids = 1..u32::try_from(self.facts.len()).unwrap_or(u32::MAX);
         let backends = (1..self.backend_ids()).filter_map(|id| Some((id, self.backend(id)?)));
         Ok(Snapshot {
             frontends,
+            addresses,
+            service_cidrs: [self.service_cidrs(Family::V4), self.service_cidrs(Family::V6)],
             ports: ids.filter_map(|id| self.port(id)).collect(),
             backends: backends.filter(|(_, backend)| *backend != Backend::default()).collect(),
             meta: self.meta(),
@@ -62,7 +74,7 @@ impl Maps {
 fn read_all(
     fd: &std::os::fd::OwnedFd,
     name: &str,
-    each: &mut dyn FnMut(&[u8], FrontendWord),
+    each: &mut dyn FnMut(&[u8], u64),
 ) -> Result<(), Error> {
     let hash = Hash::new(fd.as_fd()).map_err(Error::system(format!("use {name}")))?;
     match read_batches(&hash, each) {
@@ -76,7 +88,7 @@ fn read_all(
 /// On failure tells whether anything was read before.
 fn read_batches(
     hash: &Hash<'_>,
-    each: &mut dyn FnMut(&[u8], FrontendWord),
+    each: &mut dyn FnMut(&[u8], u64),
 ) -> Result<(), (bool, io::Error)> {
     let mut cursor = Cursor::default();
     let mut read = false;
@@ -108,7 +120,7 @@ fn read_batches(
     }
 }
 
-fn read_single(hash: &Hash<'_>, each: &mut dyn FnMut(&[u8], FrontendWord)) -> io::Result<()> {
+fn read_single(hash: &Hash<'_>, each: &mut dyn FnMut(&[u8], u64)) -> io::Result<()> {
     let mut key: Option<Vec<u8>> = None;
     loop {
         let next = match hash.next_key(key.as_deref()) {
@@ -117,13 +129,21 @@ fn read_single(hash: &Hash<'_>, each: &mut dyn FnMut(&[u8], FrontendWord)) -> io
             Err(error) => return Err(error),
         };
         let value = hash.lookup(&next)?;
-        each(&next, FrontendWord(u64::from_ne_bytes(value)));
+        each(&next, u64::from_ne_bytes(value));
         key = Some(next);
     }
 }
 
-fn word(bytes: &[u8]) -> FrontendWord {
-    FrontendWord(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()))
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_ne_bytes(bytes.try_into().unwrap_or_default())
+}
+
+fn addr(bytes: &[u8]) -> Option<IpAddr> {
+    let mut words = [0; V6];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = u32::from_ne_bytes(chunk.try_into().ok()?);
+    }
+    Some(address(&words, bytes.len() > 4))
 }
 
 fn key4(bytes: &[u8]) -> Option<FrontendKey<V4>> {

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use lb_common::abi::{BackendFlags, BackendWord, FactsFlags, FactsWord, Scope, SetWord};
+use lb_common::abi::{
+    BackendFlags, BackendWord, FactsFlags, FactsWord, FrontendWord, Scope, SetWord,
+};
 
 use super::maps::{Maps, anonymous};
 use crate::diff::{self, Op};
@@ -18,7 +20,8 @@ const SERVICES: u8 = 6;
 const READERS: usize = 2;
 const BATCHES: u32 = 10_000;
 /// So tight that ids and slots are reused all the time.
-const CAPACITY: Capacity = Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16 };
+const CAPACITY: Capacity =
+    Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16, addresses: 16 };
 
 /// What the readers see: the maps, a word for each VIP in place of the hash, and who reads.
 struct Shared {
@@ -37,6 +40,8 @@ impl Shared {
                     self.front(key.addr()).store(word.0, Ordering::Release);
                 }
                 Op::FrontendDelete(key) => self.front(key.addr()).store(0, Ordering::Release),
+                // No reader here asks for addresses, which are in a hash as well.
+                Op::AddressPut(..) | Op::AddressDelete(_) => {}
                 op => assert!(self.maps.apply(std::slice::from_ref(op)).is_empty()),
             }
         }
@@ -59,7 +64,7 @@ impl Shared {
 
     /// One connection to a VIP; true if it got a backend.
     fn connect(&self, service: u8, pick: u64) -> bool {
-        let id = self.fronts[usize::from(service)].load(Ordering::Acquire) as u32;
+        let id = FrontendWord(self.fronts[usize::from(service)].load(Ordering::Acquire)).id();
         if id == 0 {
             return false;
         }

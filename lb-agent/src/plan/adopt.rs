@@ -8,16 +8,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use lb_common::abi::{Backend, BackendFlags, BackendId, BackendWord, ServicePortId, SetWord};
+use lb_common::abi::{
+    Backend, BackendFlags, BackendId, BackendWord, FrontendFlags, FrontendWord, ServicePortId,
+    SetWord,
+};
 
 use super::ids::{IdPool, Quarantine, Range, RangePool};
+use super::owners::Claim;
 use super::port::{Held, Pools, Set, Table};
+use super::table::family_index;
 use super::{
     Capacity, Front, FrontKey, Planner, Port, PortRow, Retired, SetRow, Snapshot, address, name,
 };
-use crate::model::{Family, PortKey, Protocol};
+use crate::model::{Family, FrontendKind, PortKey, Protocol};
 
-/// The word of a frontend that leads nowhere; no service port has this id.
+/// What a word with the tag of another key leads to: no service port has this id.
 const STRAY: ServicePortId = ServicePortId::MAX;
 
 impl Planner {
@@ -25,6 +30,7 @@ impl Planner {
     /// the first plan, and make that [`Planner::plan_all`].
     pub fn adopt(capacity: Capacity, found: &Snapshot) -> (Self, Vec<Retired>) {
         let mut planner = Self::new(capacity);
+        planner.addresses.adopt(&found.addresses, &found.service_cidrs);
         let reached = reached(found);
         let mut slots = RangePool::new(capacity.slots);
         let mut taken = HashMap::new();
@@ -34,8 +40,8 @@ impl Planner {
         for (&id, fronts) in &reached {
             if id == 0 || id >= capacity.service_ports {
                 // No reader follows these: no such id, or the tag of another key.
-                for &front in fronts {
-                    let stray = Front { programmed: STRAY, ..Front::default() };
+                for &(front, word) in fronts {
+                    let stray = Front { programmed: Some(word), ..Front::default() };
                     planner.fronts.insert(front, stray);
                     planner.stray.insert(front);
                 }
@@ -52,16 +58,19 @@ impl Planner {
         (planner, retired)
     }
 
-    fn keep(&mut self, key: PortKey, table: Table, fronts: &[FrontKey]) {
+    fn keep(&mut self, key: PortKey, table: Table, fronts: &[(FrontKey, FrontendWord)]) {
         let index = self.insert(key);
-        for &front in fronts {
-            self.owned[usize::from(matches!(front, FrontKey::V6(_)))] += 1;
-            let entry = Front { claims: Vec::new(), owner: Some(index), programmed: table.id };
+        for &(front, word) in fronts {
+            self.owned[family_index(&front.addr())] += 1;
+            let kind = kind(&front, word);
+            self.addresses.hold(&front, kind);
+            let owner = Some(Claim { index, kind });
+            let entry = Front { claims: Vec::new(), owner, programmed: Some(word) };
             self.fronts.insert(front, entry);
         }
         self.programmed += 1;
         if let Some(port) = self.port_mut(index) {
-            port.owned = fronts.iter().copied().collect();
+            port.owned = fronts.iter().map(|&(front, _)| front).collect();
             port.table = Some(table);
         }
     }
@@ -115,12 +124,23 @@ fn nameless(id: ServicePortId) -> PortKey {
 }
 
 /// The frontends that lead to each service port id.
-fn reached(found: &Snapshot) -> BTreeMap<ServicePortId, Vec<FrontKey>> {
+fn reached(found: &Snapshot) -> BTreeMap<ServicePortId, Vec<(FrontKey, FrontendWord)>> {
     let mut reached: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for &(front, word) in &found.frontends {
-        reached.entry(front.id_in(word).unwrap_or(STRAY)).or_default().push(front);
+        reached.entry(front.id_in(word).unwrap_or(STRAY)).or_default().push((front, word));
     }
     reached
+}
+
+/// As what a frontend was programmed, as far as that makes a difference.
+fn kind(front: &FrontKey, word: FrontendWord) -> FrontendKind {
+    if front.is_node_port() {
+        FrontendKind::NodePort
+    } else if word.flags() & FrontendFlags::EXTERNAL != 0 {
+        FrontendKind::ExternalIp
+    } else {
+        FrontendKind::ClusterIp
+    }
 }
 
 /// The table of a service port as it was programmed. `backends` are those that say they are its.

@@ -99,7 +99,8 @@ fn full(reports: &[Report]) -> Option<&'static str> {
     }
 }
 
-const CAPACITY: Capacity = Capacity { service_ports: 8, backends: 64, slots: 32, frontends: 8 };
+const CAPACITY: Capacity =
+    Capacity { service_ports: 8, backends: 64, slots: 32, frontends: 8, addresses: 8 };
 
 #[test]
 fn a_pod_that_is_replaced_in_full_backends_goes_at_once_and_the_new_one_follows() {

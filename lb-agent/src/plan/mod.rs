@@ -7,12 +7,15 @@
 //!
 //! - A service port is programmed as long as it owns a frontend: who is reached by no frontend is
 //!   no one, which is also how a restart tells what is left over from a crash.
-//! - An address and port that several Services claim belongs to the oldest (contract S-15).
+//! - An address and port that several Services claim belongs to the one whose clusterIP it is, then
+//!   to the oldest (contract S-15).
+//! - Addresses follow the frontends that are owned, and the node.
 //! - A full map costs the service port that does not fit, and nothing else: a new one is not
 //!   programmed, one that is programmed loses the endpoints that went and gets as many new ones as
 //!   there is room for. The rest is tried again when something became free.
 //! - What goes out of use waits for a grace period: apply the batch, wait, then [`Planner::release`].
 
+mod addresses;
 mod adopt;
 #[cfg(test)]
 mod full_tests;
@@ -29,14 +32,16 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+pub use self::addresses::{Cidr, NodeFacts};
 pub use self::report::{Error, Report};
 pub use self::table::{
-    Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired, SetChange, SetRow,
-    Snapshot, address, words,
+    AddressChange, Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired,
+    SetChange, SetRow, Snapshot, address, address_flags, address_word, mask, words,
 };
 
+use self::addresses::Addresses;
 use self::ids::{Freed, IdPool, Quarantine, RangePool};
-use self::owners::Front;
+use self::owners::{Claim, Front, claimed};
 use self::port::{Pools, Table};
 use crate::model::{DesiredPort, Family, PortKey, Protocol};
 
@@ -66,6 +71,7 @@ pub struct Planner {
     free_ports: Vec<PortIndex>,
     by_key: BTreeMap<PortKey, PortIndex>,
     fronts: HashMap<FrontKey, Front>,
+    addresses: Addresses,
     /// Owned frontends, by family.
     owned: [u32; 2],
     /// Frontends that somebody claims, for which the map has no room.
@@ -96,6 +102,7 @@ impl Planner {
             free_ports: Vec::new(),
             by_key: BTreeMap::new(),
             fronts: HashMap::new(),
+            addresses: Addresses::default(),
             owned: [0; 2],
             unplaced: BTreeSet::new(),
             failed: BTreeSet::new(),
@@ -195,7 +202,7 @@ impl Planner {
 
     /// Whether something may fit now that did not before: plan again, with no updates.
     pub fn wants_retry(&self) -> bool {
-        self.room && !(self.failed.is_empty() && self.unplaced.is_empty())
+        self.room && !(self.failed.is_empty() && self.nothing_unplaced())
     }
 
     /// Number of frontends that more than one service port claims.
@@ -211,6 +218,10 @@ impl Planner {
     /// Number of service ports that are programmed.
     pub fn programmed(&self) -> usize {
         self.programmed
+    }
+
+    fn nothing_unplaced(&self) -> bool {
+        self.unplaced.is_empty() && self.addresses.unplaced.is_empty()
     }
 
     fn port(&self, index: PortIndex) -> Option<&Port> {
@@ -235,12 +246,9 @@ impl Planner {
         };
         let port = self.port_mut(index)?;
         let protocol = port.key.protocol;
-        let fronts = |desired: &Option<DesiredPort>| -> Vec<FrontKey> {
-            let all = desired.iter().flat_map(|desired| desired.frontends.iter());
-            all.map(|&frontend| FrontKey::new(frontend, protocol)).collect()
-        };
         let age = |desired: &Option<DesiredPort>| desired.as_ref().map(|desired| desired.created_s);
-        let (old, new) = (fronts(&port.desired), fronts(&desired));
+        let old = claimed(port.desired.as_ref(), protocol);
+        let new = claimed(desired.as_ref(), protocol);
         // Claims are in order of age.
         let all_anew = age(&port.desired) != age(&desired);
         if port.desired.is_none() {
@@ -249,19 +257,19 @@ impl Planner {
         }
         port.desired = desired;
         if std::mem::take(&mut port.barred) {
-            work.touched.extend(&new);
+            work.touched.extend(new.keys());
         }
         if all_anew || old != new {
-            for front in &old {
+            for front in old.keys() {
                 self.unclaim(*front, index);
             }
-            for front in &new {
-                self.claim(*front, index);
+            for (&front, &kind) in &new {
+                self.claim(front, Claim { index, kind });
             }
-            work.touched.extend(old);
-            work.touched.extend(new);
+            work.touched.extend(old.keys());
+            work.touched.extend(new.keys());
         } else {
-            work.touched.extend(new.into_iter().filter(|front| self.unplaced.contains(front)));
+            work.touched.extend(new.keys().filter(|front| self.unplaced.contains(front)));
         }
         work.dirty.insert(index);
         Some(index)
@@ -290,7 +298,8 @@ impl Planner {
     /// Settles ownership, programs what is dirty, and tells the difference.
     fn run(&mut self, mut work: Work) -> Batch {
         let mut batch = Batch { epoch: self.pools.epoch, ..Batch::default() };
-        if std::mem::take(&mut self.room) {
+        let retry = std::mem::take(&mut self.room);
+        if retry {
             for index in self.failed.clone() {
                 if let Some(port) = self.port_mut(index) {
                     port.barred = false;
@@ -300,14 +309,19 @@ impl Planner {
             }
             work.touched.extend(&self.unplaced);
         }
-        // Each round either ends, or bars one more service port from owning frontends.
+        // Each round either ends, or bars one more service port from owning frontends, or gives a
+        // place to one more frontend.
         loop {
             let touched = std::mem::take(&mut work.touched);
             work.seen.extend(&touched);
             self.settle(touched, &mut work);
             let dirty = std::mem::take(&mut work.dirty);
             if dirty.is_empty() {
-                break;
+                // What goes makes room at once, because it is deleted first.
+                work.touched.extend(self.unplaced.iter().filter(|front| self.has_room(front)));
+                if work.touched.is_empty() {
+                    break;
+                }
             }
             for index in dirty {
                 self.program(index, &mut work, &mut batch);
@@ -319,6 +333,10 @@ impl Planner {
         for front in &work.seen {
             self.frontend_change(*front, &mut batch);
             self.conflict(*front, &mut batch);
+        }
+        self.settle_addresses(retry, &mut work, &mut batch);
+        for (index, error) in work.errors {
+            self.note(index, error, &mut batch);
         }
         for index in work.visited {
             self.forget(index);
@@ -332,8 +350,7 @@ impl Planner {
 
     fn wanted(&self, index: PortIndex) -> Vec<FrontKey> {
         let Some(port) = self.port(index) else { return Vec::new() };
-        let fronts = port.desired.iter().flat_map(|desired| &desired.frontends);
-        fronts.map(|&frontend| FrontKey::new(frontend, port.key.protocol)).collect()
+        claimed(port.desired.as_ref(), port.key.protocol).into_keys().collect()
     }
 
     fn program(&mut self, index: PortIndex, work: &mut Work, batch: &mut Batch) {
@@ -379,10 +396,10 @@ impl Planner {
                 }
             }
         } else if port.barred {
-            // It had to give up its frontends in this very batch; why is known.
-            error.clone_from(&port.error);
+            // It had to give up its frontends, in this very batch or before; why is known.
+            error = work.errors.remove(&index).unwrap_or_else(|| port.error.clone());
         }
-        self.note(index, error, batch);
+        work.errors.insert(index, error);
     }
 
     /// Remembers why a service port is not programmed, and tells it once.
@@ -443,6 +460,8 @@ struct Work {
     seen: BTreeSet<FrontKey>,
     /// Service ports looked at so far.
     visited: BTreeSet<PortIndex>,
+    /// Why each of them is not programmed as desired, if it is not.
+    errors: BTreeMap<PortIndex, Option<Error>>,
     /// Service ports that lost their last frontend at some point of this batch.
     lost: BTreeSet<PortIndex>,
 }

@@ -1,46 +1,65 @@
 //! Who owns a frontend that several service ports claim?
 //!
-//! The oldest Service, then the smaller key (contract S-15); those that could not be programmed at
-//! all are passed over. When an owner goes, the next takes over.
+//! One whose clusterIP it is: nobody may take traffic to another Service's clusterIP to himself by
+//! an externalIP (contract section 12). Then the oldest Service, then the smaller key (S-15); those
+//! that could not be programmed at all are passed over. When an owner goes, the next takes over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::ServicePortId;
+use lb_common::abi::FrontendWord;
 
 use super::report::Report;
-use super::table::{Batch, FrontKey, FrontendChange};
+use super::table::{Batch, FrontKey, FrontendChange, family_index};
 use super::{Planner, Port, PortIndex, Work};
+use crate::model::{DesiredPort, FrontendKind, PortKey, Protocol};
+
+/// A service port that wants a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) index: PortIndex,
+    pub(super) kind: FrontendKind,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Front {
     /// Who wants it, the strongest claim first.
-    pub(super) claims: Vec<PortIndex>,
-    pub(super) owner: Option<PortIndex>,
-    /// What its word in the map says; 0: it is in no map.
-    pub(super) programmed: ServicePortId,
+    pub(super) claims: Vec<Claim>,
+    pub(super) owner: Option<Claim>,
+    /// Its word in the map, if it is there.
+    pub(super) programmed: Option<FrontendWord>,
+}
+
+/// What a service port claims: each frontend once, as a clusterIP if it is that among others.
+pub(super) fn claimed(
+    desired: Option<&DesiredPort>,
+    protocol: Protocol,
+) -> BTreeMap<FrontKey, FrontendKind> {
+    let mut claims = BTreeMap::new();
+    for &frontend in desired.iter().flat_map(|desired| &desired.frontends) {
+        let kind = claims.entry(FrontKey::new(frontend, protocol)).or_insert(frontend.kind);
+        *kind = frontend.kind.min(*kind);
+    }
+    claims
+}
+
+/// Claims in order: the smallest is the strongest.
+fn rank(ports: &[Option<Port>], claim: Claim) -> Option<(bool, i64, &PortKey)> {
+    let port = ports.get(claim.index as usize).and_then(Option::as_ref)?;
+    let created_s = port.desired.as_ref().map_or(i64::MAX, |desired| desired.created_s);
+    Some((claim.kind.is_external(), created_s, &port.key))
 }
 
 impl Planner {
-    pub(super) fn claim(&mut self, front: FrontKey, index: PortIndex) {
-        let rank = |ports: &[Option<Port>], index: PortIndex| {
-            let port = ports.get(index as usize).and_then(Option::as_ref);
-            port.map(|port| {
-                (port.desired.as_ref().map_or(i64::MAX, |d| d.created_s), port.key.clone())
-            })
-        };
+    pub(super) fn claim(&mut self, front: FrontKey, claim: Claim) {
         let claims = &mut self.fronts.entry(front).or_default().claims;
-        if claims.is_empty() {
-            claims.push(index);
-            return;
-        }
-        let own = rank(&self.ports, index);
+        let own = rank(&self.ports, claim);
         let at = claims.partition_point(|&other| rank(&self.ports, other) < own);
-        claims.insert(at, index);
+        claims.insert(at, claim);
     }
 
     pub(super) fn unclaim(&mut self, front: FrontKey, index: PortIndex) {
         if let Some(entry) = self.fronts.get_mut(&front) {
-            entry.claims.retain(|&other| other != index);
+            entry.claims.retain(|other| other.index != index);
         }
     }
 
@@ -51,7 +70,7 @@ impl Planner {
         for front in touched {
             let Some(entry) = self.fronts.get(&front) else { continue };
             let owner = entry.owner;
-            let able = |&&index: &&PortIndex| self.port(index).is_some_and(|port| !port.barred);
+            let able = |claim: &&Claim| self.port(claim.index).is_some_and(|port| !port.barred);
             let next = entry.claims.iter().find(able).copied();
             if next == owner {
                 if next.is_none() {
@@ -69,47 +88,55 @@ impl Planner {
         // Moved ones keep their place; only then do new ones get one.
         gain.sort_by_key(|&(front, _, moved)| (!moved, front));
         for (front, next, _) in gain {
-            let family = usize::from(matches!(front, FrontKey::V6(_)));
-            if self.owned[family] < self.capacity.frontends {
+            if self.has_room(&front) {
                 self.unplaced.remove(&front);
                 self.set_owner(front, Some(next), work);
             } else {
                 self.unplaced.insert(front);
-                work.dirty.insert(next);
+                work.dirty.insert(next.index);
             }
         }
     }
 
-    pub(super) fn set_owner(&mut self, front: FrontKey, owner: Option<PortIndex>, work: &mut Work) {
-        let family = usize::from(matches!(front, FrontKey::V6(_)));
+    /// Whether one more frontend of the same family fits in its map.
+    pub(super) fn has_room(&self, front: &FrontKey) -> bool {
+        self.owned[family_index(&front.addr())] < self.capacity.frontends
+    }
+
+    fn set_owner(&mut self, front: FrontKey, owner: Option<Claim>, work: &mut Work) {
+        let family = family_index(&front.addr());
         let Some(entry) = self.fronts.get_mut(&front) else { return };
         let before = std::mem::replace(&mut entry.owner, owner);
         if let Some(before) = before {
             self.owned[family] -= 1;
-            work.dirty.insert(before);
-            if let Some(port) = self.port_mut(before) {
+            self.addresses.release(&front, before.kind);
+            work.dirty.insert(before.index);
+            if let Some(port) = self.port_mut(before.index) {
                 port.owned.remove(&front);
             }
         }
         if let Some(owner) = owner {
             self.owned[family] += 1;
-            work.dirty.insert(owner);
-            if let Some(port) = self.port_mut(owner) {
+            self.addresses.hold(&front, owner.kind);
+            work.dirty.insert(owner.index);
+            if let Some(port) = self.port_mut(owner.index) {
                 port.owned.insert(front);
             }
         }
     }
 
     pub(super) fn frontend_change(&mut self, front: FrontKey, batch: &mut Batch) {
-        let Some(entry) = self.fronts.get(&front) else { return };
-        let owner = entry.owner.and_then(|owner| self.port(owner));
-        let id = owner.and_then(|port| port.table.as_ref()).map_or(0, |table| table.id);
+        let Some(owner) = self.fronts.get(&front).map(|entry| entry.owner) else { return };
+        let word = owner.and_then(|owner| {
+            let table = self.port(owner.index)?.table.as_ref()?;
+            Some(front.word(table.id, owner.kind))
+        });
         let Some(entry) = self.fronts.get_mut(&front) else { return };
-        if entry.programmed != id {
-            entry.programmed = id;
-            batch.frontends.push(match id {
-                0 => FrontendChange::Delete(front),
-                id => FrontendChange::Put(front, id),
+        if entry.programmed != word {
+            entry.programmed = word;
+            batch.frontends.push(match word {
+                None => FrontendChange::Delete(front),
+                Some(word) => FrontendChange::Put(front, word),
             });
         }
         if entry.claims.is_empty() && entry.owner.is_none() {
@@ -118,13 +145,14 @@ impl Planner {
     }
 
     pub(super) fn conflict(&mut self, front: FrontKey, batch: &mut Batch) {
-        let claims = self.fronts.get(&front).map_or(&[][..], |entry| &entry.claims);
+        let entry = self.fronts.get(&front);
+        let claims = entry.map_or(&[][..], |entry| &entry.claims);
         if claims.len() < 2 {
             self.conflicts.remove(&front);
             return;
         }
-        let claims = claims.to_vec();
-        let owner = self.fronts.get(&front).and_then(|entry| entry.owner);
+        let claims: Vec<PortIndex> = claims.iter().map(|claim| claim.index).collect();
+        let owner = entry.and_then(|entry| entry.owner).map(|owner| owner.index);
         if self.conflicts.get(&front) == Some(&claims) {
             return;
         }

@@ -334,6 +334,9 @@ fn facts(desired: &DesiredPort) -> FactsWord {
     if desired.internal_local {
         flags |= FactsFlags::INTERNAL_LOCAL;
     }
+    if desired.external_local {
+        flags |= FactsFlags::EXTERNAL_LOCAL;
+    }
     if desired.affinity_timeout_s.is_some() {
         flags |= FactsFlags::AFFINITY;
     }

@@ -61,6 +61,16 @@ pub enum Report {
         /// Why.
         error: Error,
     },
+    /// Some addresses of this node do not fit, so that no node port is reached there.
+    NodeAddresses {
+        /// Why.
+        error: Error,
+    },
+    /// More ranges of Services' addresses than there is room for.
+    ServiceCidrs {
+        /// How many are left out: what is sent to their unused addresses leaves the node.
+        left_out: usize,
+    },
     /// A service port that was reported is programmed as desired now.
     Recovered {
         /// The service port.

@@ -4,11 +4,13 @@ use std::fmt;
 use std::net::IpAddr;
 
 use lb_common::abi::{
-    Backend, BackendId, BackendWord, FactsWord, FrontendKey, FrontendWord, META_WORDS, Name,
-    ServicePortId, SetWord, V4, V6, proto,
+    AddressWord, Backend, BackendId, BackendWord, FactsWord, Found, FrontendFlags, FrontendKey,
+    FrontendWord, META_WORDS, Name, ServicePortId, SetWord, V4, V6, proto,
 };
+use lb_common::select::narrow;
 
-use crate::model::{Frontend, Protocol};
+use super::addresses::Cidr;
+use crate::model::{Family, Frontend, FrontendKind, Protocol};
 
 /// A key of `FRONTENDS4` or `FRONTENDS6`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,23 +38,42 @@ impl FrontKey {
         }
     }
 
-    /// The word that leads from this key to a service port.
-    pub fn word(&self, id: ServicePortId) -> FrontendWord {
+    /// The word that leads from this key to a service port, for a frontend of this kind.
+    pub fn word(&self, id: ServicePortId, kind: FrontendKind) -> FrontendWord {
+        let flags = if kind.is_external() { FrontendFlags::EXTERNAL } else { 0 };
         match self {
-            Self::V4(key) => FrontendWord::new(key, id, 0),
-            Self::V6(key) => FrontendWord::new(key, id, 0),
+            Self::V4(key) => FrontendWord::new(key, id, flags),
+            Self::V6(key) => FrontendWord::new(key, id, flags),
+        }
+    }
+
+    /// What a word found under this key leads to, if the word belongs to it.
+    pub fn found(&self, word: FrontendWord) -> Option<Found> {
+        match self {
+            Self::V4(key) => word.found(key),
+            Self::V6(key) => word.found(key),
         }
     }
 
     /// The service port that a word found under this key leads to, if the word belongs to it.
     pub fn id_in(&self, word: FrontendWord) -> Option<ServicePortId> {
+        self.found(word).map(|found| found.id)
+    }
+
+    /// The family.
+    pub fn family(&self) -> Family {
         match self {
-            Self::V4(key) => word.found(key).map(|found| found.id),
-            Self::V6(key) => word.found(key).map(|found| found.id),
+            Self::V4(_) => Family::V4,
+            Self::V6(_) => Family::V6,
         }
     }
 
-    /// The VIP.
+    /// Whether it is that of a node port, which every eligible address of the node has (C-2).
+    pub fn is_node_port(&self) -> bool {
+        self.addr().is_unspecified()
+    }
+
+    /// The VIP; the unspecified address for a node port.
     pub fn addr(&self) -> IpAddr {
         match self {
             Self::V4(key) => address(&[key.addr[0], 0, 0, 0], false),
@@ -121,6 +142,36 @@ pub fn address(words: &[u32; 4], v6: bool) -> IpAddr {
     IpAddr::from(bytes)
 }
 
+/// The element of `ADDRESSES4` or `ADDRESSES6` for an address.
+pub fn address_word(addr: &IpAddr, flags: u32) -> AddressWord {
+    let words = words(*addr);
+    if addr.is_ipv4() {
+        AddressWord::new(&narrow::<V4>(&words), flags)
+    } else {
+        AddressWord::new(&words, flags)
+    }
+}
+
+/// The flags in such an element, if it belongs to the address.
+pub fn address_flags(addr: &IpAddr, word: AddressWord) -> u32 {
+    let words = words(*addr);
+    if addr.is_ipv4() { word.flags_for(&narrow::<V4>(&words)) } else { word.flags_for(&words) }
+}
+
+/// The netmask of a prefix, in the family of an address.
+pub fn mask(addr: &IpAddr, prefix: u8) -> IpAddr {
+    let gone = |bits: u32| bits.saturating_sub(u32::from(prefix));
+    match addr {
+        IpAddr::V4(_) => IpAddr::from(u32::MAX.checked_shl(gone(32)).unwrap_or(0).to_be_bytes()),
+        IpAddr::V6(_) => IpAddr::from(u128::MAX.checked_shl(gone(128)).unwrap_or(0).to_be_bytes()),
+    }
+}
+
+/// 0 for IPv4, 1 for IPv6.
+pub(super) fn family_index(addr: &IpAddr) -> usize {
+    usize::from(addr.is_ipv6())
+}
+
 /// Number of elements of the maps that plan fills; each is settable, and fixed once pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -132,12 +183,20 @@ pub struct Capacity {
     pub slots: u32,
     /// `FRONTENDS4` and `FRONTENDS6`, each. `--max-frontends`.
     pub frontends: u32,
+    /// `ADDRESSES4` and `ADDRESSES6`, each; as many as frontends, because few addresses have none.
+    pub addresses: u32,
 }
 
 impl Default for Capacity {
     /// Room for 30,000 dual-stack service ports with some 250,000 endpoints.
     fn default() -> Self {
-        Self { service_ports: 1 << 16, backends: 1 << 18, slots: 1 << 20, frontends: 1 << 16 }
+        Self {
+            service_ports: 1 << 16,
+            backends: 1 << 18,
+            slots: 1 << 20,
+            frontends: 1 << 16,
+            addresses: 1 << 16,
+        }
     }
 }
 
@@ -152,6 +211,10 @@ pub struct Batch {
     pub ports: Vec<PortChange>,
     /// Changed frontends.
     pub frontends: Vec<FrontendChange>,
+    /// Changed addresses.
+    pub addresses: Vec<AddressChange>,
+    /// All ranges of Services' addresses of a family, where they changed.
+    pub service_cidrs: Vec<(Family, Vec<Cidr>)>,
     /// What people should know, each told once.
     pub reports: Vec<super::Report>,
 }
@@ -159,7 +222,10 @@ pub struct Batch {
 impl Batch {
     /// Whether there is nothing to program.
     pub fn is_empty(&self) -> bool {
-        self.ports.is_empty() && self.frontends.is_empty()
+        self.ports.is_empty()
+            && self.frontends.is_empty()
+            && self.addresses.is_empty()
+            && self.service_cidrs.is_empty()
     }
 }
 
@@ -203,10 +269,19 @@ pub struct SetChange {
 /// A change of one frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrontendChange {
-    /// It leads to this service port now.
-    Put(FrontKey, ServicePortId),
+    /// It has this word now.
+    Put(FrontKey, FrontendWord),
     /// It is gone.
     Delete(FrontKey),
+}
+
+/// A change of one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressChange {
+    /// It has this word now.
+    Put(IpAddr, AddressWord),
+    /// It is gone.
+    Delete(IpAddr),
 }
 
 /// What became free after a grace period, and has to be cleared.
@@ -223,6 +298,10 @@ pub enum Retired {
 pub struct Snapshot {
     /// All frontends, in no order.
     pub frontends: Vec<(FrontKey, FrontendWord)>,
+    /// All addresses, in no order.
+    pub addresses: Vec<(IpAddr, AddressWord)>,
+    /// The ranges of Services' addresses, by family, in order.
+    pub service_cidrs: [Vec<Cidr>; 2],
     /// All service port ids of which anything is not zero, by id.
     pub ports: Vec<PortRow>,
     /// All backends of which anything is not zero, by id.
@@ -234,7 +313,10 @@ pub struct Snapshot {
 impl Snapshot {
     /// Whether nothing is programmed.
     pub fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.ports.is_empty() && self.backends.is_empty()
+        self.frontends.is_empty()
+            && self.addresses.is_empty()
+            && self.ports.is_empty()
+            && self.backends.is_empty()
     }
 
     /// A service port by its id.
@@ -284,7 +366,12 @@ mod tests {
             let key = FrontKey::new(Frontend::cluster_ip(addr, 443), Protocol::Tcp);
             assert_eq!((key.addr(), key.port(), key.proto()), (addr, 443, 6));
             assert_eq!(key.to_string(), shown);
-            assert_eq!(key.id_in(key.word(77)), Some(77));
+            for (kind, flags) in
+                [(FrontendKind::ClusterIp, 0), (FrontendKind::NodePort, FrontendFlags::EXTERNAL)]
+            {
+                let found = Some(Found { id: 77, flags });
+                assert_eq!(key.found(key.word(77, kind)), found);
+            }
         }
     }
 
@@ -298,5 +385,27 @@ mod tests {
         };
         assert_eq!(key.addr[0].to_ne_bytes(), [10, 96, 0, 1]);
         assert_eq!(key.port.to_ne_bytes(), [0x12, 0x34]);
+    }
+
+    #[test]
+    fn addresses_keep_their_flags_and_take_no_other_words() {
+        let (a, b): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
+        for (addr, other) in [(a, b), (b, a)] {
+            let word = address_word(&addr, 6);
+            assert_eq!((address_flags(&addr, word), address_flags(&other, word)), (6, 0));
+        }
+    }
+
+    #[test]
+    fn masks_have_as_many_bits_as_the_prefix() {
+        for (addr, prefix, wanted) in [
+            ("10.0.0.1", 12, "255.240.0.0"),
+            ("10.0.0.1", 32, "255.255.255.255"),
+            ("10.0.0.1", 0, "0.0.0.0"),
+            ("fd00::1", 112, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:0"),
+            ("fd00::1", 0, "::"),
+        ] {
+            assert_eq!(mask(&addr.parse().unwrap(), prefix), wanted.parse::<IpAddr>().unwrap());
+        }
     }
 }

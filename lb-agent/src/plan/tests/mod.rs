@@ -1,0 +1,6 @@
+//! The planner against maps in memory.
+
+mod addresses;
+mod cases;
+mod histories;
+mod world;
