@@ -267,6 +267,8 @@ pub struct Node {
     pub addresses: Vec<String>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<String>,
+    /// Port of the kubelet, 0 if it is not told: `status.daemonEndpoints`.
+    pub kubelet_port: u16,
     /// The addresses of the machine's interfaces, `lo` among them: no API object has these.
     pub interfaces: Vec<IpAddr>,
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use super::cluster::{AddressType, Endpoint, Family, HEADLESS, Node, PROXY_NAME, Protocol, Slice};
@@ -148,11 +148,7 @@ fn join(id: &PortId, slices: &[Slice], node: &Node) -> BTreeMap<SocketAddr, Reco
                 continue;
             }
             for endpoint in &slice.endpoints {
-                let Some(first) = endpoint.addresses.first() else { continue }; // E-11
-                let Some(ip) = text::address(first) else { continue };
-                if Family::of(ip) != id.family || text::is_forbidden(ip) {
-                    continue;
-                }
+                let Some(ip) = address(endpoint, id.family) else { continue };
                 let record = read(endpoint, node);
                 let held = endpoints.entry(SocketAddr::new(ip, number)).or_default();
                 if *held < record {
@@ -170,8 +166,18 @@ fn counts(slice: &Slice, id: &PortId) -> bool {
         && slice.namespace == id.namespace
         && !slice.service().is_empty()
         && slice.service() == id.service
-        && !slice.labels.contains_key(HEADLESS)
-        && !slice.labels.contains_key(PROXY_NAME)
+        && is_ours(slice)
+}
+
+/// Whether a slice is one for this proxy (E-5).
+pub(super) fn is_ours(slice: &Slice) -> bool {
+    !slice.labels.contains_key(HEADLESS) && !slice.labels.contains_key(PROXY_NAME)
+}
+
+/// The address of an endpoint, if it can be used (E-11, CVE-2021-25737).
+pub(super) fn address(endpoint: &Endpoint, family: Family) -> Option<IpAddr> {
+    let ip = text::address(endpoint.addresses.first()?)?;
+    (Family::of(ip) == family && !text::is_forbidden(ip)).then_some(ip)
 }
 
 /// E-12 to E-14.

@@ -88,6 +88,7 @@ pub(super) fn cluster() -> Cluster {
             zone: Some("zone-1".into()),
             addresses: vec![NODE_IP.into()],
             pod_cidrs: vec!["10.244.1.0/24".into()],
+            kubelet_port: 10_250,
             interfaces: ["127.0.0.1", NODE_IP].iter().map(|ip| ip.parse().unwrap()).collect(),
         }],
         service_cidrs: vec!["10.96.0.0/16".into()],

@@ -12,6 +12,7 @@ mod fixture;
 pub mod generate;
 pub mod history;
 pub mod node_ports;
+mod refusals;
 pub mod render;
 pub mod services;
 pub mod text;

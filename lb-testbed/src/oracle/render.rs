@@ -104,6 +104,7 @@ pub fn node(node: &Node) -> Value {
         "status": {
             "addresses": addresses,
             "conditions": [{"status": "True", "type": "Ready"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": node.kubelet_port}},
         },
     })
 }

@@ -11,6 +11,7 @@ use super::cluster::{
 };
 use super::endpoints::{Lists, PortId, Uses};
 use super::node_ports::NodePortAddresses;
+use super::refusals::Taken;
 use super::text::{self, Range};
 
 /// What kind of address of a Service a packet was sent to.
@@ -85,20 +86,28 @@ impl View {
                 .service_cidrs
                 .iter()
                 .filter_map(|cidr| Range::read(cidr))
+                .filter(|cidr| cidr.prefix != 0) // It would guard everything there is.
                 .collect(),
         };
         // S-15: who comes first keeps what others claim too.
+        let mut taken = Taken::new(cluster, &view.node);
         let mut services: Vec<&Service> = cluster.services.iter().filter(|s| counts(s)).collect();
         services.sort_by_key(|s| (s.created_s, &s.namespace, &s.name));
+        for service in &services {
+            for ip in Family::BOTH.iter().filter_map(|family| cluster_ip(service, *family)) {
+                let (namespace, name) = (service.namespace.clone(), service.name.clone());
+                taken.cluster_ips.insert((ip, namespace, name));
+            }
+        }
         for service in services {
             for family in Family::BOTH {
-                view.add(cluster, service, family);
+                view.add(cluster, service, family, &taken);
             }
         }
         view
     }
 
-    fn add(&mut self, cluster: &Cluster, service: &Service, family: Family) {
+    fn add(&mut self, cluster: &Cluster, service: &Service, family: Family, taken: &Taken) {
         // S-6: without a clusterIP of this family nothing of the Service is in it.
         let Some(cluster_ip) = cluster_ip(service, family) else { return };
         self.cluster_ips.insert(cluster_ip);
@@ -139,20 +148,28 @@ impl View {
                 source_ranges: source_ranges.clone(),
                 ingress: ingress.clone(),
             });
+            // Nobody gets around ranges that are checked elsewhere.
             let guarded = !source_ranges.is_empty() && !self.config.guarded_load_balancers;
-            let balanced = if guarded { BTreeSet::new() } else { ingress.clone() };
+            let left_alone = |ip: &IpAddr| guarded && ingress.contains(ip);
             let claims = [
                 (Kind::ClusterIp, BTreeSet::from([cluster_ip])),
                 (Kind::ExternalIp, external_ips.clone()),
-                (Kind::LoadBalancer, balanced),
+                (Kind::LoadBalancer, ingress.clone()),
             ];
             for (kind, addresses) in claims {
                 for ip in addresses {
-                    let at = (SocketAddr::new(ip, port.port), port.protocol);
-                    self.captured.entry(at).or_insert((kind, index));
+                    let at = SocketAddr::new(ip, port.port);
+                    let owner = (&*service.namespace, &*service.name);
+                    let external = kind != Kind::ClusterIp;
+                    if external && (left_alone(&ip) || taken.refuses(owner, at, port.protocol)) {
+                        continue;
+                    }
+                    self.captured.entry((at, port.protocol)).or_insert((kind, index));
                 }
             }
-            if port.node_port != 0 {
+            let of_v4 = family == Family::V4;
+            if port.node_port != 0 && !taken.refuses_node_port(of_v4, port.node_port, port.protocol)
+            {
                 // S-14, N-9
                 self.node_ports.entry((family, port.node_port, port.protocol)).or_insert(index);
             }

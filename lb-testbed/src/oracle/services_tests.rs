@@ -1,9 +1,9 @@
 //! The Service rules one by one.
 
 use super::*;
-use crate::oracle::cluster::{Ingress, ServicePort};
+use crate::oracle::cluster::{Ingress, SERVICE_NAME, ServicePort};
 use crate::oracle::fixture::{
-    BALANCER, CLUSTER_IP, EXTERNAL_IP, HERE, THERE, cluster, pods, service, slice,
+    BALANCER, CLUSTER_IP, EXTERNAL_IP, HERE, THERE, cluster, endpoint, pods, service, slice,
 };
 
 fn view(change: impl FnOnce(&mut Cluster)) -> View {
@@ -228,4 +228,45 @@ fn a_service_whose_claims_are_all_lost_is_not_reached() {
         cluster.services.push(other);
     });
     assert!(view.is_reached(0) && !view.is_reached(1));
+}
+
+#[test]
+fn addresses_of_others_are_refused() {
+    let claimed = |ip: &str, port: u16, change: fn(&mut Cluster)| {
+        let view = view(|cluster| {
+            cluster.services[0].external_ips = vec![ip.into()];
+            cluster.services[0].ports[0].port = port;
+            change(cluster);
+        });
+        view.captured.values().any(|(kind, _)| *kind == Kind::ExternalIp)
+    };
+    let unchanged: fn(&mut Cluster) = |_| ();
+    assert!(claimed("192.0.2.7", 80, unchanged));
+    assert!(!claimed("10.244.1.7", 80, unchanged)); // A pod of this node.
+    assert!(claimed("10.244.2.7", 80, unchanged));
+    assert!(claimed("192.168.0.1", 80, unchanged)); // C-4
+    assert!(!claimed("192.168.0.1", 10_250, unchanged)); // The kubelet.
+    let another: fn(&mut Cluster) = |cluster| {
+        let mut other = service();
+        other.name = "b".into();
+        other.cluster_ips = vec!["10.96.0.7".into()];
+        other.external_ips.clear();
+        cluster.services.push(other);
+    };
+    assert!(!claimed("10.96.0.7", 80, another));
+    assert!(claimed("10.96.0.7", 80, unchanged));
+    let api: fn(&mut Cluster) = |cluster| {
+        let mut api = slice("kubernetes", &[endpoint("192.168.0.5", "", "rs")]);
+        api.labels.insert(SERVICE_NAME.into(), "kubernetes".into());
+        cluster.slices.push(api);
+    };
+    assert!(!claimed("192.168.0.5", 8080, api));
+    assert!(claimed("192.168.0.5", 80, api));
+    assert!(claimed("192.168.0.5", 8080, unchanged));
+}
+
+#[test]
+fn a_node_port_does_not_take_the_kubelets_port() {
+    let taken = |number: u16| of(|service| service.ports[0].node_port = number).node_ports.len();
+    assert_eq!((taken(30_000), taken(10_250)), (1, 0));
 }

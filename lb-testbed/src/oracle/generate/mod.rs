@@ -18,7 +18,7 @@ use super::history::{Event, History};
 pub const NODE: &str = "node-a";
 const OTHER_NODE: &str = "node-b";
 const NAMESPACES: [&str; 2] = ["default", "other"];
-const SERVICES: [&str; 3] = ["a", "b", "c"];
+const SERVICES: [&str; 3] = ["a", "b", "kubernetes"];
 const SLICES: [&str; 4] = ["s1", "s2", "s3", "s4"];
 const PORT_NAMES: [&str; 3] = ["", "web", "dns"];
 /// Ports of Services.
@@ -48,6 +48,7 @@ fn node() -> impl Strategy<Value = Node> {
                 .map(|ip| ip.to_string())
                 .into(),
             pod_cidrs: vec!["10.244.1.0/24".into(), "fd00:10:2441::/64".into()],
+            kubelet_port: 443,
             interfaces,
         }
     })
@@ -72,9 +73,9 @@ fn config() -> impl Strategy<Value = Config> {
         vec!["primary", "localhost"],
         vec!["127.0.0.0/8", "fd00:192:1::/48"],
     ]);
-    (addresses, any::<bool>()).prop_map(|(addresses, masquerade_all)| Config {
+    addresses.prop_map(|addresses| Config {
         node_port_addresses: addresses.into_iter().map(str::to_owned).collect(),
-        masquerade_all,
+        guarded_load_balancers: false,
         ..Config::default()
     })
 }

@@ -16,8 +16,9 @@ fn external(balancer: bool) -> impl Strategy<Value = Vec<String>> {
         8 => owner.boxed(),
         // An address may be an externalIP of one and a load balancer's of another.
         1 => (0u8..3).prop_map(Owner::External).boxed(),
-        1 => Just(Owner::Node(0)).boxed(),
-        1 => Just(Owner::Loopback).boxed(),
+        2 => Just(Owner::Node(0)).boxed(),
+        // Nobody may have these.
+        1 => select(vec![Owner::Loopback, Owner::Pod(1), Owner::ClusterIp(1)]).boxed(),
     ];
     let one = prop_oneof![
         12 => (family(), owner).prop_flat_map(|(family, owner)| spelled(family, owner)).boxed(),
