@@ -1,9 +1,11 @@
-//! Which address does a text mean, and may it be used?
+//! Which address or range does a text mean?
 //!
 //! Kubernetes parses addresses *sloppily* (contract S-16): leading zeros in an IPv4 octet are
 //! decimal, and an IPv4-mapped IPv6 address is the IPv4 address. Rust's parser refuses the former.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::model::Cidr;
 
 /// The canonical address that `text` means.
 pub(super) fn parse(text: &str) -> Option<IpAddr> {
@@ -34,24 +36,13 @@ fn v4(text: &str) -> Option<Ipv4Addr> {
     parts.next().is_none().then(|| octets.into())
 }
 
-/// Why an address must not be a clusterIP or endpoint, if so: it would reach what is local to the
-/// node or the link (CVE-2021-25737), or nobody in particular.
-pub(super) fn refusal(addr: IpAddr) -> Option<&'static str> {
-    let (link_local, broadcast) = match addr {
-        IpAddr::V4(v4) => (v4.is_link_local(), v4.is_broadcast()),
-        IpAddr::V6(v6) => (v6.is_unicast_link_local(), false),
-    };
-    if addr.is_loopback() {
-        Some("is a loopback address")
-    } else if link_local {
-        Some("is a link-local address")
-    } else if addr.is_multicast() || broadcast {
-        Some("is a multicast or broadcast address")
-    } else if addr.is_unspecified() {
-        Some("is the unspecified address")
-    } else {
-        None
+/// The range that a text means, white space around it aside (S-8); host bits do not count (S-16).
+pub(super) fn parse_cidr(text: &str) -> Option<Cidr> {
+    let (addr, prefix) = text.trim().split_once('/')?;
+    if !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
+    Cidr::new(parse(addr)?, prefix.parse().ok()?)
 }
 
 #[cfg(test)]
@@ -96,25 +87,23 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_reach_the_node_itself_or_nobody_are_refused() {
-        for text in [
-            "127.0.0.1",
-            "127.255.0.1",
-            "169.254.169.254",
-            "0.0.0.0",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::1",
-            "fe80::1",
-            "febf::1",
-            "::",
-            "ff02::1",
-            "::ffff:127.0.0.1",
+    fn s_16_sloppy_ranges_mean_what_kubernetes_reads() {
+        for (text, meant) in [
+            (" 192.168.1.5/24\t", Some("192.168.1.0/24")),
+            ("010.0.0.0/8", Some("10.0.0.0/8")),
+            ("fd00::1/64", Some("fd00::/64")),
+            ("0.0.0.0/0", Some("0.0.0.0/0")),
+            ("10.0.0.1", None),
+            ("10.0.0.0/33", None),
+            ("fd00::/129", None),
+            ("10.0.0.0/+8", None),
+            ("10.0.0.0/", None),
+            ("10.0.0.0/8/8", None),
+            ("::ffff:10.0.0.0/104", None),
+            ("x/8", None),
+            ("", None),
         ] {
-            assert!(refusal(parse(text).unwrap()).is_some(), "{text}");
-        }
-        for text in ["10.0.0.1", "128.0.0.1", "169.253.0.1", "fd00::1", "fec0::1", "2001:db8::1"] {
-            assert_eq!(refusal(parse(text).unwrap()), None, "{text}");
+            assert_eq!(parse_cidr(text).map(|cidr| cidr.to_string()).as_deref(), meant, "{text}");
         }
     }
 }

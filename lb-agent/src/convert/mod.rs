@@ -8,6 +8,8 @@
 
 mod address;
 mod decode;
+mod external;
+mod hints;
 mod intern;
 mod node;
 pub mod raw;
@@ -24,7 +26,7 @@ pub use report::{Finding, Findings, Origin, Report, Skipped};
 
 use std::sync::Arc;
 
-use crate::model::{Node, ObjectKey, Protocol, Service, Slice};
+use crate::model::{Node, ObjectKey, Protocol, Service, ServiceCidr, Slice};
 
 use self::intern::Interner;
 use self::raw::{RawObject, RawPort};
@@ -38,6 +40,8 @@ pub enum Kind {
     Slice,
     /// `v1` Node.
     Node,
+    /// `networking.k8s.io/v1` `ServiceCIDR`.
+    ServiceCidr,
 }
 
 impl Kind {
@@ -47,6 +51,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Slice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 
@@ -55,7 +60,13 @@ impl Kind {
         match self {
             Self::Service | Self::Node => "v1",
             Self::Slice => "discovery.k8s.io/v1",
+            Self::ServiceCidr => "networking.k8s.io/v1",
         }
+    }
+
+    /// Whether its objects are in namespaces.
+    pub const fn is_namespaced(self) -> bool {
+        matches!(self, Self::Service | Self::Slice)
     }
 
     /// The kind of that name and API version; nothing if it is of no interest.
@@ -68,6 +79,7 @@ impl Kind {
             "Service" => Self::Service,
             "EndpointSlice" => Self::Slice,
             "Node" => Self::Node,
+            "ServiceCIDR" => Self::ServiceCidr,
             _ => return Ok(None),
         };
         let group = |version: &str| version.rsplit_once('/').map_or(String::new(), |g| g.0.into());
@@ -88,8 +100,10 @@ pub enum Object {
     Service(Service),
     /// A slice that counts.
     Slice(Slice),
-    /// A Node.
+    /// This node's Node.
     Node(Node),
+    /// A `ServiceCIDR`.
+    ServiceCidr(ServiceCidr),
     /// An object that exists but does not count: a headless Service, an FQDN slice. If it did count
     /// before, it is gone now.
     Ignored(Kind, ObjectKey),
@@ -99,13 +113,25 @@ pub enum Object {
 #[derive(Debug)]
 pub struct Converter {
     node_name: Arc<str>,
+    external_ips: bool,
     names: Interner,
 }
 
 impl Converter {
     /// A converter for the node of that name, by which local endpoints are known (E-13).
     pub fn new(node_name: &str) -> Self {
-        Self { node_name: node_name.into(), names: Interner::default() }
+        Self { node_name: node_name.into(), external_ips: true, names: Interner::default() }
+    }
+
+    /// Whether `spec.externalIPs` count; they do unless told otherwise.
+    #[must_use]
+    pub fn with_external_ips(self, external_ips: bool) -> Self {
+        Self { external_ips, ..self }
+    }
+
+    /// Whether this node's Node has that name.
+    pub fn is_this_node(&self, name: &str) -> bool {
+        *name == *self.node_name
     }
 
     /// Converts an object of `kind`. Nothing comes of one without a usable name.
@@ -119,17 +145,23 @@ impl Converter {
             Kind::Service => self.service(raw, findings),
             Kind::Slice => self.slice(raw, findings),
             Kind::Node => self.node(raw, findings),
+            Kind::ServiceCidr => self.service_cidr(raw, findings),
         }
     }
 
-    /// The key of a namespaced object, for what says no more of it than that.
+    /// The key of an object of `kind`, for what says no more of it than that. One that is in no
+    /// namespace has an empty one.
     pub fn key(
         &mut self,
+        kind: Kind,
         namespace: &str,
         name: &str,
         findings: &mut Findings,
     ) -> Option<ObjectKey> {
         let name = check_name("metadata.name", name, 253, findings)?;
+        if !kind.is_namespaced() {
+            return Some(ObjectKey { namespace: "".into(), name: self.names.share(name) });
+        }
         let namespace = check_name("metadata.namespace", namespace, 63, findings)?;
         // The API takes none, and the namespace of our own self-test has one.
         if namespace.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -184,13 +216,25 @@ fn protocol(raw: &RawPort<'_>, field: &str, findings: &mut Findings) -> Option<P
 
 /// The number of a port, 1 to 65,535.
 fn port_number(raw: &RawPort<'_>, field: &str, findings: &mut Findings) -> Option<u16> {
-    let number = raw.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+    number(raw.port, &format!("{field}.port"), findings)
+}
+
+/// A number from 1 to 65,535.
+fn number(raw: Option<i64>, field: &str, findings: &mut Findings) -> Option<u16> {
+    let number = raw.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
     if number.is_none() {
-        let problem = match raw.port {
+        let problem = match raw {
             None => "missing: write a number from 1 to 65535".to_owned(),
             Some(port) => format!("{port} is not a port: write a number from 1 to 65535"),
         };
-        findings.add(&format!("{field}.port"), problem);
+        findings.add(field, problem);
     }
     number
+}
+
+/// Tells that a list is longer than what is read of it.
+fn check_length(beyond: usize, read: usize, field: &str, what: &str, findings: &mut Findings) {
+    if beyond > 0 {
+        findings.add(field, format!("{beyond} {what} beyond the first {read}"));
+    }
 }

@@ -1,11 +1,14 @@
-//! Services: contract S-1 to S-16 as far as ClusterIPs need them.
+//! Services: contract S-1 to S-16.
 
 use std::net::IpAddr;
 
 use super::raw::{RawObject, RawPort, RawSpec};
 use super::report::quoted;
-use super::{Converter, Findings, Kind, Object, address, check_name, port_number, protocol, time};
-use crate::model::{ClusterIps, Service, ServicePort};
+use super::{
+    Converter, Findings, Kind, Object, address, check_length, check_name, number, port_number,
+    protocol, time,
+};
+use crate::model::{ClusterIps, Service, ServicePort, refusal};
 
 /// Default and largest affinity timeout in seconds.
 const AFFINITY_TIMEOUT_S: u32 = 10_800;
@@ -17,7 +20,7 @@ impl Converter {
         raw: &RawObject<'_>,
         findings: &mut Findings,
     ) -> Option<Object> {
-        let key = self.key(&raw.metadata.namespace, &raw.metadata.name, findings)?;
+        let key = self.key(Kind::Service, &raw.metadata.namespace, &raw.metadata.name, findings)?;
         check_name("metadata.name", &key.name, 63, findings)?;
         let labels = &raw.metadata.labels;
         let spec = match &raw.spec {
@@ -31,6 +34,7 @@ impl Converter {
             ports: self.service_ports(&spec.ports.items, spec.ports.beyond, findings),
             internal_local: internal_local(spec, findings),
             affinity_timeout_s: affinity_timeout_s(spec, findings),
+            external: self.external(raw, spec, findings),
         }))
     }
 
@@ -63,11 +67,21 @@ impl Converter {
                 findings.add(&field, problem);
                 continue;
             }
-            ports.push(ServicePort { name, port, protocol });
+            let node_port = match raw.node_port {
+                None | Some(0) => 0, // S-14
+                given => number(given, &format!("{field}.nodePort"), findings).unwrap_or(0),
+            };
+            let taken = ports.iter().any(|known| {
+                known.protocol == protocol && known.node_port == node_port && node_port != 0
+            });
+            if taken {
+                let problem = format!("another port of the Service has {node_port} already");
+                findings.add(&format!("{field}.nodePort"), problem);
+            }
+            let node_port = if taken { 0 } else { node_port };
+            ports.push(ServicePort { name, port, node_port, protocol });
         }
-        if beyond > 0 {
-            findings.add("spec.ports", format!("{beyond} ports beyond the first {}", raw.len()));
-        }
+        check_length(beyond, raw.len(), "spec.ports", "ports", findings);
         ports.into()
     }
 }
@@ -134,7 +148,7 @@ fn add_cluster_ip(
         findings.add(field, format!("{} is not an IP address", quoted(text)));
         return;
     };
-    if let Some(refusal) = address::refusal(addr) {
+    if let Some(refusal) = refusal(addr) {
         findings.add(field, format!("{addr} {refusal}"));
         return;
     }

@@ -1,13 +1,16 @@
-//! EndpointSlices: contract E-1 to E-13.
+//! EndpointSlices: contract E-1 to E-14.
 
+use super::hints::ZoneSets;
 use super::raw::{RawConditions, RawEndpoint, RawObject};
 use super::report::quoted;
-use super::{Converter, Findings, Kind, Object, address, check_name, port_number, protocol};
-use crate::model::{Conditions, Endpoint, Family, Slice, SlicePort};
+use super::{
+    Converter, Findings, Kind, Object, address, check_length, check_name, port_number, protocol,
+};
+use crate::model::{Conditions, Endpoint, Endpoints, Family, Slice, SlicePort, refusal};
 
 impl Converter {
     pub(super) fn slice(&mut self, raw: &RawObject<'_>, findings: &mut Findings) -> Option<Object> {
-        let key = self.key(&raw.metadata.namespace, &raw.metadata.name, findings)?;
+        let key = self.key(Kind::Slice, &raw.metadata.namespace, &raw.metadata.name, findings)?;
         let labels = &raw.metadata.labels;
         if labels.headless || labels.other_proxy {
             return Some(Object::Ignored(Kind::Slice, key)); // E-5
@@ -21,10 +24,12 @@ impl Converter {
         };
         let service = self.names.share(service);
         let ports = self.slice_ports(raw, findings);
-        let mut endpoints = Vec::with_capacity(raw.endpoints.items.len());
-        for (index, raw) in raw.endpoints.items.iter().enumerate() {
-            endpoints.extend(self.endpoint(raw, index, family, findings));
-        }
+        let mut zones = ZoneSets::default();
+        let listed = raw.endpoints.items.iter().enumerate();
+        let endpoints = Endpoints::new(
+            family,
+            listed.filter_map(|(n, raw)| self.endpoint(raw, n, family, &mut zones, findings)),
+        );
         if raw.endpoints.beyond > 0 {
             let problem = format!(
                 "{} endpoints beyond the first {}: spread them over several slices",
@@ -33,8 +38,8 @@ impl Converter {
             );
             findings.add("endpoints", problem);
         }
-        let endpoints = endpoints.into();
-        Some(Object::Slice(Slice { key, service, family, ports, endpoints }))
+        let zone_sets = zones.sets.into();
+        Some(Object::Slice(Slice { key, service, ports, endpoints, zone_sets }))
     }
 
     fn slice_ports(&mut self, raw: &RawObject<'_>, findings: &mut Findings) -> Box<[SlicePort]> {
@@ -53,19 +58,16 @@ impl Converter {
                 ports.push(SlicePort { name, port, protocol });
             }
         }
-        if raw.ports.beyond > 0 {
-            let problem =
-                format!("{} ports beyond the first {}", raw.ports.beyond, raw.ports.items.len());
-            findings.add("ports", problem);
-        }
+        check_length(raw.ports.beyond, raw.ports.items.len(), "ports", "ports", findings);
         ports.into()
     }
 
     fn endpoint(
-        &self,
+        &mut self,
         raw: &RawEndpoint<'_>,
         index: usize,
         family: Family,
+        zones: &mut ZoneSets,
         findings: &mut Findings,
     ) -> Option<Endpoint> {
         let field = || format!("endpoints[{index}].addresses");
@@ -73,15 +75,18 @@ impl Converter {
             findings.add(&field(), "empty: write one address");
             return None;
         };
-        let problem = match address::parse(text) {
+        let parsed = address::parse(text);
+        let problem = match parsed.map(|addr| (addr, refusal(addr))) {
             None => format!("{} is not an IP address", quoted(text)),
-            Some(addr) => match address::refusal(addr) {
-                Some(refusal) => format!("{addr} {refusal}"),
-                None if addr.is_ipv6() != (family == Family::V6) => {
-                    format!("{addr} is not of the slice's addressType")
-                }
-                None => return Some(Endpoint { addr, conditions: self.conditions(raw) }),
-            },
+            Some((addr, Some(refusal))) => format!("{addr} {refusal}"),
+            Some((addr, None)) if Family::of(addr) != family => {
+                format!("{addr} is not of the slice's addressType")
+            }
+            Some((addr, None)) => {
+                let (of_nodes, zones) = self.hints(raw, index, zones, findings);
+                let conditions = self.conditions(raw).with(of_nodes, true);
+                return Some(Endpoint { addr, conditions, zones });
+            }
         };
         findings.add(&format!("{}[0]", field()), problem);
         None

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{ClusterIps, Conditions, Family, ServicePort};
+use crate::model::{ClusterIps, Conditions, Endpoint, Family, ServicePort, refusal};
 
 fn service() -> Value {
     json!({
@@ -76,6 +76,10 @@ fn read_slice(value: &Value) -> (Slice, Option<String>) {
     }
 }
 
+fn endpoint(slice: &Slice, n: usize) -> Endpoint {
+    slice.endpoints.iter().nth(n).unwrap()
+}
+
 fn only_field(reports: &[Report]) -> Option<String> {
     assert!(reports.len() <= 1, "{reports:?}");
     reports.first().map(|report| report.field.clone())
@@ -102,9 +106,10 @@ fn a_service_is_read_with_all_that_counts() {
             v4: Some([10, 96, 0, 10].into()),
             v6: Some("fd00::10".parse().unwrap()),
         },
-        ports: [ServicePort { name: "http".into(), port: 80, protocol: Protocol::Tcp }].into(),
+        ports: [ServicePort { name: "http".into(), port: 80, node_port: 0, protocol: Protocol::Tcp }].into(),
         internal_local: false,
         affinity_timeout_s: None,
+        external: None,
     };
     assert_eq!(read, expected);
 }
@@ -274,7 +279,7 @@ fn a_slice_is_read_with_all_that_counts() {
     let (read, field) = read_slice(&slice());
     assert_eq!(field, None);
     assert_eq!(read.service_key(), ObjectKey::new("shop", "web"));
-    assert_eq!((read.family, read.ports[0].port), (Family::V4, 8080));
+    assert_eq!((read.family(), read.ports[0].port), (Family::V4, 8080));
     let local: Vec<_> =
         read.endpoints.iter().map(|e| e.conditions.has(Conditions::LOCAL)).collect();
     assert_eq!(local, [true, false]);
@@ -307,7 +312,7 @@ fn a_slice_without_a_service_is_ignored_and_told() {
 fn absent_conditions_mean_ready_and_serving() {
     let conditions = |given: Value| {
         let value = with(slice(), "/endpoints/1/conditions", given);
-        read_slice(&value).0.endpoints[1].conditions
+        endpoint(&read_slice(&value).0, 1).conditions
     };
     let up = Conditions::READY.with(Conditions::SERVING, true);
     assert_eq!(conditions(json!(null)), up);
@@ -355,7 +360,7 @@ fn a_bad_endpoint_costs_that_endpoint_only() {
 fn only_the_first_address_of_an_endpoint_counts_and_sloppy_ones_are_canonical() {
     let addresses = json!(["010.000.0.011", "not an address"]);
     let (read, field) = read_slice(&with(slice(), "/endpoints/0/addresses", addresses));
-    assert_eq!((read.endpoints[0].addr.to_string().as_str(), field), ("10.0.0.11", None));
+    assert_eq!((endpoint(&read, 0).addr.to_string().as_str(), field), ("10.0.0.11", None));
 }
 
 #[test]
@@ -513,8 +518,8 @@ mod properties {
             let value = with(slice(), "/endpoints/0/addresses/0", json!(text));
             let (read, field) = read_slice(&value);
             prop_assert_eq!(field.is_none(), read.endpoints.len() == 2);
-            for endpoint in &read.endpoints {
-                prop_assert!(address::refusal(endpoint.addr).is_none() && endpoint.addr.is_ipv4());
+            for endpoint in read.endpoints.iter() {
+                prop_assert!(refusal(endpoint.addr).is_none() && endpoint.addr.is_ipv4());
             }
         }
     }

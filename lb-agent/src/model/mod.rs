@@ -4,12 +4,21 @@
 //! [`crate::convert`] makes them, [`Store`] holds them and tells what changed, [`crate::policy`]
 //! reads them. [`DesiredPort`] is what policy hands on.
 
+mod address;
 mod desired;
+mod endpoint;
+mod index;
+mod node;
 mod object;
 mod store;
+#[cfg(test)]
+mod store_tests;
 
+pub use address::{Cidr, refusal};
 pub use desired::{DesiredBackend, DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol};
+pub use endpoint::{Conditions, Endpoint, Endpoints};
+pub use node::{Node, ServiceCidr};
 pub use object::{
-    ClusterIps, Conditions, Endpoint, Node, ObjectKey, Service, ServicePort, Slice, SlicePort,
+    ClusterIps, External, ObjectKey, Service, ServicePort, Slice, SlicePort, ZoneSet,
 };
 pub use store::{Change, Counts, Dirty, Store};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::{Family, Protocol};
+use super::{Cidr, Endpoints, Family, Protocol};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +44,58 @@ pub struct Service {
     pub internal_local: bool,
     /// Timeout of `sessionAffinity: ClientIP` in seconds, 1 to 86,400 (A-1, S-13).
     pub affinity_timeout_s: Option<u32>,
+    /// What it has beside clusterIPs and node ports; most Services have nothing of it.
+    pub external: Option<Box<External>>,
+}
+
+impl Service {
+    /// `externalTrafficPolicy: Local`, where it is effective (S-10).
+    pub fn external_local(&self) -> bool {
+        self.external.as_ref().is_some_and(|external| external.local)
+    }
+
+    /// `spec.externalIPs` of a family.
+    pub fn external_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        of_family(self.external.as_ref().map(|external| &*external.ips), family)
+    }
+
+    /// Load balancer addresses of a family that packets arrive with (S-9).
+    pub fn load_balancer_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        of_family(self.external.as_ref().map(|external| &*external.load_balancer_ips), family)
+    }
+
+    /// Who may use the load balancer's addresses of a family: if there is any range, those in one
+    /// of them; else everybody.
+    pub fn source_ranges(&self, family: Family) -> impl Iterator<Item = Cidr> {
+        let all = self.external.as_ref().map_or(&[][..], |external| &external.source_ranges);
+        all.iter().copied().filter(move |range| range.family() == family)
+    }
+
+    /// Where the number of local endpoints is to be told (S-11).
+    pub fn health_check_node_port(&self) -> Option<u16> {
+        let port = self.external.as_ref().map(|external| external.health_check_node_port);
+        port.filter(|port| *port != 0)
+    }
+}
+
+fn of_family(addresses: Option<&[IpAddr]>, family: Family) -> impl Iterator<Item = IpAddr> {
+    let all = addresses.unwrap_or_default().iter().copied();
+    all.filter(move |addr| Family::of(*addr) == family)
+}
+
+/// How a Service is reached beside its clusterIPs and node ports, of both families.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// `externalTrafficPolicy: Local`, where it is effective (S-10).
+    pub local: bool,
+    /// `spec.externalIPs`, sorted; none where they are switched off.
+    pub ips: Box<[IpAddr]>,
+    /// Addresses of `status.loadBalancer.ingress` of mode `VIP`, sorted (S-9).
+    pub load_balancer_ips: Box<[IpAddr]>,
+    /// `spec.loadBalancerSourceRanges`, sorted.
+    pub source_ranges: Box<[Cidr]>,
+    /// `spec.healthCheckNodePort` where it is used (S-11), else 0.
+    pub health_check_node_port: u16,
 }
 
 /// At most one clusterIP per family.
@@ -63,6 +115,16 @@ impl ClusterIps {
             Family::V6 => self.v6.map(IpAddr::V6),
         }
     }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+
+    /// Whether `addr` is one of them.
+    pub fn has(&self, addr: IpAddr) -> bool {
+        self.of(Family::of(addr)) == Some(addr)
+    }
 }
 
 /// A port of a Service; name and protocol are its identity (S-7).
@@ -72,6 +134,8 @@ pub struct ServicePort {
     pub name: Arc<str>,
     /// Number, host order, never 0.
     pub port: u16,
+    /// `nodePort`, 0 for none (S-14).
+    pub node_port: u16,
     /// Protocol.
     pub protocol: Protocol,
 }
@@ -83,15 +147,23 @@ pub struct Slice {
     pub key: ObjectKey,
     /// Name of the Service it belongs to, in its own namespace.
     pub service: Arc<str>,
-    /// Family of all of its endpoints.
-    pub family: Family,
     /// Its ports; each endpoint serves all of them (E-8).
     pub ports: Box<[SlicePort]>,
-    /// Its endpoints.
-    pub endpoints: Box<[Endpoint]>,
+    /// Its endpoints, all of one family.
+    pub endpoints: Endpoints,
+    /// The sets of zones that its endpoints' hints name; see [`super::Endpoint::zones`].
+    pub zone_sets: Box<[ZoneSet]>,
 }
 
+/// Zones that hints name, sorted (E-14).
+pub type ZoneSet = Box<[Arc<str>]>;
+
 impl Slice {
+    /// Family of all of its endpoints.
+    pub fn family(&self) -> Family {
+        self.endpoints.family()
+    }
+
     /// The Service it belongs to.
     pub fn service_key(&self) -> ObjectKey {
         ObjectKey { namespace: self.key.namespace.clone(), name: self.service.clone() }
@@ -107,70 +179,4 @@ pub struct SlicePort {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
-}
-
-/// An endpoint of an EndpointSlice: 18 bytes, because a cluster has many.
-///
-/// What other nodes it may be on is not kept: contract E-13 only asks whether it is on this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Address, of the family of its slice; never loopback, link-local, multicast or unspecified.
-    pub addr: IpAddr,
-    /// Conditions and place.
-    pub conditions: Conditions,
-}
-
-const _: () = assert!(size_of::<Endpoint>() <= 18);
-
-/// Conditions of an endpoint (E-12) and whether it is on this node (E-13), as bits.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Conditions(u8);
-
-impl Conditions {
-    /// `nodeName` is this node's name.
-    pub const LOCAL: Self = Self(1);
-    /// `terminating`; absent means false.
-    pub const TERMINATING: Self = Self(1 << 1);
-    /// `serving`; absent means true.
-    pub const SERVING: Self = Self(1 << 2);
-    /// `ready`; absent means true.
-    pub const READY: Self = Self(1 << 3);
-
-    /// These, and `other` if `on`.
-    #[must_use]
-    pub const fn with(self, other: Self, on: bool) -> Self {
-        if on { Self(self.0 | other.0) } else { self }
-    }
-
-    /// Whether all of `other` hold.
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-impl fmt::Debug for Conditions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [
-            (Self::READY, "ready"),
-            (Self::SERVING, "serving"),
-            (Self::TERMINATING, "terminating"),
-            (Self::LOCAL, "local"),
-        ];
-        f.debug_set().entries(names.iter().filter(|(c, _)| self.has(*c)).map(|(_, n)| n)).finish()
-    }
-}
-
-/// What is used of the Node object of this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Node {
-    /// Name.
-    pub name: Arc<str>,
-    /// Label `topology.kubernetes.io/zone`, empty without one (T-10).
-    pub zone: Arc<str>,
-    /// Addresses of type `InternalIP` and `ExternalIP`, canonical.
-    pub addresses: Box<[IpAddr]>,
-    /// It has a deletion timestamp, or is gone (H-4).
-    pub deleting: bool,
-    /// It has the taint `ToBeDeletedByClusterAutoscaler` (H-4).
-    pub removal_planned: bool,
 }

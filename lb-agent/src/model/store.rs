@@ -6,10 +6,12 @@
 //! in any order (E-7): what a slice says is kept under the name of its Service.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Node, ObjectKey, Service, Slice};
+use super::index::Index;
+use super::{Node, ObjectKey, Protocol, Service, ServiceCidr, Slice};
 
 /// What a source has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,17 @@ pub enum Change {
     SetNode(Node),
     /// The Node is gone. It keeps its last known zone (T-11), but nobody may send to it (H-4).
     DropNode,
+    /// A `ServiceCIDR` is new or changed.
+    SetServiceCidr(ServiceCidr),
+    /// The `ServiceCIDR` of that name is gone.
+    DropServiceCidr(Arc<str>),
+    /// The complete list of `ServiceCIDR`s.
+    ReplaceServiceCidrs {
+        /// All of them.
+        cidrs: Vec<ServiceCidr>,
+        /// Those that exist but could not be read: the last good state stays. Of no namespace.
+        keep: Vec<ObjectKey>,
+    },
     /// The complete list of Services. What is held and neither in it nor in `keep` is gone.
     ReplaceServices {
         /// All Services that count.
@@ -45,9 +58,10 @@ pub enum Change {
 /// What must be looked at again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Services whose ports must be planned again, those that are gone among them.
+    /// Services whose ports must be planned again, those that are gone among them. Those that a
+    /// change of the Node concerns are among them already.
     pub services: BTreeSet<ObjectKey>,
-    /// The Node changed.
+    /// The Node or a `ServiceCIDR` changed.
     pub node: bool,
 }
 
@@ -77,6 +91,8 @@ pub struct Store {
     /// Names of the slices of a Service, whether the Service is known or not.
     slices_of: HashMap<ObjectKey, Vec<Arc<str>>>,
     node: Option<Node>,
+    service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
+    index: Index,
 }
 
 impl Store {
@@ -98,6 +114,20 @@ impl Store {
             Change::SetSlice(slice) => self.set_slice(slice, dirty),
             Change::DropSlice(key) => self.drop_slice(&key, dirty),
             Change::SetNode(node) => self.set_node(node, dirty),
+            Change::SetServiceCidr(cidr) => self.set_service_cidr(cidr, dirty),
+            Change::DropServiceCidr(name) => {
+                dirty.node |= self.service_cidrs.remove(&name).is_some();
+            }
+            Change::ReplaceServiceCidrs { cidrs, keep } => {
+                let listed: HashSet<_> =
+                    cidrs.iter().map(|cidr| &cidr.name).chain(keep.iter().map(|k| &k.name)).collect();
+                let before = self.service_cidrs.len();
+                self.service_cidrs.retain(|name, _| listed.contains(name));
+                dirty.node |= self.service_cidrs.len() != before;
+                for cidr in cidrs {
+                    self.set_service_cidr(cidr, dirty);
+                }
+            }
             Change::DropNode => {
                 if let Some(node) = &mut self.node {
                     node.deleting = true;
@@ -145,6 +175,26 @@ impl Store {
         self.node.as_ref()
     }
 
+    /// The `ServiceCIDR`s, by name.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = &ServiceCidr> {
+        self.service_cidrs.values()
+    }
+
+    /// Whether an address that `service` claims as external is the clusterIP of another Service. Only
+    /// to be asked of a Service that is held.
+    pub fn is_cluster_ip_of_another(&self, addr: IpAddr, service: &Service) -> bool {
+        self.index.cluster_ips_at(addr) > u32::from(service.cluster_ips.has(addr))
+    }
+
+    /// Where the API servers of the cluster listen, as the slices of its own Service tell.
+    pub fn api_servers(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        let slices = self.slices_of.iter().filter(|(service, _)| is_api_server(service));
+        slices.flat_map(|(service, _)| self.slices_of(service)).flat_map(|slice| {
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            ports.flat_map(|port| slice.endpoints.iter().map(|at| (at.addr, port.port)))
+        })
+    }
+
     /// How much is held.
     pub fn counts(&self) -> Counts {
         Counts {
@@ -155,14 +205,27 @@ impl Store {
     }
 
     fn set_service(&mut self, service: Service, dirty: &mut Dirty) {
-        if self.services.get(&service.key) != Some(&service) {
-            dirty.services.insert(service.key.clone());
-            self.services.insert(service.key.clone(), service);
+        let key = service.key.clone();
+        if self.services.get(&key) == Some(&service) {
+            return;
         }
+        let old = self.services.remove(&key);
+        if let Some(old) = &old {
+            self.index.remove(old);
+        }
+        self.index.add(&service, &self.services);
+        if old.as_ref().is_none_or(|old| old.cluster_ips != service.cluster_ips) {
+            dirty.services.extend(old.iter().flat_map(|old| self.index.rivals(old)));
+            dirty.services.extend(self.index.rivals(&service));
+        }
+        self.services.insert(key.clone(), service);
+        dirty.services.insert(key);
     }
 
     fn drop_service(&mut self, key: &ObjectKey, dirty: &mut Dirty) {
-        if let Some((key, _)) = self.services.remove_entry(key) {
+        if let Some((key, old)) = self.services.remove_entry(key) {
+            self.index.remove(&old);
+            dirty.services.extend(self.index.rivals(&old));
             dirty.services.insert(key);
         }
     }
@@ -178,8 +241,8 @@ impl Store {
                     // A new label is a removal from one Service and an addition to another (E-6).
                     self.unlink(&old, &name, dirty);
                     self.link(service, name, dirty);
-                } else if self.services.contains_key(&service) {
-                    dirty.services.insert(service);
+                } else {
+                    self.touch(&service, dirty);
                 }
             }
             Entry::Vacant(free) => {
@@ -199,14 +262,26 @@ impl Store {
         // That it is about to go changes nothing for its Services.
         let (deleting, removal_planned) = (node.deleting, node.removal_planned);
         let held = self.node.take().map(|held| Node { deleting, removal_planned, ..held });
-        dirty.node |= held.as_ref() != Some(&node);
+        let is_same = held.as_ref() == Some(&node);
+        let held = held.unwrap_or_default();
+        dirty.node |= !is_same;
+        if held.zone != node.zone {
+            dirty.services.extend(self.services.keys().cloned()); // T-11
+        } else if !is_same {
+            self.touch_guarded(dirty);
+        }
         self.node = Some(node);
     }
 
-    fn link(&mut self, service: ObjectKey, slice: Arc<str>, dirty: &mut Dirty) {
-        if self.services.contains_key(&service) {
-            dirty.services.insert(service.clone());
+    fn set_service_cidr(&mut self, cidr: ServiceCidr, dirty: &mut Dirty) {
+        if self.service_cidrs.get(&cidr.name) != Some(&cidr) {
+            self.service_cidrs.insert(cidr.name.clone(), cidr);
+            dirty.node = true;
         }
+    }
+
+    fn link(&mut self, service: ObjectKey, slice: Arc<str>, dirty: &mut Dirty) {
+        self.touch(&service, dirty);
         self.slices_of.entry(service).or_default().push(slice);
     }
 
@@ -217,10 +292,32 @@ impl Store {
                 self.slices_of.remove(service);
             }
         }
+        self.touch(service, dirty);
+    }
+
+    /// Notes that the slices of a Service changed.
+    fn touch(&self, service: &ObjectKey, dirty: &mut Dirty) {
         if self.services.contains_key(service) {
             dirty.services.insert(service.clone());
         }
+        if is_api_server(service) {
+            self.touch_guarded(dirty);
+        }
     }
+
+    /// Notes the Services that may claim what belongs to the node or the cluster itself.
+    fn touch_guarded(&self, dirty: &mut Dirty) {
+        let reached_from_outside = |service: &&Service| {
+            service.external.is_some() || service.ports.iter().any(|port| port.node_port != 0)
+        };
+        let guarded = self.services.values().filter(reached_from_outside);
+        dirty.services.extend(guarded.map(|service| service.key.clone()));
+    }
+}
+
+/// Whether it is the Service whose endpoints the API servers themselves keep.
+fn is_api_server(service: &ObjectKey) -> bool {
+    *service.name == *"kubernetes" && *service.namespace == *"default"
 }
 
 /// The keys that are held but not in `listed`.
@@ -233,138 +330,4 @@ fn gone<'a, T>(
     }
     let listed: HashSet<_> = listed.collect();
     held.keys().filter(|key| !listed.contains(key)).cloned().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{
-        ClusterIps, Conditions, Endpoint, Family, Protocol, ServicePort, SlicePort,
-    };
-
-    fn service(name: &str) -> Service {
-        Service {
-            key: ObjectKey::new("default", name),
-            created_s: 1,
-            cluster_ips: ClusterIps { v4: Some([10, 96, 0, 1].into()), v6: None },
-            ports: [ServicePort { name: "http".into(), port: 80, protocol: Protocol::Tcp }].into(),
-            internal_local: false,
-            affinity_timeout_s: None,
-        }
-    }
-
-    fn slice(name: &str, service: &str, last_octet: u8) -> Slice {
-        Slice {
-            key: ObjectKey::new("default", name),
-            service: service.into(),
-            family: Family::V4,
-            ports: [SlicePort { name: "http".into(), port: 8080, protocol: Protocol::Tcp }].into(),
-            endpoints: [Endpoint {
-                addr: [10, 0, 0, last_octet].into(),
-                conditions: Conditions::READY,
-            }]
-            .into(),
-        }
-    }
-
-    fn services(dirty: &Dirty) -> Vec<&str> {
-        dirty.services.iter().map(|key| &*key.name).collect()
-    }
-
-    #[test]
-    fn an_object_that_did_not_change_dirties_nothing() {
-        let mut store = Store::default();
-        let all = [Change::SetService(service("web")), Change::SetSlice(slice("web-1", "web", 1))];
-        assert_eq!(services(&store.apply_all(all.clone())), ["web"]);
-        assert!(store.apply_all(all).is_empty());
-    }
-
-    #[test]
-    fn a_slice_of_an_unknown_service_is_kept_until_the_service_comes() {
-        let mut store = Store::default();
-        assert!(store.apply_all([Change::SetSlice(slice("web-1", "web", 1))]).is_empty());
-        assert_eq!(services(&store.apply_all([Change::SetService(service("web"))])), ["web"]);
-        assert_eq!(store.slices_of(&ObjectKey::new("default", "web")).count(), 1);
-    }
-
-    #[test]
-    fn a_slice_that_changes_its_service_leaves_the_old_one() {
-        let mut store = Store::default();
-        store.apply_all([
-            Change::SetService(service("old")),
-            Change::SetService(service("new")),
-            Change::SetSlice(slice("s", "old", 1)),
-        ]);
-        let dirty = store.apply_all([Change::SetSlice(slice("s", "new", 1))]);
-        assert_eq!(services(&dirty), ["new", "old"]);
-        assert_eq!(store.slices_of(&ObjectKey::new("default", "old")).count(), 0);
-        assert_eq!(store.slices_of(&ObjectKey::new("default", "new")).count(), 1);
-    }
-
-    #[test]
-    fn a_complete_list_dirties_what_differs_and_nothing_else() {
-        let mut store = Store::default();
-        store.apply_all([
-            Change::SetService(service("same")),
-            Change::SetService(service("gone")),
-            Change::SetService(service("changed")),
-            Change::SetService(service("unreadable")),
-        ]);
-        let changed = Service { internal_local: true, ..service("changed") };
-        let dirty = store.apply_all([Change::ReplaceServices {
-            services: vec![service("same"), changed, service("added")],
-            keep: vec![ObjectKey::new("default", "unreadable")],
-        }]);
-        assert_eq!(services(&dirty), ["added", "changed", "gone"]);
-        assert_eq!(store.counts().services, 4);
-    }
-
-    #[test]
-    fn a_complete_list_of_slices_drops_those_not_in_it() {
-        let mut store = Store::default();
-        store.apply_all([
-            Change::SetService(service("web")),
-            Change::SetSlice(slice("a", "web", 1)),
-            Change::SetSlice(slice("b", "web", 2)),
-        ]);
-        let same = Change::ReplaceSlices {
-            slices: vec![slice("b", "web", 2), slice("a", "web", 1)],
-            keep: Vec::new(),
-        };
-        assert!(store.apply_all([same]).is_empty());
-        let fewer = Change::ReplaceSlices { slices: vec![slice("b", "web", 2)], keep: Vec::new() };
-        assert_eq!(services(&store.apply_all([fewer])), ["web"]);
-        assert_eq!(store.counts(), Counts { services: 1, slices: 1, endpoints: 1 });
-    }
-
-    #[test]
-    fn t_11_h_4_a_node_that_goes_keeps_its_zone_and_dirties_nothing() {
-        let mut store = Store::default();
-        let node = Node { name: "node-1".into(), zone: "a".into(), ..Node::default() };
-        assert!(store.apply_all([Change::DropNode]).is_empty());
-        assert_eq!(store.node(), None);
-        assert!(store.apply_all([Change::SetNode(node.clone())]).node);
-        let tainted = Node { removal_planned: true, ..node.clone() };
-        assert!(store.apply_all([Change::SetNode(tainted.clone())]).is_empty());
-        assert_eq!(store.node(), Some(&tainted));
-        assert!(store.apply_all([Change::DropNode]).is_empty());
-        assert!(store.node().is_some_and(|node| node.deleting && &*node.zone == "a"));
-        assert!(store.apply_all([Change::SetNode(node.clone())]).is_empty());
-        let moved = Node { zone: "b".into(), ..node };
-        assert!(store.apply_all([Change::SetNode(moved)]).node);
-    }
-
-    #[test]
-    fn a_removed_service_is_dirty_once_and_comes_back_with_its_slices() {
-        let mut store = Store::default();
-        let key = ObjectKey::new("default", "web");
-        store.apply_all([
-            Change::SetService(service("web")),
-            Change::SetSlice(slice("a", "web", 1)),
-        ]);
-        assert_eq!(services(&store.apply_all([Change::DropService(key.clone())])), ["web"]);
-        assert!(store.apply_all([Change::DropService(key.clone())]).is_empty());
-        assert_eq!(services(&store.apply_all([Change::SetService(service("web"))])), ["web"]);
-        assert_eq!(store.slices_of(&key).count(), 1);
-    }
 }

@@ -1,21 +1,27 @@
 //! Which endpoints count, for which frontends?
 //!
 //! A pure function from what is known of one Service to what plan should make of it. The rules are
-//! the contract's: S-5 to S-7 for identity and families, E-9, E-10, E-15 and E-17 for the join of
-//! Service ports and slices. A service port without endpoints is still there: it rejects (E-21).
+//! the contract's: S-5 to S-10 for identity, families and frontends, E-9 to E-17 for the join of
+//! Service ports and slices, section 2 for the two sets. A service port without endpoints is still
+//! there: it rejects (E-21).
 
+mod endpoints;
+mod frontends;
+pub mod node;
+mod refusals;
+#[cfg(test)]
+mod frontend_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod topology_tests;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+pub use refusals::{Refusal, Refusals};
 
-use lb_common::abi::BackendFlags;
+use crate::model::{DesiredPort, Family, ObjectKey, PortKey, Service, ServicePort, Slice, Store};
 
-use crate::model::{
-    Conditions, DesiredBackend, DesiredPort, Family, Frontend, ObjectKey, PortKey, Service,
-    ServicePort, Slice, Store,
-};
+use self::endpoints::Sets;
+use self::frontends::Guard;
 
 /// The service ports of a Service in every family it has, with what is desired of each; nothing if
 /// the Service is unknown or does not count.
@@ -24,11 +30,10 @@ pub fn service_ports(store: &Store, key: &ObjectKey) -> Vec<(PortKey, DesiredPor
         return Vec::new();
     };
     let slices: Vec<_> = store.slices_of(key).collect();
+    let guard = Guard::new(store, service);
     let mut ports = Vec::with_capacity(service.ports.len());
-    for family in [Family::V4, Family::V6] {
-        let Some(vip) = service.cluster_ips.of(family) else {
-            continue; // S-6: nothing of the Service exists in this family.
-        };
+    // S-6: without a clusterIP in a family nothing of the Service exists in it.
+    for family in service.cluster_ips.all().map(Family::of) {
         for port in &service.ports {
             let key = PortKey {
                 namespace: service.key.namespace.clone(),
@@ -37,7 +42,7 @@ pub fn service_ports(store: &Store, key: &ObjectKey) -> Vec<(PortKey, DesiredPor
                 protocol: port.protocol,
                 family,
             };
-            ports.push((key, desired(service, port, vip, join(&slices, port, family))));
+            ports.push((key, desired(service, port, family, &slices, &guard)));
         }
     }
     ports
@@ -46,81 +51,30 @@ pub fn service_ports(store: &Store, key: &ObjectKey) -> Vec<(PortKey, DesiredPor
 fn desired(
     service: &Service,
     port: &ServicePort,
-    vip: IpAddr,
-    endpoints: BTreeMap<(IpAddr, u16), Conditions>,
+    family: Family,
+    slices: &[&Slice],
+    guard: &Guard<'_>,
 ) -> DesiredPort {
-    let serves_anywhere = endpoints.values().any(|conditions| {
-        conditions.has(Conditions::READY)
-            || conditions.has(Conditions::SERVING.with(Conditions::TERMINATING, true))
-    });
+    let zone = guard.node().map_or("", |node| &*node.zone);
+    let endpoints = endpoints::join(slices, port, family, zone);
+    let internal_local = service.internal_local;
+    let external_local = service.external_local();
+    let is_external = port.node_port != 0
+        || service.external_ips(family).next().is_some()
+        || service.load_balancer_ips(family).next().is_some();
+    // Clients on this node use the cluster set of external frontends whatever their policy (V-9,
+    // V-10).
+    let uses_cluster = !internal_local || is_external;
+    let uses_local = internal_local || (external_local && is_external);
+    let sets = Sets::new(&endpoints, uses_cluster, uses_local);
     DesiredPort {
         created_s: service.created_s,
-        frontends: vec![Frontend::cluster_ip(vip, port.port)],
-        backends: endpoints
-            .into_iter()
-            .filter(|(_, c)| c.has(Conditions::READY) || c.has(Conditions::SERVING))
-            .map(|((addr, port), c)| DesiredBackend { addr, port, flags: flags(c) })
-            .collect(),
-        internal_local: service.internal_local,
-        external_local: false,
-        // V-4 against V-3: without any endpoint in the cluster it is a reject (T-3).
-        drop_when_no_local: service.internal_local && serves_anywhere,
+        frontends: frontends::of(service, port, family, guard, &mut |_| ()),
+        internal_local,
+        external_local,
+        // V-4 and V-8 against V-3 and V-6: without any endpoint in the cluster it is a reject.
+        drop_when_no_local: uses_local && sets.has_any,
         affinity_timeout_s: service.affinity_timeout_s,
+        backends: sets.backends(endpoints),
     }
-}
-
-/// The endpoints of a service port: slices of its family with a port of its name and protocol; the
-/// number comes from the slice (E-9, E-10).
-///
-/// Where an address and port is in several slices, a record that does not terminate beats one that
-/// does (E-15). The contract leaves the rest open; here the better record wins, so that the order
-/// of events never shows.
-fn join(
-    slices: &[&Slice],
-    port: &ServicePort,
-    family: Family,
-) -> BTreeMap<(IpAddr, u16), Conditions> {
-    let mut endpoints = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.family == family) {
-        let matching =
-            slice.ports.iter().filter(|own| own.name == port.name && own.protocol == port.protocol);
-        for own in matching {
-            for endpoint in &slice.endpoints {
-                endpoints
-                    .entry((endpoint.addr, own.port))
-                    .and_modify(|held| {
-                        if rank(endpoint.conditions) > rank(*held) {
-                            *held = endpoint.conditions;
-                        }
-                    })
-                    .or_insert(endpoint.conditions);
-            }
-        }
-    }
-    endpoints
-}
-
-/// Orders the records of one address and port; different conditions never rank equal.
-fn rank(conditions: Conditions) -> (bool, Conditions) {
-    (!conditions.has(Conditions::TERMINATING), conditions) // Then ready, serving, local.
-}
-
-fn flags(conditions: Conditions) -> u16 {
-    let ready = conditions.has(Conditions::READY);
-    // A pod that is published before it serves (E-20) is chosen, and so its UDP flows stay (U-4).
-    let keeps = ready || conditions.has(Conditions::SERVING);
-    let local = conditions.has(Conditions::LOCAL);
-    let mut flags = BackendFlags::PRESENT;
-    for (holds, flag) in [
-        (ready, BackendFlags::READY | BackendFlags::IN_CLUSTER),
-        (ready && local, BackendFlags::IN_LOCAL),
-        (local, BackendFlags::LOCAL),
-        (keeps, BackendFlags::SERVING),
-        (conditions.has(Conditions::TERMINATING), BackendFlags::TERMINATING),
-    ] {
-        if holds {
-            flags |= flag;
-        }
-    }
-    flags
 }

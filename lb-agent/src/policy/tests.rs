@@ -1,22 +1,27 @@
 //! The join rules one by one, and that the order of events never shows.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
+use lb_common::abi::BackendFlags;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Change, ClusterIps, Endpoint, Protocol, SlicePort};
+use crate::model::{
+    Change, Cidr, ClusterIps, Conditions, Endpoint, Endpoints, External, Frontend, Node, Protocol,
+    SlicePort,
+};
 
-const UP: &str = "rs";
+pub(super) const UP: &str = "rs";
 const SERVING: u16 = BackendFlags::PRESENT | BackendFlags::SERVING;
 const READY: u16 = SERVING | BackendFlags::READY | BackendFlags::IN_CLUSTER;
-const LOCAL: u16 = BackendFlags::LOCAL | BackendFlags::IN_LOCAL;
+const LAST_RESORT: u16 = SERVING | BackendFlags::TERMINATING | BackendFlags::IN_CLUSTER;
 
-fn key() -> ObjectKey {
+pub(super) fn key() -> ObjectKey {
     ObjectKey::new("shop", "web")
 }
 
-fn service(ports: &[(&str, Protocol, u16)]) -> Service {
+pub(super) fn service(ports: &[(&str, Protocol, u16)]) -> Service {
     Service {
         key: key(),
         created_s: 5,
@@ -26,44 +31,53 @@ fn service(ports: &[(&str, Protocol, u16)]) -> Service {
         },
         ports: ports
             .iter()
-            .map(|&(name, protocol, port)| ServicePort { name: name.into(), port, protocol })
+            .map(|&(name, protocol, port)| ServicePort {
+                name: name.into(),
+                port,
+                node_port: 0,
+                protocol,
+            })
             .collect(),
         internal_local: false,
         affinity_timeout_s: None,
+        external: None,
     }
 }
 
-fn web() -> Service {
+pub(super) fn web() -> Service {
     service(&[("http", Protocol::Tcp, 80)])
 }
 
-/// Conditions by letters: ready, serving, terminating, local.
-fn conditions(letters: &str) -> Conditions {
+/// Conditions by letters: ready, serving, terminating, local; hints for nodes, for this node (`N`).
+pub(super) fn conditions(letters: &str) -> Conditions {
     Conditions::default()
         .with(Conditions::READY, letters.contains('r'))
         .with(Conditions::SERVING, letters.contains('s'))
         .with(Conditions::TERMINATING, letters.contains('t'))
         .with(Conditions::LOCAL, letters.contains('l'))
+        .with(Conditions::FOR_NODES, letters.contains(['n', 'N']))
+        .with(Conditions::FOR_THIS_NODE, letters.contains('N'))
 }
 
 /// An IPv4 slice of port `http`; endpoints by last octet and conditions.
-fn slice(name: &str, port: u16, endpoints: &[(u8, &str)]) -> Slice {
+pub(super) fn slice(name: &str, port: u16, endpoints: &[(u8, &str)]) -> Slice {
     Slice {
         key: ObjectKey::new("shop", name),
         service: "web".into(),
-        family: Family::V4,
         ports: [SlicePort { name: "http".into(), port, protocol: Protocol::Tcp }].into(),
-        endpoints: endpoints
-            .iter()
-            .map(|&(octet, letters)| Endpoint {
+        endpoints: Endpoints::new(
+            Family::V4,
+            endpoints.iter().map(|&(octet, letters)| Endpoint {
                 addr: [10, 0, 0, octet].into(),
                 conditions: conditions(letters),
-            })
-            .collect(),
+                zones: 0,
+            }),
+        ),
+        zone_sets: Box::default(),
     }
 }
 
-fn store(service: Service, slices: impl IntoIterator<Item = Slice>) -> Store {
+pub(super) fn store(service: Service, slices: impl IntoIterator<Item = Slice>) -> Store {
     let mut store = Store::default();
     store.apply_all(slices.into_iter().map(Change::SetSlice).chain([Change::SetService(service)]));
     store
@@ -81,7 +95,7 @@ fn backends(service: Service, slices: impl IntoIterator<Item = Slice>) -> Vec<(u
 }
 
 #[test]
-fn a_service_port_exists_once_in_each_family_with_a_cluster_ip() {
+fn s_6_a_service_port_exists_once_in_each_family_with_a_cluster_ip() {
     let both = service_ports(&store(web(), []), &key());
     let families: Vec<_> = both.iter().map(|(key, port)| (key.family, port.frontends[0])).collect();
     assert_eq!(
@@ -98,21 +112,21 @@ fn a_service_port_exists_once_in_each_family_with_a_cluster_ip() {
 }
 
 #[test]
-fn an_unknown_service_has_no_ports() {
+fn e_7_endpoints_of_an_unknown_service_have_no_ports() {
     let mut store = Store::default();
     store.apply_all([Change::SetSlice(slice("a", 8080, &[(1, UP)]))]);
     assert!(service_ports(&store, &key()).is_empty());
 }
 
 #[test]
-fn a_service_port_without_endpoints_is_still_there() {
+fn e_21_a_service_port_without_endpoints_is_still_there() {
     let ports = service_ports(&store(web(), [slice("a", 8080, &[])]), &key());
     assert_eq!(ports.len(), 2);
     assert!(ports.iter().all(|(_, port)| port.backends.is_empty() && !port.drop_when_no_local));
 }
 
 #[test]
-fn a_port_joins_by_name_and_protocol_and_takes_its_number_from_the_slice() {
+fn e_9_e_10_a_port_joins_by_name_and_protocol_and_takes_its_number_from_the_slice() {
     let other_name = Slice {
         ports: [SlicePort { name: "https".into(), port: 1, protocol: Protocol::Tcp }].into(),
         ..slice("b", 0, &[(2, UP)])
@@ -126,11 +140,12 @@ fn a_port_joins_by_name_and_protocol_and_takes_its_number_from_the_slice() {
 }
 
 #[test]
-fn the_endpoints_of_the_other_family_stay_out() {
+fn e_2_the_endpoints_of_the_other_family_stay_out() {
     let v6 = Slice {
-        family: Family::V6,
-        endpoints: [Endpoint { addr: "fd00:1::1".parse().unwrap(), conditions: conditions(UP) }]
-            .into(),
+        endpoints: Endpoints::new(
+            Family::V6,
+            [Endpoint { addr: "fd00:1::1".parse().unwrap(), conditions: conditions(UP), zones: 0 }],
+        ),
         ..slice("b", 9090, &[])
     };
     let ports = service_ports(&store(web(), [slice("a", 8080, &[(1, UP)]), v6]), &key());
@@ -139,7 +154,7 @@ fn the_endpoints_of_the_other_family_stay_out() {
 }
 
 #[test]
-fn slices_with_different_numbers_for_a_port_name_are_merged_in_order() {
+fn e_10_e_16_e_17_slices_with_different_numbers_for_a_port_name_are_merged_in_order() {
     let joined = backends(
         web(),
         [slice("a", 9090, &[(2, UP), (1, UP)]), slice("b", 8080, &[(2, UP), (3, UP)])],
@@ -149,7 +164,7 @@ fn slices_with_different_numbers_for_a_port_name_are_merged_in_order() {
 }
 
 #[test]
-fn a_record_that_does_not_terminate_beats_one_that_does() {
+fn e_15_a_record_that_does_not_terminate_beats_one_that_does() {
     let (going, staying) = (slice("a", 80, &[(1, "st")]), slice("b", 80, &[(1, UP)]));
     for slices in [[going.clone(), staying.clone()], [staying, going]] {
         assert_eq!(backends(web(), slices), [(1, 80, READY)]);
@@ -157,8 +172,8 @@ fn a_record_that_does_not_terminate_beats_one_that_does() {
 }
 
 #[test]
-fn conditions_decide_which_sets_an_endpoint_is_in() {
-    let ready_and_terminating = READY | BackendFlags::TERMINATING;
+fn u_4_e_20_what_serves_keeps_its_flows_and_what_is_ready_gets_new_ones() {
+    let local = READY | BackendFlags::LOCAL;
     let joined = backends(
         web(),
         [slice(
@@ -181,8 +196,8 @@ fn conditions_decide_which_sets_an_endpoint_is_in() {
         joined,
         [
             (1, 80, READY),
-            (2, 80, READY | LOCAL),
-            (3, 80, ready_and_terminating),
+            (2, 80, local),
+            (3, 80, READY | BackendFlags::TERMINATING),
             (4, 80, SERVING | BackendFlags::TERMINATING),
             (5, 80, SERVING | BackendFlags::TERMINATING | BackendFlags::LOCAL),
             (6, 80, SERVING),
@@ -192,34 +207,81 @@ fn conditions_decide_which_sets_an_endpoint_is_in() {
 }
 
 #[test]
-fn a_local_policy_drops_only_while_others_serve() {
-    let local = Service { internal_local: true, ..web() };
-    for (letters, drops) in [("rs", true), ("st", true), ("s", false), ("t", false)] {
-        let slices = [slice("a", 80, &[(1, letters)])];
-        let ports = service_ports(&store(local.clone(), slices), &key());
-        assert_eq!(ports[0].1.drop_when_no_local, drops, "{letters}");
-        assert!(ports[0].1.internal_local);
-    }
+fn e_12_absent_serving_counts_for_the_fallback() {
+    // As the converter reads `ready: false, terminating: true` without `serving`.
+    assert_eq!(backends(web(), [slice("a", 80, &[(1, "st")])]), [(1, 80, LAST_RESORT)]);
 }
 
-/// Objects that depend on each other in every way: two Services, slices that change their label.
+/// Objects that depend on each other in every way: Services that claim each other's addresses, slices
+/// that change their label, hints, a Node that moves between zones.
 fn any_change() -> impl Strategy<Value = Change> {
     let name = || prop::sample::select(vec!["web", "api"]);
     let slice_name = || prop::sample::select(vec!["a", "b", "c"]);
-    let letters = prop::sample::select(vec!["rs", "rsl", "st", "s", "t", "rst", ""]);
+    let letters = || prop::sample::select(vec!["rs", "rsl", "st", "stl", "s", "t", "rst", "", "rsN"]);
+    let zones = prop::sample::select(vec!["a", "b"]);
     prop_oneof![
-        (name(), 1..3_u16).prop_map(|(name, port)| Change::SetService(Service {
-            key: ObjectKey::new("shop", name),
-            ..service(&[("http", Protocol::Tcp, port)])
+        4 => (name(), 1..3_u16, any_external(), any::<bool>(), 0..2_u16, 0..2_u8).prop_map(
+            |(name, port, external, internal_local, node_port, ip)| {
+                let mut service = service(&[("http", Protocol::Tcp, port)]);
+                service.ports[0].node_port = node_port * 30_000;
+                service.cluster_ips.v4 = Some([10, 96, 0, ip].into());
+                let key = ObjectKey::new("shop", name);
+                Change::SetService(Service { key, internal_local, external, ..service })
+            }
+        ),
+        1 => name().prop_map(|name| Change::DropService(ObjectKey::new("shop", name))),
+        6 => (
+            slice_name(),
+            name(),
+            80..82_u16,
+            prop::collection::vec((1..4_u8, letters(), 0..3_u8), 0..4)
+        )
+            .prop_map(|(slice_name, name, port, endpoints)| {
+                let hinted = endpoints.iter().map(|&(octet, letters, zones)| Endpoint {
+                    addr: [10, 0, 0, octet].into(),
+                    conditions: conditions(letters),
+                    zones,
+                });
+                Change::SetSlice(Slice {
+                    service: name.into(),
+                    endpoints: Endpoints::new(Family::V4, hinted),
+                    zone_sets: ["a", "b"].map(|zone| Box::from([zone.into()])).into(),
+                    ..slice(slice_name, port, &[])
+                })
+            }),
+        1 => slice_name().prop_map(|name| Change::DropSlice(ObjectKey::new("shop", name))),
+        1 => (zones, 0..3_u8).prop_map(|(zone, pods)| Change::SetNode(Node {
+            zone: zone.into(),
+            pod_cidrs: Cidr::new([192, 0, 2, pods].into(), 32).into_iter().collect(),
+            kubelet_port: u16::from(pods),
+            addresses: [[192, 0, 2, 1].into()].into(),
+            ..Node::default()
         })),
-        name().prop_map(|name| Change::DropService(ObjectKey::new("shop", name))),
-        (slice_name(), name(), 80..82_u16, prop::collection::vec((1..4_u8, letters), 0..4))
-            .prop_map(|(slice_name, name, port, endpoints)| Change::SetSlice(Slice {
-                service: name.into(),
-                ..slice(slice_name, port, &endpoints)
-            })),
-        slice_name().prop_map(|name| Change::DropSlice(ObjectKey::new("shop", name))),
     ]
+}
+
+fn any_external() -> impl Strategy<Value = Option<Box<External>>> {
+    let address = prop::sample::select(vec![
+        IpAddr::from([192, 0, 2, 1]),
+        [192, 0, 2, 2].into(),
+        [10, 96, 0, 0].into(),
+        [10, 96, 0, 1].into(),
+        "2001:db8::1".parse().unwrap(),
+    ]);
+    let addresses = prop::collection::btree_set(address, 0..3);
+    let external = (any::<bool>(), addresses.clone(), addresses, any::<bool>()).prop_map(
+        |(local, ips, balanced, ranged)| {
+            let range = Cidr::new([192, 0, 2, 0].into(), 24).filter(|_| ranged);
+            Box::new(External {
+                local,
+                ips: ips.into_iter().collect(),
+                load_balancer_ips: balanced.into_iter().collect(),
+                source_ranges: range.into_iter().collect(),
+                health_check_node_port: 0,
+            })
+        },
+    );
+    prop::option::of(external)
 }
 
 type Desired = BTreeMap<PortKey, DesiredPort>;
@@ -232,12 +294,13 @@ fn desired_of(store: &Store) -> Desired {
 }
 
 /// What an object is named, whatever happens to it.
-fn subject(change: &Change) -> (bool, ObjectKey) {
+fn subject(change: &Change) -> (u8, ObjectKey) {
     match change {
-        Change::SetService(service) => (true, service.key.clone()),
-        Change::DropService(key) => (true, key.clone()),
-        Change::SetSlice(slice) => (false, slice.key.clone()),
-        Change::DropSlice(key) => (false, key.clone()),
+        Change::SetService(service) => (0, service.key.clone()),
+        Change::DropService(key) => (0, key.clone()),
+        Change::SetSlice(slice) => (1, slice.key.clone()),
+        Change::DropSlice(key) => (1, key.clone()),
+        Change::SetNode(_) => (2, ObjectKey::new("", "")),
         other => panic!("not generated: {other:?}"),
     }
 }
@@ -268,15 +331,24 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_dirty_did_not_change(changes in prop::collection::vec(any_change(), 0..24)) {
+    fn s_12_what_is_not_dirty_did_not_change(changes in prop::collection::vec(any_change(), 0..24)) {
         let mut store = Store::default();
         let mut programmed = Desired::new();
+        let mut refusals = Refusals::default();
         for change in changes {
             for key in store.apply_all([change]).services {
+                for refusal in refusals.update(&store, &key) {
+                    prop_assert!(!refusal.problem.is_empty());
+                }
                 programmed.retain(|port, _| *port.service != *key.name);
                 programmed.extend(service_ports(&store, &key));
             }
             prop_assert_eq!(&programmed, &desired_of(&store));
+            let mut anew = Refusals::default();
+            for name in ["web", "api"] {
+                anew.update(&store, &ObjectKey::new("shop", name));
+            }
+            prop_assert_eq!(&refusals, &anew);
         }
     }
 
@@ -286,7 +358,8 @@ proptest! {
         after in prop::collection::vec(any_change(), 0..12),
     ) {
         let mut fresh = Store::default();
-        fresh.apply_all(after);
+        let node = Change::SetNode(Node { zone: "a".into(), ..Node::default() });
+        fresh.apply_all(after.into_iter().chain([node.clone()]));
         let listed = [
             Change::ReplaceServices {
                 services: fresh.services().cloned().collect(),
@@ -304,7 +377,7 @@ proptest! {
             },
         ];
         let mut relisted = Store::default();
-        relisted.apply_all(before);
+        relisted.apply_all(before.into_iter().chain([node]));
         relisted.apply_all(listed.clone());
         prop_assert_eq!(desired_of(&relisted), desired_of(&fresh));
         prop_assert!(relisted.apply_all(listed).is_empty());

@@ -102,11 +102,12 @@ pub trait Source: Send + 'static {
 /// large cluster is never in memory twice.
 const EVENTS_IN_FLIGHT: usize = 8;
 
-/// Starts a source for the node of that name in the current runtime.
+/// Starts a source in the current runtime. What it reads goes through `converter`, which knows the
+/// node.
 pub fn start(
     source: impl Source,
-    node_name: &str,
+    converter: Converter,
 ) -> (mpsc::Receiver<SourceEvent>, JoinHandle<Result<(), SourceError>>) {
     let (sender, receiver) = mpsc::channel(EVENTS_IN_FLIGHT);
-    (receiver, tokio::spawn(source.run(Converter::new(node_name), sender)))
+    (receiver, tokio::spawn(source.run(converter, sender)))
 }

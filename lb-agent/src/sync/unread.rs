@@ -41,7 +41,11 @@ impl Unread {
                 Change::DropService(key) => (SERVICE, key),
                 Change::SetSlice(slice) => (SLICE, &slice.key),
                 Change::DropSlice(key) => (SLICE, key),
-                Change::SetNode(_) | Change::DropNode => continue,
+                Change::SetNode(_)
+                | Change::DropNode
+                | Change::SetServiceCidr(_)
+                | Change::DropServiceCidr(_)
+                | Change::ReplaceServiceCidrs { .. } => continue,
                 Change::ReplaceServices { keep, .. } => {
                     services.extend(self.retain(SERVICE, keep));
                     continue;

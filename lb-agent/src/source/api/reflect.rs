@@ -160,6 +160,7 @@ impl Reflector {
                 Read::Object(Object::Service(service)) => list.services.push(service),
                 Read::Object(Object::Slice(slice)) => list.slices.push(slice),
                 Read::Object(Object::Node(node)) => list.node = Some(node),
+                Read::Object(Object::ServiceCidr(cidr)) => list.service_cidrs.push(cidr),
                 Read::Undecodable(key) => list.keep.extend(key),
                 Read::Object(Object::Ignored(..)) => {}
             }
@@ -167,7 +168,7 @@ impl Reflector {
     }
 
     async fn deliver(&self, list: List) -> Result<(), Stop> {
-        let List { services, slices, node, keep, reports } = list;
+        let List { services, slices, node, service_cidrs: cidrs, keep, reports } = list;
         if !reports.is_empty() {
             self.events.send(SourceEvent::Reports(reports)).await?;
         }
@@ -176,8 +177,11 @@ impl Reflector {
             Kind::Slice => Change::ReplaceSlices { slices, keep },
             Kind::Node => match node {
                 Some(node) => Change::SetNode(node),
+                // One that could not be read is still there.
+                None if !keep.is_empty() => return Ok(()),
                 None => Change::DropNode,
             },
+            Kind::ServiceCidr => Change::ReplaceServiceCidrs { cidrs, keep },
         };
         Ok(self.events.send(SourceEvent::Batch(vec![change])).await?)
     }
@@ -248,16 +252,22 @@ impl Reflector {
                         batch.changes.push(Change::SetSlice(slice));
                     }
                     Read::Object(Object::Node(node)) => batch.changes.push(Change::SetNode(node)),
+                    Read::Object(Object::ServiceCidr(cidr)) => {
+                        batch.changes.push(Change::SetServiceCidr(cidr));
+                    }
+                    // Another node's says nothing of this one's.
+                    Read::Object(Object::Ignored(Kind::Node, _)) => {}
                     Read::Object(Object::Ignored(kind, key)) => {
-                        batch.changes.extend(drop_change(kind, key));
+                        batch.changes.push(drop_change(kind, key));
                     }
                     Read::Undecodable(_) => {} // What is held of it stays.
                 }
             }
             "DELETED" => {
-                let key = identity(&mut converter, object);
-                let change = key.and_then(|key| drop_change(self.resource.kind, key));
-                batch.changes.extend(change);
+                let kind = self.resource.kind;
+                let key = identity(&mut converter, kind, object);
+                let key = key.filter(|key| kind != Kind::Node || converter.is_this_node(&key.name));
+                batch.changes.extend(key.map(|key| drop_change(kind, key)));
             }
             _ => {} // BOOKMARK, and what may come one day.
         }
@@ -293,6 +303,7 @@ struct List {
     services: Vec<crate::model::Service>,
     slices: Vec<crate::model::Slice>,
     node: Option<crate::model::Node>,
+    service_cidrs: Vec<crate::model::ServiceCidr>,
     keep: Vec<ObjectKey>,
     reports: Vec<Report>,
 }
@@ -336,21 +347,22 @@ fn convert_one(
             let who = convert::json_identity(bytes).unwrap_or_default();
             let name = (kind.name(), &*who.metadata.namespace, &*who.metadata.name);
             reports.extend(findings.report(&Origin::Api, name, Skipped::Object));
-            Read::Undecodable(identity(converter, bytes))
+            Read::Undecodable(identity(converter, kind, bytes))
         }
     }
 }
 
 /// The key of an object, whatever else is wrong with it.
-fn identity(converter: &mut Converter, bytes: &[u8]) -> Option<ObjectKey> {
+fn identity(converter: &mut Converter, kind: Kind, bytes: &[u8]) -> Option<ObjectKey> {
     let who = convert::json_identity(bytes)?;
-    converter.key(&who.metadata.namespace, &who.metadata.name, &mut Findings::default())
+    converter.key(kind, &who.metadata.namespace, &who.metadata.name, &mut Findings::default())
 }
 
-fn drop_change(kind: Kind, key: ObjectKey) -> Option<Change> {
+fn drop_change(kind: Kind, key: ObjectKey) -> Change {
     match kind {
-        Kind::Service => Some(Change::DropService(key)),
-        Kind::Slice => Some(Change::DropSlice(key)),
-        Kind::Node => Some(Change::DropNode),
+        Kind::Service => Change::DropService(key),
+        Kind::Slice => Change::DropSlice(key),
+        Kind::Node => Change::DropNode,
+        Kind::ServiceCidr => Change::DropServiceCidr(key.name),
     }
 }

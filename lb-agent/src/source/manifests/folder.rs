@@ -262,13 +262,13 @@ impl Manifest {
             if !self.owners.contains_key(&id)
                 && !self.files.values().any(|file| file.never_read.contains(&id))
             {
-                outcome.changes.extend(drop_change(&id));
+                outcome.changes.push(drop_change(&id));
             }
         }
         let released: Vec<_> = before.into_iter().filter(|id| !owned.contains(id)).collect();
         for id in &released {
             self.owners.remove(id);
-            outcome.changes.extend(drop_change(id));
+            outcome.changes.push(drop_change(id));
         }
         if let Some(file) = self.files.get_mut(path) {
             file.owns = owned.into_iter().collect();
@@ -327,15 +327,20 @@ fn id_and_change(object: Object) -> Option<(Id, Change)> {
             let key = crate::model::ObjectKey { namespace: "".into(), name: node.name.clone() };
             Some(((Kind::Node, key), Change::SetNode(node)))
         }
+        Object::ServiceCidr(cidr) => {
+            let key = crate::model::ObjectKey { namespace: "".into(), name: cidr.name.clone() };
+            Some(((Kind::ServiceCidr, key), Change::SetServiceCidr(cidr)))
+        }
         Object::Ignored(..) => None,
     }
 }
 
-fn drop_change((kind, key): &Id) -> Option<Change> {
+fn drop_change((kind, key): &Id) -> Change {
     match kind {
-        Kind::Service => Some(Change::DropService(key.clone())),
-        Kind::Slice => Some(Change::DropSlice(key.clone())),
-        Kind::Node => Some(Change::DropNode),
+        Kind::Service => Change::DropService(key.clone()),
+        Kind::Slice => Change::DropSlice(key.clone()),
+        Kind::Node => Change::DropNode, // Only this node's is ever owned.
+        Kind::ServiceCidr => Change::DropServiceCidr(key.name.clone()),
     }
 }
 

@@ -124,6 +124,7 @@ impl Reader<'_> {
             Some("ServiceList") => Some(Kind::Service),
             Some("EndpointSliceList") => Some(Kind::Slice),
             Some("NodeList") => Some(Kind::Node),
+            Some("ServiceCIDRList") => Some(Kind::ServiceCidr),
             _ => None,
         };
         match (Kind::of(api_version, kind), of_list) {
@@ -177,8 +178,11 @@ impl Reader<'_> {
             Ok(kind) => kind,
             Err(kind) => Some(kind),
         };
-        let key = self.converter.key(&meta.namespace, &meta.name, &mut Findings::default());
-        match kind.zip(key) {
+        let key = |kind| {
+            let findings = &mut Findings::default();
+            Some((kind, self.converter.key(kind, &meta.namespace, &meta.name, findings)?))
+        };
+        match kind.and_then(key) {
             Some(id) => self.contents.undecodable.push(id),
             None => self.contents.has_unknown = true,
         }

@@ -41,7 +41,7 @@ impl Rig {
     }
 
     fn on(folder: TempDir, path: &str) -> Self {
-        let (events, source) = start(Manifests::new(folder.path().join(path)), "here");
+        let (events, source) = start(Manifests::new(folder.path().join(path)), Converter::new("here"));
         let (store, reports, changes) = (Store::default(), Vec::new(), Vec::new());
         let (synced, whole) = (false, false);
         Self { folder, events, source, store, synced, whole, reports, changes, batches: 0 }

@@ -1,0 +1,161 @@
+//! The endpoints of a service port, and which of them are in which set: contract section 2.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use lb_common::abi::BackendFlags;
+
+use crate::model::{Conditions, DesiredBackend, Endpoint, Family, ServicePort, Slice};
+
+/// By address and port (E-16), in the order in which they are programmed (E-17).
+pub(super) type Joined = BTreeMap<(IpAddr, u16), Conditions>;
+
+/// The endpoints of a service port: slices of its family with a port of its name and protocol; the
+/// number comes from the slice (E-9, E-10).
+///
+/// Where an address and port is in several slices, a record that does not terminate beats one that
+/// does (E-15). The contract leaves the rest open; here the better record wins, so that the order
+/// of events never shows.
+pub(super) fn join(slices: &[&Slice], port: &ServicePort, family: Family, zone: &str) -> Joined {
+    let mut endpoints = Joined::new();
+    for slice in slices.iter().filter(|slice| slice.family() == family) {
+        // A node without a zone is in none that a hint names (T-10).
+        let is_here = |set: usize| {
+            let zones = slice.zone_sets.get(set);
+            !zone.is_empty() && zones.is_some_and(|zones| zones.iter().any(|z| **z == *zone))
+        };
+        let here: Vec<bool> = (0..slice.zone_sets.len()).map(is_here).collect();
+        let matching =
+            slice.ports.iter().filter(|own| own.name == port.name && own.protocol == port.protocol);
+        for own in matching {
+            for endpoint in slice.endpoints.iter() {
+                let conditions = with_zones(endpoint, &here);
+                endpoints
+                    .entry((endpoint.addr, own.port))
+                    .and_modify(|held| {
+                        if rank(conditions) > rank(*held) {
+                            *held = conditions;
+                        }
+                    })
+                    .or_insert(conditions);
+            }
+        }
+    }
+    endpoints
+}
+
+/// The conditions of an endpoint with what its hints say of this node's zone; `here` tells of each
+/// set of zones of the slice whether it has that.
+fn with_zones(endpoint: Endpoint, here: &[bool]) -> Conditions {
+    let set = usize::from(endpoint.zones).checked_sub(1);
+    let is_here = set.and_then(|set| here.get(set)).copied().unwrap_or(false);
+    endpoint
+        .conditions
+        .with(Conditions::FOR_ZONES, set.is_some())
+        .with(Conditions::FOR_THIS_ZONE, is_here)
+}
+
+/// Orders the records of one address and port; different conditions never rank equal.
+fn rank(conditions: Conditions) -> (bool, Conditions) {
+    (!conditions.has(Conditions::TERMINATING), conditions) // Then ready, serving, local, hints.
+}
+
+/// What an endpoint must have to be in a set.
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    /// Nothing is in the set.
+    None,
+    /// All of these.
+    Has(Conditions),
+    /// The last resort (T-2): those that terminate and serve still, and have all of these.
+    Drains(Conditions),
+}
+
+impl Rule {
+    fn takes(self, conditions: Conditions) -> bool {
+        match self {
+            Self::None => false,
+            Self::Has(needed) => conditions.has(needed),
+            Self::Drains(needed) => conditions.drains() && conditions.has(needed),
+        }
+    }
+}
+
+/// Who is in the two sets of a service port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sets {
+    cluster: Rule,
+    local: Rule,
+    /// Whether anybody in the cluster can serve.
+    pub(super) has_any: bool,
+}
+
+impl Sets {
+    /// The sets among `endpoints`; one that nothing uses is empty.
+    pub(super) fn new(endpoints: &Joined, uses_cluster: bool, uses_local: bool) -> Self {
+        let any = |needed: Conditions| endpoints.values().any(|c| c.has(needed));
+        let nothing = Conditions::default();
+        let local_ready = Conditions::READY.with(Conditions::LOCAL, true);
+        // The two fall back independently (T-4).
+        let cluster = match (uses_cluster, any(Conditions::READY)) {
+            (false, _) => Rule::None,
+            (true, true) => Rule::Has(topology(endpoints)),
+            (true, false) => Rule::Drains(nothing), // T-2: whatever hints say.
+        };
+        let local = match (uses_local, any(local_ready)) {
+            (false, _) => Rule::None,
+            (true, true) => Rule::Has(local_ready), // T-3: whatever hints say.
+            (true, false) => Rule::Drains(Conditions::LOCAL),
+        };
+        // Each precondition of topology leaves somebody in the set, so that this is T-2 and T-3.
+        Self { cluster, local, has_any: endpoints.values().any(|c| c.counts()) }
+    }
+
+    /// The endpoints that are in a set, and those that only keep the flows they have (U-4).
+    pub(super) fn backends(&self, endpoints: Joined) -> Vec<DesiredBackend> {
+        endpoints
+            .into_iter()
+            .filter(|(_, conditions)| keeps_flows(*conditions))
+            .map(|((addr, port), conditions)| {
+                DesiredBackend { addr, port, flags: self.flags(conditions) }
+            })
+            .collect()
+    }
+
+    fn flags(&self, conditions: Conditions) -> u16 {
+        let mut flags = BackendFlags::PRESENT;
+        for (holds, flag) in [
+            (self.cluster.takes(conditions), BackendFlags::IN_CLUSTER),
+            (self.local.takes(conditions), BackendFlags::IN_LOCAL),
+            (keeps_flows(conditions), BackendFlags::SERVING),
+            (conditions.has(Conditions::READY), BackendFlags::READY),
+            (conditions.has(Conditions::LOCAL), BackendFlags::LOCAL),
+            (conditions.has(Conditions::TERMINATING), BackendFlags::TERMINATING),
+        ] {
+            if holds {
+                flags |= flag;
+            }
+        }
+        flags
+    }
+}
+
+/// Whether a UDP flow may stay: U-4 asks for `serving` alone, but a pod that is published before it
+/// serves (E-20) is chosen for new ones too.
+fn keeps_flows(conditions: Conditions) -> bool {
+    conditions.has(Conditions::READY) || conditions.has(Conditions::SERVING)
+}
+
+/// What an endpoint must have to be in the cluster set, where any is ready (T-6 to T-9): ready, and a
+/// hint for this node or for its zone where every ready one has such a hint and one names this.
+fn topology(endpoints: &Joined) -> Conditions {
+    let ready = || endpoints.values().filter(|c| c.has(Conditions::READY));
+    let modes = [
+        (Conditions::FOR_NODES, Conditions::FOR_THIS_NODE),
+        (Conditions::FOR_ZONES, Conditions::FOR_THIS_ZONE),
+    ];
+    let valid = modes.into_iter().find(|&(hinted, here)| {
+        ready().all(|c| c.has(hinted)) && ready().any(|c| c.has(here))
+    });
+    valid.map_or(Conditions::READY, |(_, here)| Conditions::READY.with(here, true))
+}
