@@ -122,6 +122,8 @@ pub(crate) fn tcp_connect(
     // SAFETY: the descriptor was just opened and has no other owner.
     let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
     if let Some(from) = from {
+        // As clients do that use one port again and again: it may still be in TIME_WAIT.
+        set_option(&stream, libc::SO_REUSEADDR, &1_i32)?;
         let (addr, len) = raw_addr(from);
         // SAFETY: the address lives until the call returns and is `len` bytes long.
         check(unsafe { libc::bind(fd, (&raw const addr).cast(), len) })?;
@@ -146,19 +148,16 @@ pub(crate) fn tcp_connect(
 
 /// Makes `close()` send a reset and leave no `TIME_WAIT` behind.
 pub(crate) fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let len = libc::socklen_t::try_from(size_of_val(&linger)).unwrap_or_default();
+    set_option(stream, libc::SO_LINGER, &libc::linger { l_onoff: 1, l_linger: 0 })
+}
+
+/// Sets an option of the socket level, whose value is a `T` to the kernel.
+fn set_option<T>(stream: &TcpStream, option: c_int, value: &T) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
+    let value = ptr::from_ref(value).cast();
     // SAFETY: the value lives until the call returns and is `len` bytes long.
-    check(unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const linger).cast(),
-            len,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, option, value, len) })
+        .map(drop)
 }
 
 /// The `bpf` system call. `attr` is the kernel's `union bpf_attr` as far as `command` reads it.
