@@ -10,26 +10,31 @@
 //!   thread of its own; meanwhile commits go on.
 //! - The end of the loop leaves everything in place (L-7).
 
+mod apply;
 mod attach;
+mod node;
 mod retry;
+mod tell;
 mod unread;
 mod vital;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::{ABI_VERSION, MetaWord};
 use tokio::sync::{mpsc, oneshot};
 
+use self::apply::{Element, log_failures};
 use self::unread::Unread;
-use crate::convert;
 use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
 use crate::health::Health;
 use crate::model::{DesiredPort, Dirty, ObjectKey, PortKey, Store};
-use crate::plan::{Batch, Capacity, FrontKey, Planner, Report, name, self_test};
-use crate::policy;
+use crate::plan::{Batch, Capacity, Planner, self_test};
+use crate::policy::node::NodePortAddresses;
+use crate::policy::{self, Refusals};
 use crate::source::SourceEvent;
 
 /// Everything that the loop reacts to.
@@ -94,6 +99,11 @@ pub struct Sync<D> {
     /// Interfaces whose programs could not be attached or removed.
     unsettled: BTreeSet<u32>,
     interfaces_listed: bool,
+    /// The addresses of all interfaces, once they were told.
+    addresses: Option<Vec<IpAddr>>,
+    node_port_addresses: NodePortAddresses,
+    /// What Services claim and do not get.
+    refusals: Refusals,
     /// When the process started, until it was told how long it took to be in sync.
     started: Option<Instant>,
     /// The epoch whose grace period is waited for.
@@ -102,11 +112,11 @@ pub struct Sync<D> {
     grace_failed: bool,
     /// When what could not be done is tried again, whatever else happens until then.
     retry_at: Option<Instant>,
-    /// Frontend operations that failed.
-    failed: BTreeMap<FrontKey, Op>,
+    /// Operations on elements of hashes that failed.
+    failed: BTreeMap<Element, Op>,
     unread: Unread,
     /// What `META` tells of [`Self::tell_counts`].
-    told: Option<[usize; 3]>,
+    told: Option<[(MetaWord, usize); 4]>,
     counts: Counts,
     health: Health,
     /// How the thread that waits for a grace period tells that it has passed.
@@ -151,6 +161,9 @@ impl<D: Datapath> Sync<D> {
             pod_ports: BTreeMap::new(),
             unsettled: BTreeSet::new(),
             interfaces_listed: false,
+            addresses: None,
+            node_port_addresses: NodePortAddresses::default(),
+            refusals: Refusals::default(),
             started: Some(Instant::now()),
             grace: None,
             grace_failed: false,
@@ -174,6 +187,12 @@ impl<D: Datapath> Sync<D> {
     #[must_use]
     pub fn started_at(self, started: Instant) -> Self {
         Self { started: Some(started), ..self }
+    }
+
+    /// Which addresses of the node serve node ports, if not its primary ones.
+    #[must_use]
+    pub fn with_node_port_addresses(self, node_port_addresses: NodePortAddresses) -> Self {
+        Self { node_port_addresses, ..self }
     }
 
     /// Whom to tell what is queued and what is in force.
@@ -292,6 +311,9 @@ impl<D: Datapath> Sync<D> {
         let calls = sys::calls();
         let dirty = std::mem::take(&mut self.dirty);
         let sweep = std::mem::take(&mut self.sweep);
+        if dirty.node {
+            self.tell_node();
+        }
         let batch = if self.synced && !sweep { self.plan(dirty) } else { self.plan_all() };
         self.log_plan(&batch.reports);
         let first = !std::mem::replace(&mut self.synced, true);
@@ -315,39 +337,9 @@ impl<D: Datapath> Sync<D> {
         }
     }
 
-    /// Keeps what `lb-agent status` reads equal to what is true, commit or not.
-    fn tell_counts(&mut self) {
-        let counts = [self.planner.conflicts(), self.planner.failed(), self.unread.len()];
-        if self.told != Some(counts) {
-            let words = [MetaWord::Conflicts, MetaWord::Unprogrammed, MetaWord::SkippedObjects];
-            let ops =
-                words.into_iter().zip(counts).map(|(word, count)| Op::Meta(word, count as u64));
-            log_failures(&self.datapath.apply(&ops.collect::<Vec<_>>()));
-            self.told = Some(counts);
-        }
-    }
-
-    /// Says once that all is in force: the lists are programmed, and programs are on the cgroup and
-    /// on every pod port that there is.
-    fn tell_synced(&mut self) {
-        let attached = self.attached && self.sockets_failed.is_none();
-        if !(self.synced && attached && self.interfaces_listed) {
-            return;
-        }
-        if let Some(started) = self.started.take() {
-            tracing::info!(
-                services = self.store.counts().services,
-                service_ports = self.planner.programmed(),
-                unprogrammed = self.planner.failed(),
-                pod_ports = self.pod_ports.len(),
-                since_start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-                "synced"
-            );
-        }
-    }
-
     fn plan_all(&mut self) -> Batch {
         let keys: Vec<ObjectKey> = self.store.services().map(|s| s.key.clone()).collect();
+        self.tell_refusals(&keys);
         let store = &self.store;
         let services = keys.iter().flat_map(|key| policy::service_ports(store, key));
         // What was last read of these is in the maps only.
@@ -356,10 +348,8 @@ impl<D: Datapath> Sync<D> {
         self.planner.plan_all_but(services.chain(self_test::ports()), is_kept)
     }
 
-    fn plan(&mut self, mut dirty: Dirty) -> Batch {
-        if dirty.node {
-            dirty.services.extend(self.store.services().map(|service| service.key.clone()));
-        }
+    fn plan(&mut self, dirty: Dirty) -> Batch {
+        self.tell_refusals(&dirty.services);
         let mut updates: Vec<(PortKey, Option<DesiredPort>)> = Vec::new();
         for service in &dirty.services {
             let ports = policy::service_ports(&self.store, service);
@@ -371,87 +361,6 @@ impl<D: Datapath> Sync<D> {
             updates.extend(ports.into_iter().map(|(key, desired)| (key, Some(desired))));
         }
         self.planner.plan(updates)
-    }
-
-    /// Applies a batch; returns how many bytes it stored in shared memory.
-    fn apply(&mut self, batch: Batch) -> usize {
-        let mut ops = diff::operations(batch);
-        self.counts.commits += 1;
-        ops.extend([
-            Op::Meta(MetaWord::Commits, self.counts.commits),
-            Op::Meta(MetaWord::LastCommitMs, unix_ms()),
-            Op::Meta(MetaWord::Synced, 1),
-        ]);
-        self.run_ops(&ops);
-        ops.iter().map(Op::bytes_stored).sum()
-    }
-
-    /// Applies operations, and keeps those on frontends that failed until they succeed or newer
-    /// ones take their place.
-    fn run_ops(&mut self, ops: &[Op]) {
-        if !self.failed.is_empty() {
-            for op in ops {
-                if let Op::FrontendPut(key, _) | Op::FrontendDelete(key) = op {
-                    self.failed.remove(key);
-                }
-            }
-        }
-        let failures = self.datapath.apply(ops);
-        self.counts.failed_operations += failures.len() as u64;
-        log_failures(&failures);
-        for (index, _) in failures {
-            if let Some(op @ (Op::FrontendPut(key, _) | Op::FrontendDelete(key))) = ops.get(index) {
-                self.failed.insert(*key, op.clone());
-            }
-        }
-    }
-
-    fn log_objects(&mut self, reports: &[convert::Report]) {
-        self.counts.object_reports += reports.len() as u64;
-        for report in reports {
-            tracing::warn!("{report}");
-            self.unread.report(report);
-        }
-    }
-
-    fn log_plan(&mut self, reports: &[Report]) {
-        self.counts.plan_reports += reports.len() as u64;
-        for report in reports {
-            match report {
-                Report::Conflict { frontend, winner, losers } => {
-                    let losers: Vec<_> = losers.iter().map(name::display).collect();
-                    tracing::warn!(
-                        %frontend,
-                        winner = name::display(winner),
-                        ?losers,
-                        "several Services claim this frontend: one whose clusterIP it is has it, \
-                         or else the oldest"
-                    );
-                }
-                Report::Unprogrammed { port, error } => {
-                    tracing::error!(service_port = name::display(port), %error, "not programmed");
-                }
-                Report::NodeAddresses { error } => {
-                    tracing::error!(%error, "some addresses of this node serve no node ports");
-                }
-                Report::ServiceCidrs { left_out } => {
-                    tracing::warn!(
-                        left_out,
-                        "more ServiceCIDRs than there is room for: packets to unused addresses of \
-                         the others leave the node; merge ranges to have all guarded"
-                    );
-                }
-                Report::Recovered { port } => {
-                    tracing::info!(service_port = name::display(port), "programmed again");
-                }
-            }
-        }
-    }
-}
-
-fn log_failures(failures: &[(usize, Error)]) {
-    if let Some((_, error)) = failures.first() {
-        tracing::error!(%error, failed = failures.len(), "will be tried again");
     }
 }
 

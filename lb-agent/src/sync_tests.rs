@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::*;
+use crate::convert;
 use crate::datapath::fake::Fake;
 use crate::datapath::roles::Role;
 use crate::datapath::{Grace, Lacking};
+use crate::health;
 use crate::model::{
-    Change, ClusterIps, Conditions, Endpoint, Family, Protocol, Service, ServicePort, Slice,
-    SlicePort,
+    Change, ClusterIps, Conditions, Endpoint, Endpoints, Family, Node, Protocol, Service,
+    ServicePort, Slice, SlicePort,
 };
-use crate::plan::{Snapshot, self_test};
+use crate::plan::{FrontKey, Snapshot, self_test};
 
 const CAPACITY: Capacity =
     Capacity { service_ports: 16, backends: 32, slots: 32, frontends: 16, addresses: 16 };
@@ -122,21 +124,23 @@ fn service(name: &str, last_octet: u8, port: &str) -> Change {
         key: ObjectKey::new("default", name),
         created_s: 1,
         cluster_ips: ClusterIps { v4: Some([10, 96, 0, last_octet].into()), v6: None },
-        ports: [ServicePort { name: port.into(), port: 80, protocol: Protocol::Tcp }].into(),
+        ports: [ServicePort { name: port.into(), port: 80, node_port: 0, protocol: Protocol::Tcp }]
+            .into(),
         internal_local: false,
         affinity_timeout_s: None,
+        external: None,
     })
 }
 
 fn slice(service: &str, port: &str, last_octets: &[u8]) -> Change {
     let ready = Conditions::READY.with(Conditions::SERVING, true);
-    let endpoint = |n: &u8| Endpoint { addr: [10, 0, 0, *n].into(), conditions: ready };
+    let endpoint = |n: &u8| Endpoint { addr: [10, 0, 0, *n].into(), conditions: ready, zones: 0 };
     Change::SetSlice(Slice {
         key: ObjectKey::new("default", &format!("{service}-1")),
         service: service.into(),
-        family: Family::V4,
         ports: [SlicePort { name: port.into(), port: 8080, protocol: Protocol::Tcp }].into(),
-        endpoints: last_octets.iter().map(endpoint).collect(),
+        endpoints: Endpoints::new(Family::V4, last_octets.iter().map(endpoint)),
+        zone_sets: Box::default(),
     })
 }
 
@@ -453,4 +457,43 @@ async fn the_loop_serves_until_it_is_told_to_stop() {
     source.send(SourceEvent::Alive).await.unwrap();
     stop.send(()).unwrap();
     running.await.unwrap();
+}
+
+/// H-3, H-6: what is in force does not age; an operation that fails makes its family unhealthy, and
+/// only until it succeeds.
+#[test]
+fn h_3_an_update_that_is_not_in_force_is_told_as_waiting() {
+    let minute = Duration::from_mins(1);
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    let health = rig.sync.health.clone();
+    let lives = || health.is_healthy_in(health::Endpoint::Livez, minute);
+    rig.step([web()]);
+    assert!(lives(), "an API server that does not tell everything is not our illness");
+    rig.sync.datapath.refuse = true;
+    rig.step([listed()]);
+    assert!(!lives());
+    rig.sync.datapath.refuse = false;
+    rig.step([]);
+    assert!(lives());
+    rig.sync.datapath.refuse_sockets = true;
+    rig.sync.attach_sockets();
+    rig.step([changes(vec![slice("web", "http", &[1, 2])])]);
+    assert!(!lives(), "sockets are not served");
+}
+
+#[test]
+fn h_4_the_node_is_told_as_it_comes_and_goes() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    let health = rig.sync.health.clone();
+    let ready = || health.is_healthy_in(health::Endpoint::Healthz, Duration::ZERO);
+    assert!(!ready(), "not seen yet");
+    let node = Node { name: "here".into(), ..Node::default() };
+    rig.step([changes(vec![Change::SetNode(node.clone())])]);
+    assert!(ready());
+    rig.step([changes(vec![Change::SetNode(Node { removal_planned: true, ..node.clone() })])]);
+    assert!(!ready());
+    rig.step([changes(vec![Change::SetNode(node)])]);
+    assert!(ready());
+    rig.step([changes(vec![Change::DropNode])]);
+    assert!(!ready());
 }

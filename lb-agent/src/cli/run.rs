@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
+use lb_agent::convert::Converter;
 use lb_agent::datapath::roles::Overrides;
 use lb_agent::datapath::{BpfDatapath, Config, Sizes, interfaces};
 use lb_agent::health::Health;
 use lb_agent::plan::Capacity;
+use lb_agent::policy::node::NodePortAddresses;
 use lb_agent::source::{self, ApiServer, Manifests};
 use lb_agent::sync::{Inputs, Sync};
 use tokio::runtime::{Builder, Runtime};
@@ -47,6 +49,19 @@ pub(super) struct Arguments {
     interfaces: Option<Overrides>,
     #[command(flatten)]
     health: HealthArgs,
+    /// Addresses of this node that answer on node ports: ranges as 10.0.0.0/8, or a keyword
+    ///
+    /// `primary`: those that the Node object tells first, in each IP family; `all`: those of all
+    /// interfaces, but loopback; `localhost`: loopback, for processes of the node itself only.
+    /// A family with no range in the list, where there is no keyword either, has all of its addresses.
+    #[arg(long, value_name = "LIST", default_value = "primary", help_heading = "Services")]
+    node_port_addresses: NodePortAddresses,
+    /// Whether externalIPs of Services are served
+    ///
+    /// Whoever may write a Service can take traffic to any address by them (CVE-2020-8554).
+    #[arg(long, value_enum, value_name = "on|off", default_value = "on")]
+    #[arg(help_heading = "Services")]
+    external_ips: Switch,
     #[command(flatten)]
     sizes: SizeArgs,
     /// How to write logs
@@ -112,6 +127,12 @@ struct SizeArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
     Text,
     Json,
@@ -137,6 +158,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         bpffs = %config.bpffs.display(),
         source = %arguments.source.display(),
         interfaces = ?arguments.interfaces,
+        node_port_addresses = ?arguments.node_port_addresses,
+        external_ips = ?arguments.external_ips,
         sizes = ?config.sizes,
         "starting"
     );
@@ -172,12 +195,17 @@ async fn agent(
     }
     // What maps have, which need not be what was asked for.
     let capacity = datapath.maps().capacity()?;
-    let sync = Sync::new(datapath, capacity)?.started_at(started).with_health(health);
+    let sync = Sync::new(datapath, capacity)?
+        .started_at(started)
+        .with_health(health)
+        .with_node_port_addresses(arguments.node_port_addresses.clone());
+    let converter =
+        Converter::new(node_name).with_external_ips(arguments.external_ips == Switch::On);
     let (source, source_task) = if let Some(path) = &arguments.source.manifests {
-        source::start(Manifests::new(path), node_name)
+        source::start(Manifests::new(path), converter)
     } else {
         let kubeconfig = arguments.source.kubeconfig.clone();
-        source::start(ApiServer::new(kubeconfig, node_name), node_name)
+        source::start(ApiServer::new(kubeconfig, node_name), converter)
     };
     let (changes, interfaces) = mpsc::channel(CHANGES);
     let overrides = arguments.interfaces.clone().unwrap_or_default();
@@ -323,6 +351,9 @@ mod tests {
             ("--max-socket-peers", "1"),
             ("--max-udp-sockets", "1"),
             ("--max-affinity", "1"),
+            ("--node-port-addresses", "secondary"),
+            ("--node-port-addresses", "10.0.0.0/8,10.1.0.0/16"),
+            ("--external-ips", "maybe"),
             ("--log-format", "xml"),
         ] {
             let error = parse(&[&format!("{flag}={value}")]).unwrap_err().to_string();

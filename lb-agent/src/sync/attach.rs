@@ -58,6 +58,11 @@ impl<D: Datapath> Sync<D> {
                 self.pod_ports.remove(&index);
                 index
             }
+            interfaces::Change::Addresses(addresses) => {
+                self.addresses = Some(addresses);
+                self.dirty.node = true;
+                return;
+            }
             interfaces::Change::Listed => {
                 self.interfaces_listed = true;
                 self.sweep_interfaces();

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Sync;
+use super::apply::Element;
 use crate::datapath::Datapath;
 use crate::diff::{self, Op};
 
@@ -54,7 +55,8 @@ impl<D: Datapath> Sync<D> {
     /// Waits for a grace period elsewhere, if something waits for one. As long as a frontend could
     /// not be deleted, what it leads to is in use.
     pub(super) fn start_grace(&mut self) {
-        if self.grace.is_some() || self.grace_failed || !self.failed.is_empty() {
+        let of_frontend = |element: &Element| matches!(element, Element::Frontend(_));
+        if self.grace.is_some() || self.grace_failed || self.failed.keys().any(of_frontend) {
             return;
         }
         let Some(epoch) = self.planner.waiting() else { return };

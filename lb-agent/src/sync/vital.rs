@@ -4,7 +4,6 @@ use super::Sync;
 use crate::datapath::Datapath;
 use crate::health;
 use crate::model::Family;
-use crate::plan::FrontKey;
 
 impl<D: Datapath> Sync<D> {
     /// Something came from the source. If taking it up never ends, this stands.
@@ -18,7 +17,8 @@ impl<D: Datapath> Sync<D> {
     /// all nodes out for it.
     pub(super) fn tell_health(&self) {
         let failed = |family| {
-            self.sockets_failed.is_some() || self.failed.keys().any(|key| key_family(key) == family)
+            self.sockets_failed.is_some()
+                || self.failed.keys().any(|element| element.family() == family)
         };
         for family in [Family::V4, Family::V6] {
             if failed(family) {
@@ -28,12 +28,5 @@ impl<D: Datapath> Sync<D> {
             }
         }
         self.health.node_is_eligible(health::is_eligible(self.store.node()));
-    }
-}
-
-fn key_family(key: &FrontKey) -> Family {
-    match key {
-        FrontKey::V4(_) => Family::V4,
-        FrontKey::V6(_) => Family::V6,
     }
 }

@@ -39,4 +39,6 @@ pub enum MetaWord {
     Conflicts = 7,
     /// Service ports that are not programmed as desired.
     Unprogrammed = 8,
+    /// What Services claim and do not get, because it belongs to somebody else (contract section 12).
+    Refused = 9,
 }

@@ -41,7 +41,8 @@ impl Rig {
     }
 
     fn on(folder: TempDir, path: &str) -> Self {
-        let (events, source) = start(Manifests::new(folder.path().join(path)), Converter::new("here"));
+        let (events, source) =
+            start(Manifests::new(folder.path().join(path)), Converter::new("here"));
         let (store, reports, changes) = (Store::default(), Vec::new(), Vec::new());
         let (synced, whole) = (false, false);
         Self { folder, events, source, store, synced, whole, reports, changes, batches: 0 }

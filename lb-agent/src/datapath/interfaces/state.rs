@@ -1,0 +1,312 @@
+//! What has netlink told of links, routes and addresses so far?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use crate::datapath::Error;
+use crate::datapath::roles::{Interface, Kind, Link, Overrides, role};
+
+/// What a message means for what is known, in the order of what has to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Heard {
+    /// It is taken up.
+    All,
+    /// Default routes may have changed.
+    Routes,
+    /// The kernel had no room for messages: what is known may be wrong.
+    Lost,
+}
+
+/// What netlink told so far.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    links: BTreeMap<u32, Seen>,
+    default_routes: BTreeSet<u32>,
+    /// By interface; with the length of the prefix, because one address may be there with several.
+    addresses: BTreeSet<(u32, IpAddr, u8)>,
+    /// The addresses changed.
+    new_addresses: bool,
+}
+
+#[derive(Debug)]
+struct Seen {
+    link: Link,
+    master: Option<u32>,
+    /// The device below this VLAN.
+    vlan_of: Option<u32>,
+    is_bridge: bool,
+}
+
+impl State {
+    pub(super) async fn read(handle: &Handle) -> Result<Self, Error> {
+        let links = handle.link().get().execute().map_ok(|message| seen(&message));
+        let links: Vec<_> = links.try_collect().await.map_err(netlink("list links"))?;
+        Ok(Self {
+            links: links.into_iter().map(|seen| (seen.link.index, seen)).collect(),
+            default_routes: default_routes(handle).await?,
+            addresses: addresses(handle).await?,
+            new_addresses: true,
+        })
+    }
+
+    /// Asks for the default routes again: who goes with a link is not told.
+    pub(super) async fn read_default_routes(&mut self, handle: &Handle) -> Result<(), Error> {
+        self.default_routes = default_routes(handle).await?;
+        Ok(())
+    }
+
+    /// The addresses of all interfaces, in order, if any came or went since the last call.
+    pub(super) fn new_addresses(&mut self) -> Option<Vec<IpAddr>> {
+        if !std::mem::take(&mut self.new_addresses) {
+            return None;
+        }
+        let all: BTreeSet<IpAddr> = self.addresses.iter().map(|&(_, addr, _)| addr).collect();
+        Some(all.into_iter().collect())
+    }
+
+    fn drop_addresses_of(&mut self, index: u32) {
+        let before = self.addresses.len();
+        self.addresses.retain(|&(of, _, _)| of != index);
+        self.new_addresses |= self.addresses.len() != before;
+    }
+
+    /// Takes a message up.
+    pub(super) fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Heard {
+        let message = match payload {
+            NetlinkPayload::InnerMessage(message) => message,
+            // Made from ENOBUFS; the connection goes on as if nothing had happened.
+            NetlinkPayload::Overrun(_) => return Heard::Lost,
+            _ => return Heard::All,
+        };
+        let routes = match message {
+            // The kernel does not tell of the routes that go with a link, or with its being up.
+            RouteNetlinkMessage::NewLink(message) => {
+                // Bridges tell of their ports in a form of their own, which lacks most.
+                if u8::from(message.header.interface_family) == 0 {
+                    let seen = seen(&message);
+                    self.links.insert(seen.link.index, seen);
+                }
+                self.default_routes.contains(&message.header.index)
+            }
+            RouteNetlinkMessage::DelLink(message) => {
+                if u8::from(message.header.interface_family) == 0 {
+                    self.links.remove(&message.header.index);
+                    self.drop_addresses_of(message.header.index);
+                }
+                self.default_routes.contains(&message.header.index)
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                is_default(&route)
+            }
+            RouteNetlinkMessage::NewAddress(message) => {
+                let address = own_address(&message);
+                self.new_addresses |= address.is_some_and(|address| self.addresses.insert(address));
+                false
+            }
+            RouteNetlinkMessage::DelAddress(message) => {
+                let address = own_address(&message);
+                self.new_addresses |=
+                    address.is_some_and(|address| self.addresses.remove(&address));
+                false
+            }
+            _ => false,
+        };
+        if routes { Heard::Routes } else { Heard::All }
+    }
+
+    pub(super) fn interfaces(&self, overrides: &Overrides) -> Vec<Interface> {
+        let parents: BTreeSet<u32> = self.links.values().filter_map(|seen| seen.vlan_of).collect();
+        let each = self.links.iter().map(|(&index, seen)| {
+            let bridge = seen.master.and_then(|master| self.links.get(&master));
+            let link = Link {
+                in_bridge: bridge.is_some_and(|master| master.is_bridge),
+                has_vlan: parents.contains(&index),
+                default_route: self.default_routes.contains(&index),
+                ..seen.link.clone()
+            };
+            let role = role(&link, overrides);
+            Interface { index, name: link.name, role, ethernet: link.ethernet }
+        });
+        each.collect()
+    }
+}
+
+fn seen(message: &LinkMessage) -> Seen {
+    let mut found = None;
+    let (mut name, mut master, mut lower, mut peer_elsewhere) = (String::new(), None, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name.clone_from(text),
+            LinkAttribute::Controller(index) => master = Some(*index),
+            LinkAttribute::Link(index) => lower = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => peer_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                found = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.clone()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let layer = message.header.link_layer_type;
+    let kind = match &found {
+        _ if layer == LinkLayerType::Loopback => Kind::Loopback,
+        None => Kind::Physical,
+        Some(kind) => kind_of(kind),
+    };
+    Seen {
+        link: Link {
+            index: message.header.index,
+            name,
+            kind,
+            ethernet: layer == LinkLayerType::Ether,
+            peer_elsewhere,
+            in_bridge: false,
+            has_vlan: false,
+            default_route: false,
+        },
+        master,
+        vlan_of: lower.filter(|_| kind == Kind::Vlan),
+        is_bridge: matches!(found, Some(InfoKind::Bridge)),
+    }
+}
+
+fn kind_of(kind: &InfoKind) -> Kind {
+    match kind {
+        InfoKind::Veth | InfoKind::Netkit => Kind::Veth,
+        InfoKind::Bridge | InfoKind::Bond | InfoKind::Team | InfoKind::Vrf => Kind::Master,
+        InfoKind::Ifb => Kind::Ifb,
+        InfoKind::Vlan => Kind::Vlan,
+        InfoKind::Tun => Kind::Tun,
+        InfoKind::Vxlan
+        | InfoKind::Geneve
+        | InfoKind::GreTap
+        | InfoKind::GreTap6
+        | InfoKind::GreTun
+        | InfoKind::GreTun6
+        | InfoKind::IpIp
+        | InfoKind::Ip6Tnl
+        | InfoKind::SitTun
+        | InfoKind::Vti
+        | InfoKind::Vti6
+        | InfoKind::BareUdp
+        | InfoKind::Wireguard
+        | InfoKind::Xfrm => Kind::Tunnel,
+        _ => Kind::Other,
+    }
+}
+
+/// All addresses of all interfaces.
+async fn addresses(handle: &Handle) -> Result<BTreeSet<(u32, IpAddr, u8)>, Error> {
+    let all = handle.address().get().execute().map_ok(|message| own_address(&message));
+    let all: Vec<_> = all.try_collect().await.map_err(netlink("list addresses"))?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// The address that an interface has; on a point-to-point link, the other one is the peer's.
+fn own_address(message: &AddressMessage) -> Option<(u32, IpAddr, u8)> {
+    let of_kind = |is_local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(addr) if is_local => Some(*addr),
+            AddressAttribute::Address(addr) if !is_local => Some(*addr),
+            _ => None,
+        })
+    };
+    let addr = of_kind(true).or_else(|| of_kind(false))?;
+    Some((message.header.index, addr, message.header.prefix_len))
+}
+
+/// The interfaces by which a default route of any table leaves.
+async fn default_routes(handle: &Handle) -> Result<BTreeSet<u32>, Error> {
+    let messages = [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ];
+    let mut found = BTreeSet::new();
+    for message in messages {
+        let mut routes = std::pin::pin!(handle.route().get(message).execute());
+        while let Some(route) = routes.try_next().await.map_err(netlink("list routes"))? {
+            if is_default(&route) {
+                found.extend(outputs(&route));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+}
+
+fn outputs(route: &RouteMessage) -> Vec<u32> {
+    let each = route.attributes.iter().flat_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    });
+    each.collect()
+}
+
+fn netlink(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
+    move |error| Error::system(what)(std::io::Error::other(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_messages_are_heard_of_whatever_else_a_burst_has() {
+        let mut state = State { default_routes: [3].into(), ..State::default() };
+        let mut link = LinkMessage::default();
+        link.header.index = 3;
+        let burst = [
+            NetlinkPayload::Overrun(Vec::new()),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)),
+            NetlinkPayload::Noop,
+        ];
+        let heard = burst.map(|payload| state.take(payload));
+        assert_eq!(heard, [Heard::Lost, Heard::Routes, Heard::All]);
+        assert_eq!(heard.into_iter().max(), Some(Heard::Lost));
+        assert!(state.links.contains_key(&3));
+    }
+
+    fn address(index: u32, attributes: &[AddressAttribute]) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        (message.header.index, message.header.prefix_len) = (index, 24);
+        message.attributes = attributes.to_vec();
+        message
+    }
+
+    #[test]
+    fn addresses_are_those_that_interfaces_have_and_not_their_peers() {
+        let (own, peer): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let v6: IpAddr = "fd00::1".parse().unwrap();
+        let point = [AddressAttribute::Address(peer), AddressAttribute::Local(own)];
+        let mut state = State::default();
+        let mut take = |message| {
+            assert_eq!(state.take(NetlinkPayload::InnerMessage(message)), Heard::All);
+            state.new_addresses()
+        };
+        let of_3 = || address(3, &point);
+        assert_eq!(take(RouteNetlinkMessage::NewAddress(of_3())), Some(vec![own]));
+        assert_eq!(take(RouteNetlinkMessage::NewAddress(of_3())), None, "nothing new");
+        let of_4 = || address(4, &[AddressAttribute::Address(v6)]);
+        assert_eq!(take(RouteNetlinkMessage::NewAddress(of_4())), Some(vec![own, v6]));
+        assert_eq!(take(RouteNetlinkMessage::DelAddress(of_3())), Some(vec![v6]));
+        let mut link = LinkMessage::default();
+        link.header.index = 4;
+        assert_eq!(take(RouteNetlinkMessage::DelLink(link)), Some(vec![]), "gone with its link");
+    }
+}

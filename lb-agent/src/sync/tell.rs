@@ -1,0 +1,100 @@
+//! What do people have to know, and where do they find it: in the log or by `lb-agent status`?
+
+use lb_common::abi::MetaWord;
+
+use super::Sync;
+use super::apply::log_failures;
+use crate::convert;
+use crate::datapath::Datapath;
+use crate::diff::Op;
+use crate::model::ObjectKey;
+use crate::plan::{Report, name};
+
+impl<D: Datapath> Sync<D> {
+    /// Keeps what `lb-agent status` reads equal to what is true, commit or not.
+    pub(super) fn tell_counts(&mut self) {
+        let counts = [
+            (MetaWord::Conflicts, self.planner.conflicts()),
+            (MetaWord::Unprogrammed, self.planner.failed()),
+            (MetaWord::SkippedObjects, self.unread.len()),
+            (MetaWord::Refused, self.refusals.len()),
+        ];
+        if self.told != Some(counts) {
+            let ops = counts.iter().map(|&(word, count)| Op::Meta(word, count as u64));
+            log_failures(&self.datapath.apply(&ops.collect::<Vec<_>>()));
+            self.told = Some(counts);
+        }
+    }
+
+    /// Says once that all is in force: the lists are programmed, and programs are on the cgroup and
+    /// on every pod port that there is.
+    pub(super) fn tell_synced(&mut self) {
+        let attached = self.attached && self.sockets_failed.is_none();
+        if !(self.synced && attached && self.interfaces_listed) {
+            return;
+        }
+        if let Some(started) = self.started.take() {
+            tracing::info!(
+                services = self.store.counts().services,
+                service_ports = self.planner.programmed(),
+                unprogrammed = self.planner.failed(),
+                pod_ports = self.pod_ports.len(),
+                since_start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "synced"
+            );
+        }
+    }
+
+    pub(super) fn log_objects(&mut self, reports: &[convert::Report]) {
+        self.counts.object_reports += reports.len() as u64;
+        for report in reports {
+            tracing::warn!("{report}");
+            self.unread.report(report);
+        }
+    }
+
+    pub(super) fn log_plan(&mut self, reports: &[Report]) {
+        self.counts.plan_reports += reports.len() as u64;
+        for report in reports {
+            match report {
+                Report::Conflict { frontend, winner, losers } => {
+                    let losers: Vec<_> = losers.iter().map(name::display).collect();
+                    tracing::warn!(
+                        %frontend,
+                        winner = name::display(winner),
+                        ?losers,
+                        "several Services claim this frontend: one whose clusterIP it is has it, \
+                         or else the oldest"
+                    );
+                }
+                Report::Unprogrammed { port, error } => {
+                    tracing::error!(service_port = name::display(port), %error, "not programmed");
+                }
+                Report::NodeAddresses { error } => {
+                    tracing::error!(%error, "some addresses of this node serve no node ports");
+                }
+                Report::ServiceCidrs { left_out } => {
+                    tracing::warn!(
+                        left_out,
+                        "more ServiceCIDRs than there is room for: packets to unused addresses of \
+                         the others leave the node; merge ranges to have all guarded"
+                    );
+                }
+                Report::Recovered { port } => {
+                    tracing::info!(service_port = name::display(port), "programmed again");
+                }
+            }
+        }
+    }
+
+    /// Looks at what these Services claim, and says once what of it is refused.
+    pub(super) fn tell_refusals<'a>(&mut self, services: impl IntoIterator<Item = &'a ObjectKey>) {
+        for service in services {
+            for refusal in self.refusals.update(&self.store, service) {
+                self.counts.object_reports += 1;
+                let (field, problem) = (refusal.field, refusal.problem);
+                tracing::warn!(%service, field, problem, "a Service does not get what it claims");
+            }
+        }
+    }
+}
