@@ -5,6 +5,7 @@ pub mod datapath;
 pub mod diff;
 pub mod health;
 pub mod model;
+pub mod namespaces;
 pub mod plan;
 pub mod policy;
 pub mod source;

@@ -32,6 +32,7 @@ use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
 use crate::health::Health;
 use crate::model::{DesiredPort, Dirty, ObjectKey, PortKey, Store};
+use crate::namespaces;
 use crate::plan::{Batch, Capacity, Planner, self_test};
 use crate::policy::node::NodePortAddresses;
 use crate::policy::{self, Refusals};
@@ -119,6 +120,7 @@ pub struct Sync<D> {
     told: Option<[(MetaWord, usize); 4]>,
     counts: Counts,
     health: Health,
+    namespaces: Option<namespaces::Handle>,
     /// How the thread that waits for a grace period tells that it has passed.
     grace_done: mpsc::Sender<io::Result<()>>,
     graces: mpsc::Receiver<io::Result<()>>,
@@ -173,6 +175,7 @@ impl<D: Datapath> Sync<D> {
             told: None,
             counts: Counts { commits, ..Counts::default() },
             health: Health::default(),
+            namespaces: None,
             grace_done,
             graces,
         };
@@ -193,6 +196,12 @@ impl<D: Datapath> Sync<D> {
     #[must_use]
     pub fn with_node_port_addresses(self, node_port_addresses: NodePortAddresses) -> Self {
         Self { node_port_addresses, ..self }
+    }
+
+    /// Whom to tell of commits and interfaces, for what they mean in other network namespaces.
+    #[must_use]
+    pub fn with_namespaces(self, namespaces: namespaces::Handle) -> Self {
+        Self { namespaces: Some(namespaces), ..self }
     }
 
     /// Whom to tell what is queued and what is in force.

@@ -18,6 +18,7 @@ pub mod golden;
 pub mod id;
 pub mod manifest;
 pub mod matrix;
+pub mod mesh;
 pub mod netns;
 pub mod oracle;
 pub mod packet;

@@ -1,6 +1,7 @@
 //! The agent's datapath on the real kernel: maps, links and interfaces without a cluster.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     net::IpAddr,
@@ -42,8 +43,21 @@ impl Rig {
     }
 
     fn config(&self) -> Config {
-        let sizes = Sizes { tables: CAPACITY, flows: 1024, half_open: 512, socket_peers: 512 };
-        Config { bpffs: self.bpffs.path().join("node"), cgroup: self.cgroup.path().into(), sizes }
+        let sizes = Sizes {
+            tables: CAPACITY,
+            flows: 1024,
+            half_open: 512,
+            socket_peers: 512,
+            udp_sockets: 512,
+            affinity: 512,
+        };
+        Config {
+            bpffs: self.bpffs.path().join("node"),
+            cgroup: self.cgroup.path().into(),
+            sizes,
+            scope: datapath::Scope::All,
+            node_netns: 0,
+        }
     }
 
     fn folder(&self) -> PathBuf {
@@ -207,10 +221,18 @@ fn pinned_maps_keep_their_sizes_and_what_is_in_them() -> Result<()> {
     drop(real);
     let mut other = rig.config();
     other.sizes = Sizes {
-        tables: Capacity { service_ports: 128, backends: 257, slots: 128, frontends: 16, addresses: 16 },
+        tables: Capacity {
+            service_ports: 128,
+            backends: 257,
+            slots: 128,
+            frontends: 16,
+            addresses: 16,
+        },
         flows: 2048,
         half_open: 1024,
         socket_peers: 1024,
+        udp_sockets: 1024,
+        affinity: 1024,
     };
     let real = BpfDatapath::open(&other)?;
     assert_eq!(real.maps().capacity()?, CAPACITY);
@@ -431,16 +453,20 @@ fn interfaces_are_followed_as_they_come_and_go() -> Result<()> {
             let (sender, mut changes) = tokio::sync::mpsc::channel(64);
             let watch = tokio::spawn(interfaces::watch(Overrides::default(), sender));
             let mut roles = BTreeMap::new();
+            let addresses = RefCell::new(Vec::new());
+            let has = |text: &str| addresses.borrow().contains(&text.parse::<IpAddr>().unwrap());
             let mut next = async |roles: &mut BTreeMap<String, (u32, Role)>| -> Result<bool> {
                 let change = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await?;
                 match change.context("the watch ended")? {
                     Change::Is(i) => drop(roles.insert(i.name, (i.index, i.role))),
                     Change::Gone(index) => roles.retain(|_, (i, _)| *i != index),
+                    Change::Addresses(all) => *addresses.borrow_mut() = all,
                     Change::Listed => return Ok(true),
                 }
                 Ok(false)
             };
             while !next(&mut roles).await? {}
+            assert!(has("192.0.2.2"), "{addresses:?}");
             assert_eq!(roles["v0"].1, Role::PodPort);
             assert_eq!(roles["up0"].1, Role::PodPort, "no default route yet");
             assert!(matches!(roles["br0"].1, Role::Ignored(_)));
@@ -455,6 +481,14 @@ fn interfaces_are_followed_as_they_come_and_go() -> Result<()> {
             assert!(matches!(roles["v9"].1, Role::Ignored(_)), "both ends are here");
             node.ip("link del v0")?;
             while roles.contains_key("v0") {
+                next(&mut roles).await?;
+            }
+            node.ip("addr add 192.0.2.3/32 dev up0\naddr del 192.0.2.2/24 dev up0")?;
+            while has("192.0.2.2") || !has("192.0.2.3") {
+                next(&mut roles).await?;
+            }
+            node.ip("addr add 192.0.2.2/24 dev up0\nroute add default via 192.0.2.1 dev up0")?;
+            while roles["up0"].1 != Role::Uplink {
                 next(&mut roles).await?;
             }
             // With its link down, the route is gone.

@@ -24,7 +24,8 @@ const SERVICES: u8 = 6;
 const READERS: u8 = 3;
 const BATCHES: u32 = 3000;
 /// Of ids and slots there are so few that they are reused all the time.
-const CAPACITY: Capacity = Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16, addresses: 16 };
+const CAPACITY: Capacity =
+    Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16, addresses: 16 };
 /// Where the destination address lies in an Ethernet frame with IPv4.
 const DESTINATION: std::ops::Range<usize> = 30..34;
 
@@ -36,8 +37,21 @@ fn no_packet_reaches_a_backend_that_was_never_its_services() -> Result<()> {
     let (bpffs, cgroup, netns) = (Bpffs::new()?, Cgroup::new()?, Netns::new()?);
     netns.ip("link add v0 type veth peer name v1")?;
     let index = netns.ifindex("v0")?;
-    let sizes = Sizes { tables: CAPACITY, flows: 4096, half_open: 512, socket_peers: 512 };
-    let config = Config { bpffs: bpffs.path().join("node"), cgroup: cgroup.path().into(), sizes };
+    let sizes = Sizes {
+        tables: CAPACITY,
+        flows: 4096,
+        half_open: 512,
+        socket_peers: 512,
+        udp_sockets: 512,
+        affinity: 512,
+    };
+    let config = Config {
+        bpffs: bpffs.path().join("node"),
+        cgroup: cgroup.path().into(),
+        sizes,
+        scope: datapath::Scope::All,
+        node_netns: 0,
+    };
     let mut real = netns.run(|| -> Result<BpfDatapath> {
         let mut real = BpfDatapath::open(&config)?;
         let role = Role::PodPort;

@@ -75,7 +75,7 @@ impl NodeArgs {
 }
 
 /// A path that means the same wherever this process goes.
-fn absolute(text: &str) -> Result<PathBuf, String> {
+pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err("must be an absolute path".into()) }
 }

@@ -37,14 +37,18 @@ const CAPABILITIES: [(u64, Lacking); 5] = [
         CAP_SYS_ADMIN,
         Lacking {
             what: "CAP_SYS_ADMIN",
-            costs: "no --netns, and what runs at a hook cannot be told from its id",
+            costs: "no --netns, what runs at a hook cannot be told from its id, and namespaces of pods \
+                    cannot be entered: pods with a service mesh are not bypassed, and their UDP \
+                    sockets stay on backends that are gone",
         },
     ),
     (
         CAP_SYS_PTRACE,
         Lacking {
             what: "CAP_SYS_PTRACE",
-            costs: "process 1 cannot be asked for the root cgroup: in a container, name it by --cgroup",
+            costs: "namespaces of pods are not found: pods with a service mesh are not bypassed, and \
+                    UDP sockets of pods stay on backends that are gone; and process 1 cannot be \
+                    asked for the root cgroup: in a container, name it by --cgroup",
         },
     ),
 ];

@@ -7,12 +7,14 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use lb_agent::convert::Converter;
 use lb_agent::datapath::roles::Overrides;
-use lb_agent::datapath::{BpfDatapath, Config, Sizes, interfaces};
+use lb_agent::datapath::{self, BpfDatapath, Config, Datapath, Sizes, interfaces};
 use lb_agent::health::Health;
+use lb_agent::namespaces;
 use lb_agent::plan::Capacity;
 use lb_agent::policy::node::NodePortAddresses;
 use lb_agent::source::{self, ApiServer, Manifests};
 use lb_agent::sync::{Inputs, Sync};
+use lb_common::abi::BypassCgroup;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +25,7 @@ use super::cgroup;
 use super::error::{Error, Exit};
 use super::health::HealthArgs;
 use super::lacking;
+use super::sockets::SocketArgs;
 
 /// Run the agent: keep what is programmed equal to the cluster's Services and EndpointSlices
 ///
@@ -47,6 +50,8 @@ pub(super) struct Arguments {
     /// Roles of interfaces where they are not as found: name=pod-port|uplink|overlay|ignored,…
     #[arg(long, value_name = "NAME=ROLE,…", help_heading = "Node")]
     interfaces: Option<Overrides>,
+    #[command(flatten)]
+    sockets: SocketArgs,
     #[command(flatten)]
     health: HealthArgs,
     /// Addresses of this node that answer on node ports: ranges as 10.0.0.0/8, or a keyword
@@ -147,9 +152,16 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let node_name = arguments.node_name()?;
     arguments.source.check()?;
     let cgroup = node.cgroup()?;
+    let bypass = arguments.sockets.bypass()?;
     start_logs(arguments.log_format);
     node.enter()?;
-    let config = Config { bpffs: node.bpffs.clone(), cgroup, sizes: arguments.sizes.sizes() };
+    let config = Config {
+        bpffs: node.bpffs.clone(),
+        cgroup,
+        sizes: arguments.sizes.sizes(),
+        scope: arguments.sockets.scope(),
+        node_netns: arguments.sockets.node_netns()?,
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node_name,
@@ -158,8 +170,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         bpffs = %config.bpffs.display(),
         source = %arguments.source.display(),
         interfaces = ?arguments.interfaces,
-        node_port_addresses = ?arguments.node_port_addresses,
-        external_ips = ?arguments.external_ips,
+        socket_engine = %config.scope,
+        bypass_cgroups = bypass.len(),
         sizes = ?config.sizes,
         "starting"
     );
@@ -173,7 +185,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     for lacking in lacking::capabilities(None) {
         tracing::warn!(lacking = lacking.what, costs = lacking.costs, "a capability is missing");
     }
-    runtime()?.block_on(agent(arguments, &node_name, &config, started))?;
+    runtime()?.block_on(agent(arguments, &node_name, &config, bypass, started))?;
     Ok(Exit::Success)
 }
 
@@ -181,6 +193,7 @@ async fn agent(
     arguments: &Arguments,
     node_name: &str,
     config: &Config,
+    bypass: Vec<BypassCgroup>,
     started: Instant,
 ) -> Result<(), Error> {
     // Before anything that takes long: who asks to stop is heard from now on.
@@ -189,15 +202,23 @@ async fn agent(
     let health = Health::default();
     arguments.health.serve(&health)?;
     let datapath = BpfDatapath::open(config)?;
-    for lacking in lb_agent::datapath::Datapath::lacking(&datapath) {
+    for lacking in Datapath::lacking(&datapath) {
         let (hook, costs, error) = (lacking.hook, lacking.costs, &lacking.error);
         tracing::warn!(hook, %error, costs, "a hook is missing");
     }
+    let namespaces = namespaces::Config {
+        folder: datapath::folder(&config.bpffs),
+        cgroup: config.cgroup.clone(),
+        scope: config.scope,
+        bypass,
+    };
+    let namespaces = namespaces::start(&namespaces, Datapath::grace(&datapath))?;
     // What maps have, which need not be what was asked for.
     let capacity = datapath.maps().capacity()?;
     let sync = Sync::new(datapath, capacity)?
         .started_at(started)
         .with_health(health)
+        .with_namespaces(namespaces)
         .with_node_port_addresses(arguments.node_port_addresses.clone());
     let converter =
         Converter::new(node_name).with_external_ips(arguments.external_ips == Switch::On);
@@ -339,6 +360,8 @@ mod tests {
             ("--bpffs", "/"),
             ("--node-name", "Not_A_Node"),
             ("--interfaces", "eth0=router"),
+            ("--socket-engine", "some"),
+            ("--bypass-cgroup", "relative"),
             ("--manifests", "/no/such/file"),
             ("--kubeconfig", "/no/such/file"),
             ("--healthz-bind-address", "localhost:10256"),

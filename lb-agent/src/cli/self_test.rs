@@ -44,7 +44,7 @@ pub(super) enum Seen {
 }
 
 /// What was found out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct SelfTest {
     pub(super) ipv4: Option<Seen>,
     pub(super) ipv6: Option<Seen>,

@@ -9,7 +9,7 @@ use aya::Ebpf;
 
 use super::hooks::{self, SOCKET_HOOKS};
 use super::roles::Interface;
-use super::{Datapath, Error, Grace, Maps, Sizes, load, process, sys};
+use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys};
 use crate::diff::Op;
 use crate::plan::Snapshot;
 
@@ -22,6 +22,10 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// Sizes of the maps.
     pub sizes: Sizes,
+    /// Whose sockets the socket engine serves.
+    pub scope: Scope,
+    /// The cookie of the node's own network namespace; 0 if the kernel does not tell.
+    pub node_netns: u64,
 }
 
 /// A hook that could not be had, and what that costs.
@@ -56,6 +60,7 @@ pub struct BpfDatapath {
     /// The hooks of sockets that this run has attached.
     sockets: BTreeSet<&'static str>,
     lacking: Vec<Lacking>,
+    scope: Scope,
     tcx: bool,
     _lock: load::Lock,
 }
@@ -67,7 +72,7 @@ impl BpfDatapath {
         let cgroup = hooks::open_cgroup(&config.cgroup)?;
         let lock = load::prepare(&config.bpffs)?;
         let folder = load::folder(&config.bpffs);
-        let mut ebpf = load::load(&folder, &config.sizes)?;
+        let mut ebpf = load::load(&folder, config)?;
         #[cfg(feature = "program-log")]
         super::program_log::follow(&mut ebpf);
         let mut lacking = Vec::new();
@@ -82,10 +87,8 @@ impl BpfDatapath {
         for name in ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3"] {
             load::load_program(&mut ebpf, name)?;
         }
-        lb_object::fill_program_array(&mut ebpf).map_err(|source| Error::Program {
-            name: "tc_translate",
-            source: Box::new(source),
-        })?;
+        lb_object::fill_program_array(&mut ebpf)
+            .map_err(|source| Error::Program { name: "tc_translate", source: Box::new(source) })?;
         let maps = Maps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
         // From an earlier run; those that are gone by now are found out by the first list.
@@ -100,6 +103,7 @@ impl BpfDatapath {
             attached: attached.into_iter().collect(),
             sockets: BTreeSet::new(),
             lacking,
+            scope: config.scope,
             tcx: true,
             _lock: lock,
         })
@@ -137,6 +141,10 @@ impl Datapath for BpfDatapath {
     }
 
     fn attach_sockets(&mut self) -> Result<(), Error> {
+        if self.scope == Scope::Off {
+            // Those of an earlier run.
+            return detach_sockets(&self.folder);
+        }
         let mut failed = None;
         for hook in SOCKET_HOOKS {
             let lacking = self.lacking.iter().position(|lacking| lacking.hook == hook.name);
@@ -197,6 +205,17 @@ impl Datapath for BpfDatapath {
     }
 }
 
+/// Takes the socket engine off. Forward translation ends before reverse translation, the other way
+/// round than it began.
+fn detach_sockets(folder: &Path) -> Result<(), Error> {
+    for hook in SOCKET_HOOKS.iter().rev() {
+        let pin = hooks::socket_pin(folder, hook);
+        let what = format!("take {} off the cgroup", hook.name);
+        hooks::detach(&pin).map_err(Error::system(what))?;
+    }
+    Ok(())
+}
+
 /// Takes everything of this node away: links, programs, maps and folders. `interfaces` are those
 /// that exist, index and name. Fails while an agent works on the folder, unless it is to be forced.
 pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)], force: bool) -> Result<(), Error> {
@@ -224,11 +243,7 @@ pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)], force: bool) -> Resul
             let name = interfaces.iter().find(|(i, _)| *i == index).map(|(_, name)| name.as_str());
             hooks::detach_interface(&folder, index, name).map_err(failed(&folder))?;
         }
-        // Forward translation ends before reverse translation, the other way round than it began.
-        for hook in SOCKET_HOOKS.iter().rev() {
-            let pin = hooks::socket_pin(&folder, hook);
-            hooks::detach(&pin).map_err(failed(&pin))?;
-        }
+        detach_sockets(&folder)?;
         fs::remove_dir_all(&folder).map_err(failed(&folder))?;
     }
     // Only what is ours: a folder that holds anything else stays.

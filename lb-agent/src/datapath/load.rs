@@ -12,7 +12,7 @@ use aya_obj::EbpfSectionKind;
 use lb_common::abi::{ABI_VERSION, SCOPES, map};
 use lb_object::Settings;
 
-use super::{Error, sys};
+use super::{Config, Error, Scope, sys};
 use crate::plan::Capacity;
 
 /// `BPF_FS_MAGIC`, linux/magic.h.
@@ -115,11 +115,15 @@ pub(super) fn is_bpffs(path: &Path) -> bool {
 }
 
 /// Loads the object: maps that are pinned are used as they are, others are made and pinned.
-pub(super) fn load(folder: &Path, sizes: &Sizes) -> Result<Ebpf, Error> {
-    let settings = Settings::probe();
+pub(super) fn load(folder: &Path, config: &Config) -> Result<Ebpf, Error> {
+    let settings = Settings {
+        node_netns: config.node_netns,
+        node_only: config.scope == Scope::Host,
+        ..Settings::probe()
+    };
     tracing::debug!(?settings, "kernel probed");
     let object = settings.object()?;
-    let mut pins = pins(&object, folder, sizes)?;
+    let mut pins = pins(&object, folder, &config.sizes)?;
     for pin in pins.values_mut() {
         pin.check()?;
     }

@@ -10,10 +10,12 @@ pub mod interfaces;
 mod load;
 mod maps;
 pub mod mmap;
+pub mod namespaces;
 mod process;
 #[cfg(feature = "program-log")]
 mod program_log;
 pub mod roles;
+mod scope;
 mod snapshot;
 pub mod status;
 #[cfg(test)]
@@ -26,6 +28,7 @@ pub use self::load::{Sizes, folder};
 pub use self::maps::Maps;
 pub use self::process::enter_netns;
 pub use self::roles::Interface;
+pub use self::scope::Scope;
 
 use std::io;
 use std::path::PathBuf;

@@ -46,6 +46,9 @@ impl<D: Datapath> Sync<D> {
             Op::Meta(MetaWord::Synced, 1),
         ]);
         self.run_ops(&ops);
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.committed(&ops);
+        }
         ops.iter().map(Op::bytes_stored).sum()
     }
 

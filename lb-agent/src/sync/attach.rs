@@ -69,6 +69,9 @@ impl<D: Datapath> Sync<D> {
                 return;
             }
         };
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.interfaces_changed();
+        }
         if self.attached {
             self.settle(index);
         }

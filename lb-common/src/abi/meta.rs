@@ -41,4 +41,9 @@ pub enum MetaWord {
     Unprogrammed = 8,
     /// What Services claim and do not get, because it belongs to somebody else (contract section 12).
     Refused = 9,
+    /// Whose sockets the socket engine serves: 0 everybody's, 1 those of the node's own network
+    /// namespace, 2 nobody's.
+    SocketScope = 12,
+    /// Connected UDP sockets that were ended because their backend was gone, since the maps were made.
+    DestroyedSockets = 13,
 }

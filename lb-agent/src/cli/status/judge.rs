@@ -1,13 +1,16 @@
 //! What of a status is a problem, and how bad is it?
 
-use super::{Hook, InterfaceStatus, Status, Sync};
+use super::{Hook, InterfaceStatus, Status};
 use crate::cli::error::Exit;
 use crate::cli::self_test::Seen;
+
+/// What the status says of a socket engine that serves nobody.
+const OFF: &str = "off";
 
 /// Fills in problems, notes and health; tells the exit code.
 pub(super) fn judge(status: &mut Status) -> Exit {
     status.problems = problems(status);
-    status.notes = notes(&status.sync);
+    status.notes = notes(status);
     let (health, exit) = if !status.agent.running {
         ("not_running", Exit::NotRunning)
     } else if status.problems.is_empty() {
@@ -42,7 +45,11 @@ fn problems(status: &Status) -> Vec<String> {
         ));
     }
     for hook in &status.socket_hooks {
-        if let Some(problem) = missing(hook) {
+        if status.socket_engine == OFF {
+            if hook.runs {
+                problems.push(format!("{}: runs although the socket engine is off", hook.program));
+            }
+        } else if let Some(problem) = missing(hook) {
             let costs = hook.costs.unwrap_or("the socket engine serves nobody by this call");
             problems.push(format!("{}: {problem}: {costs}", hook.program));
         }
@@ -67,8 +74,16 @@ fn problems(status: &Status) -> Vec<String> {
     problems
 }
 
-fn notes(sync: &Sync) -> Vec<String> {
-    let mut notes = Vec::new();
+fn notes(status: &Status) -> Vec<String> {
+    let sync = &status.sync;
+    let mut notes = status.bypassed.sentences();
+    if status.socket_engine == OFF {
+        notes.push(
+            "the socket engine is off (--socket-engine): the packet engine serves pods, and \
+             processes of the node itself reach no Service"
+                .to_owned(),
+        );
+    }
     if sync.skipped_objects > 0 {
         notes.push(format!(
             "{} skipped as bad; the log of `lb-agent run` says why",
@@ -152,10 +167,11 @@ fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Agent, MapFill, Program};
+    use super::super::{Agent, MapFill, Program, Sync};
     use super::*;
     use crate::cli::lacking::Lacking;
     use crate::cli::self_test::SelfTest;
+    use lb_agent::namespaces::survey::{BypassedCgroup, Survey};
 
     fn hook(program: &'static str, order: &[&str]) -> Hook {
         Hook {
@@ -188,6 +204,9 @@ mod tests {
                 conflicts: 1,
                 unprogrammed: 0,
             },
+            socket_engine: "all".into(),
+            bypassed: Survey::default(),
+            ended_sockets: 0,
             self_test: SelfTest {
                 ipv4: Some(Seen::Works),
                 ipv6: Some(Seen::NoFamily),
@@ -264,5 +283,24 @@ mod tests {
         status.agent.running = false;
         assert_eq!(judge(&mut status), Exit::NotRunning);
         assert_eq!((status.health, status.problems.len()), ("not_running", 1));
+    }
+
+    #[test]
+    fn what_is_left_alone_on_purpose_is_noted_and_no_problem() {
+        let mut status = healthy();
+        (status.sync.skipped_objects, status.sync.conflicts) = (0, 0);
+        let path = Some("/cg/vm".into());
+        status.bypassed.cgroups.push(BypassedCgroup { id: 7, path });
+        assert_eq!(judge(&mut status), Exit::Success);
+        let [note] = &status.notes[..] else { panic!("{:?}", status.notes) };
+        assert!(note.starts_with("cgroup /cg/vm: --bypass-cgroup"), "{note}");
+        status.bypassed = Survey::default();
+        status.socket_engine = OFF.into();
+        status.socket_hooks = vec![hook("connect4", &[])];
+        assert_eq!(judge(&mut status), Exit::Success, "{:?}", status.problems);
+        assert!(status.notes[0].starts_with("the socket engine is off"), "{:?}", status.notes);
+        status.socket_hooks = vec![hook("connect4", &["ours"])];
+        assert_eq!(judge(&mut status), Exit::Degraded);
+        assert!(status.problems[0].contains("although the socket engine is off"));
     }
 }

@@ -11,7 +11,8 @@ use clap::Args;
 use lb_agent::datapath::inspect::{Fill, Inspector};
 use lb_agent::datapath::roles::{Overrides, Role};
 use lb_agent::datapath::status::{self, HookStatus};
-use lb_agent::datapath::{Interface, interfaces};
+use lb_agent::datapath::{Interface, Scope, interfaces};
+use lb_agent::namespaces::survey::{self, Survey};
 use lb_common::abi::MetaWord;
 use serde::Serialize;
 
@@ -59,6 +60,12 @@ struct Status {
     bpffs: String,
     agent: Agent,
     sync: Sync,
+    /// Whose sockets are served when they connect: `all`, `host` or `off`.
+    socket_engine: String,
+    /// What the socket engine leaves alone.
+    bypassed: Survey,
+    /// Connected UDP sockets that were ended because their backend was gone.
+    ended_sockets: u64,
     self_test: SelfTest,
     socket_hooks: Vec<Hook>,
     interfaces: Vec<InterfaceStatus>,
@@ -150,6 +157,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let agent = Agent { running: holder.is_some(), pid: holder.or(last_pid) };
     let overrides = arguments.interfaces.clone().unwrap_or_default();
     let found = runtime()?.block_on(interfaces::list(&overrides))?;
+    let scope = Scope::of_word(word(&meta, MetaWord::SocketScope).unwrap_or(0));
+    let bypassed = survey::survey(&folder, &cgroup)?;
+    let mut lacking = lacking::capabilities(holder);
+    lacking.extend(bypassed.lacking.iter().map(|&(what, costs)| Lacking { what, costs }));
     let mut status = Status {
         health: "healthy",
         problems: Vec::new(),
@@ -157,10 +168,16 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         machine_root: cgroup::is_machine_root(&cgroup),
         bpffs: node.bpffs.display().to_string(),
         sync: sync(&meta),
-        self_test: self_test::run(&cgroup),
+        socket_engine: scope.to_string(),
+        bypassed,
+        ended_sockets: word(&meta, MetaWord::DestroyedSockets).unwrap_or(0),
+        self_test: match scope {
+            Scope::Off => SelfTest::default(),
+            Scope::All | Scope::Host => self_test::run(&cgroup),
+        },
         socket_hooks: hooks(status::socket_hooks(&node.bpffs, &cgroup)?),
         interfaces: found.iter().map(|interface| one_interface(node, interface)).collect(),
-        lacking: lacking::capabilities(holder),
+        lacking,
         maps: inspector.fill()?.iter().map(fill).collect(),
         counters: inspector
             .counters()?

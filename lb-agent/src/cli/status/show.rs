@@ -90,6 +90,16 @@ fn summary(status: &Status) -> String {
         ])
         .row(["cgroup".into(), format!("{} ({scope})", status.cgroup)])
         .row([
+            "socket engine".into(),
+            format!(
+                "{}; {} namespaces and {} cgroups bypassed; {} UDP sockets of dead backends ended",
+                status.socket_engine,
+                status.bypassed.namespaces.len(),
+                status.bypassed.cgroups.len(),
+                status.ended_sockets
+            ),
+        ])
+        .row([
             "self-test".into(),
             format!("IPv4 {}, IPv6 {}", seen(status.self_test.ipv4), seen(status.self_test.ipv6)),
         ])

@@ -1,0 +1,329 @@
+//! The maps that tell programs of network namespaces and cgroups, and that tell the agent who talks
+//! to which backend.
+//!
+//! They are opened a second time for the thread that looks after namespaces, which shares nothing
+//! with the loop.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, HashMap, Map, MapData};
+use lb_common::abi::{
+    AddressFlags, AddressWord, BYPASS_CGROUPS, BackendFlags, BackendId, BackendWord, BypassCgroup,
+    FrontendKey, FrontendWord, MetaWord, Name, NetnsRecord, ServicePortId, map, proto,
+};
+
+use super::batch::{Batch, Cursor, Hash};
+use super::{Error, Maps, sys};
+use crate::model::Protocol;
+use crate::plan::{self, FrontKey};
+
+/// Elements read by one call.
+const CHUNK: usize = 1024;
+/// Bytes of a record of `NETNS`.
+const RECORD: usize = size_of::<NetnsRecord>();
+
+/// What `connect` translated on a UDP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpSocket {
+    /// The backend's address as the maps hold it: IPv4 in the first word.
+    pub peer: [u32; 4],
+    /// Its port, host order.
+    pub peer_port: u16,
+    /// Its id when it was chosen.
+    pub backend: BackendId,
+    /// Its generation then.
+    pub generation: u32,
+}
+
+/// The maps, open.
+#[derive(Debug)]
+pub struct NamespaceMaps {
+    folder: PathBuf,
+    maps: Maps,
+    netns: HashMap<MapData, u64, [u8; RECORD]>,
+    udp_sockets: OwnedFd,
+}
+
+impl NamespaceMaps {
+    /// Opens what is pinned in a folder.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(map::UDP_SOCKETS);
+        let what = format!("open the pinned map {}", path.display());
+        Ok(Self {
+            folder: folder.to_owned(),
+            maps: Maps::open(folder)?,
+            netns: netns(folder)?,
+            udp_sockets: sys::object_get(&path).map_err(Error::system(what))?,
+        })
+    }
+
+    /// The maps that the agent writes.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// All that is known of namespaces, by cookie.
+    pub fn records(&self) -> Result<Vec<(u64, NetnsRecord)>, Error> {
+        let each = self.netns.iter().map(|element| {
+            let (cookie, bytes) = element.map_err(other("read NETNS"))?;
+            Ok((cookie, record(bytes)))
+        });
+        each.collect()
+    }
+
+    /// Tells programs of a namespace.
+    pub fn put(&mut self, cookie: u64, record: &NetnsRecord) -> Result<(), Error> {
+        let what = "write an element of NETNS";
+        self.netns.insert(cookie, bytes(record), 0).map_err(other(what))
+    }
+
+    /// Forgets a namespace, known or not.
+    pub fn remove(&mut self, cookie: u64) -> Result<(), Error> {
+        match self.netns.remove(&cookie) {
+            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            result => result.map_err(other("delete an element of NETNS")),
+        }
+    }
+
+    /// Stores which cgroups are left alone, at most [`BYPASS_CGROUPS`].
+    pub fn set_bypass_cgroups(&mut self, cgroups: &[BypassCgroup]) -> Result<(), Error> {
+        let mut array = bypass_cgroups(&self.folder)?;
+        for index in 0..BYPASS_CGROUPS {
+            let BypassCgroup { id, level, .. } =
+                cgroups.get(index as usize).copied().unwrap_or_default();
+            let mut element = [0; 16];
+            element[..8].copy_from_slice(&id.to_ne_bytes());
+            element[8..12].copy_from_slice(&level.to_ne_bytes());
+            array.set(index, element, 0).map_err(other("write BYPASS_CGROUPS"))?;
+        }
+        Ok(())
+    }
+
+    /// The UDP sockets that are connected through us, by cookie.
+    pub fn udp_sockets(&self) -> Result<Vec<(u64, UdpSocket)>, Error> {
+        let mut found = Vec::new();
+        for_each(&self.udp_sockets, |key, value| {
+            let cookie = key.first_chunk().copied().map(u64::from_ne_bytes);
+            found.extend(cookie.zip(udp_socket(value)));
+        })
+        .map_err(Error::system("read UDP_SOCKETS"))?;
+        Ok(found)
+    }
+
+    /// Whether a socket's backend is still that backend and serves: a UDP flow may stay then (U-4).
+    pub fn serves(&self, socket: &UdpSocket) -> bool {
+        let word = self.maps.backend(socket.backend).map(|backend| BackendWord(backend.word));
+        word.is_some_and(|word| {
+            word.has(BackendFlags::PRESENT | BackendFlags::SERVING)
+                && word.generation() == socket.generation
+        })
+    }
+
+    /// The frontends of UDP by which a socket with this peer would be served, the first that is there
+    /// before the others: as it is, or as a `NodePort` of this node (C-2). `in_node`: the socket is in
+    /// the node's own namespace.
+    pub fn front_keys(&self, peer: SocketAddr, in_node: bool) -> Vec<FrontKey> {
+        let mut keys = vec![front_key(peer)];
+        let served = AddressFlags::NODE | if in_node { AddressFlags::LOOPBACK } else { 0 };
+        if self.address_flags(peer.ip()) & served != 0 {
+            let any: IpAddr = match peer {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            keys.push(front_key(SocketAddr::new(any, peer.port())));
+        }
+        keys
+    }
+
+    /// The service port that a frontend leads to.
+    pub fn service_port(&self, key: &FrontKey) -> Option<ServicePortId> {
+        let mut bytes = Vec::new();
+        super::maps::key_bytes(key, &mut bytes);
+        let fd = match key {
+            FrontKey::V4(_) => &self.maps.frontends4,
+            FrontKey::V6(_) => &self.maps.frontends6,
+        };
+        key.id_in(FrontendWord(read_word(fd, &bytes)?))
+    }
+
+    /// Adds to a word of `META` that no one else writes.
+    pub fn add_meta(&self, word: MetaWord, value: u64) {
+        let old = self.maps.meta().get(word as usize).copied().unwrap_or(0);
+        self.maps.set_meta(word, old.saturating_add(value));
+    }
+
+    fn address_flags(&self, address: IpAddr) -> u32 {
+        let mut bytes = Vec::new();
+        super::maps::address_bytes(address, &mut bytes);
+        let fd = match address {
+            IpAddr::V4(_) => &self.maps.addresses4,
+            IpAddr::V6(_) => &self.maps.addresses6,
+        };
+        read_word(fd, &bytes).map_or(0, |word| AddressWord(word).flags())
+    }
+}
+
+/// One element of a hash of words; one that cannot be read is none.
+fn read_word(map: &OwnedFd, key: &[u8]) -> Option<u64> {
+    let value = Hash::to_read(map.as_fd()).and_then(|hash| hash.read(key)).ok()??;
+    Some(u64::from_ne_bytes(value.try_into().ok()?))
+}
+
+/// The key of a frontend of UDP.
+pub fn front_key(addr: SocketAddr) -> FrontKey {
+    let (ip, port) = (plan::words(addr.ip()), addr.port().to_be());
+    match addr {
+        SocketAddr::V4(_) => FrontKey::V4(FrontendKey::new([ip[0]], port, proto::UDP)),
+        SocketAddr::V6(_) => FrontKey::V6(FrontendKey::new(ip, port, proto::UDP)),
+    }
+}
+
+/// All that is known of namespaces and bypassed cgroups, read from a folder of pins; for tools.
+pub fn bypassed(folder: &Path) -> Result<(Vec<(u64, NetnsRecord)>, Vec<BypassCgroup>), Error> {
+    let netns = netns(folder)?;
+    let each = netns.iter().map(|element| {
+        let (cookie, bytes) = element.map_err(other("read NETNS"))?;
+        Ok((cookie, record(bytes)))
+    });
+    let records = each.collect::<Result<_, Error>>()?;
+    let array = bypass_cgroups(folder)?;
+    let mut cgroups = Vec::new();
+    for index in 0..BYPASS_CGROUPS {
+        let element = array.get(&index, 0).map_err(other("read BYPASS_CGROUPS"))?;
+        let (id, rest) = element
+            .split_first_chunk()
+            .map_or((0, &element[..]), |(id, rest)| (u64::from_ne_bytes(*id), rest));
+        let level = rest.first_chunk().copied().map_or(0, u32::from_ne_bytes);
+        if id != 0 {
+            cgroups.push(BypassCgroup { id, level, pad: 0 });
+        }
+    }
+    Ok((records, cgroups))
+}
+
+fn netns(folder: &Path) -> Result<HashMap<MapData, u64, [u8; RECORD]>, Error> {
+    let data = MapData::from_pin(folder.join(map::NETNS)).map_err(other("open the map NETNS"))?;
+    Map::HashMap(data).try_into().map_err(other("open the map NETNS"))
+}
+
+fn bypass_cgroups(folder: &Path) -> Result<Array<MapData, [u8; 16]>, Error> {
+    let data = MapData::from_pin(folder.join(map::BYPASS_CGROUPS));
+    let data = data.map_err(other("open the map BYPASS_CGROUPS"))?;
+    Map::Array(data).try_into().map_err(other("open the map BYPASS_CGROUPS"))
+}
+
+fn other<E: std::error::Error + Send + Sync + 'static>(
+    what: &'static str,
+) -> impl FnOnce(E) -> Error {
+    move |error| Error::system(what)(std::io::Error::other(error))
+}
+
+fn bytes(record: &NetnsRecord) -> [u8; RECORD] {
+    let [a, b, c, d] = record.v6;
+    let mut bytes = [0; RECORD];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip([record.v4, record.flags, a, b, c, d]) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+fn record(bytes: [u8; RECORD]) -> NetnsRecord {
+    let word = |at: usize| word(&bytes, at).unwrap_or(0);
+    NetnsRecord { v4: word(0), flags: word(1), v6: [word(2), word(3), word(4), word(5)] }
+}
+
+/// The fields of `SocketRecord` that matter here, from its bytes; none if the socket is not
+/// connected through us.
+fn udp_socket(bytes: &[u8]) -> Option<UdpSocket> {
+    let word = |at: usize| word(bytes, at);
+    // The VIP, the peer, a link of five words, and then: backend, generation, both ports.
+    let [a, b, c, d] = word(15)?.to_ne_bytes();
+    if [a, b] == [0, 0] {
+        return None;
+    }
+    Some(UdpSocket {
+        peer: [word(4)?, word(5)?, word(6)?, word(7)?],
+        peer_port: u16::from_be_bytes([c, d]),
+        backend: word(13)?,
+        generation: word(14)?,
+    })
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(4 * at..)?.first_chunk().copied().map(u32::from_ne_bytes)
+}
+
+/// Reads all elements of a hash in batches.
+fn for_each(map: &OwnedFd, mut each: impl FnMut(&[u8], &[u8])) -> std::io::Result<()> {
+    let hash = Hash::to_read(map.as_fd())?;
+    let mut cursor = Cursor::default();
+    let mut chunk = CHUNK;
+    loop {
+        let (key_size, value_size) = (hash.key_size(), hash.value_size());
+        let mut keys = vec![0; chunk * key_size];
+        let mut values = vec![0; chunk * value_size];
+        let before = cursor;
+        let (read, result) = hash.batch(Batch::Lookup, &mut keys, &mut values, Some(&mut cursor));
+        let ended = match result {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // One bucket holds more than there is room for; the cursor has not moved.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
+                cursor = before;
+                chunk *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let pairs = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
+        pairs.take(read).for_each(|(key, value)| each(key, value));
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether a service port's name is that of one of UDP.
+pub fn is_udp(name: &Name) -> bool {
+    let key = plan::name::decode(&plan::name::text(name));
+    key.is_some_and(|key| key.protocol == Protocol::Udp)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use lb_common::abi::SocketRecord;
+
+    use super::*;
+
+    #[test]
+    fn records_lie_in_the_maps_as_they_are_read() {
+        for (at, offset) in [
+            (4, offset_of!(SocketRecord, peer)),
+            (13, offset_of!(SocketRecord, backend)),
+            (14, offset_of!(SocketRecord, generation)),
+            (15, offset_of!(SocketRecord, vip_port)),
+        ] {
+            assert_eq!(4 * at, offset);
+        }
+        let mut bytes = vec![0; size_of::<SocketRecord>()];
+        assert_eq!(udp_socket(&bytes), None, "not connected through us");
+        bytes[60..64].copy_from_slice(&[0, 53, 0x1f, 0x90]);
+        bytes[16..20].copy_from_slice(&[10, 0, 0, 1]);
+        bytes[52] = 7;
+        let socket = udp_socket(&bytes).unwrap();
+        assert_eq!(socket.peer, plan::words("10.0.0.1".parse().unwrap()));
+        assert_eq!((socket.peer_port, u32::from_le(socket.backend)), (8080, 7));
+        assert_eq!(udp_socket(&bytes[..63]), None);
+    }
+
+    #[test]
+    fn a_record_of_a_namespace_comes_back_as_it_was_written() {
+        assert_eq!(offset_of!(NetnsRecord, v6), 8);
+        let written = NetnsRecord { v4: 1, flags: 2, v6: [3, 4, 5, 6] };
+        assert_eq!(record(bytes(&written)), written);
+    }
+}

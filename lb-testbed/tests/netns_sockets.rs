@@ -1,0 +1,357 @@
+//! What becomes of sockets in the network namespaces of a node: of connected UDP sockets whose
+//! backend goes, and of those that are to be left alone.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_testbed::{
+    agent::{Agent, Source},
+    cluster::{At, Family, Place, Topology},
+    matrix::{Case, Engine},
+    mesh,
+    netns::Netns,
+    peer::{self, Peer, STEP, Sock},
+    require,
+    rig::{CLIENT, FAR, IN_FORCE_WITHIN, NEAR, PORT, Rig, SPARE, TARGET},
+    wait,
+};
+use serde_json::Value;
+
+/// A process of the node itself.
+const HOST: At = At::Node(0);
+/// How long an agent may take to see a file, commit, and end sockets, on a busy machine.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A connected UDP socket, and whom it talks to.
+struct Client {
+    what: String,
+    peer: Peer,
+    sock: Sock,
+    server: String,
+}
+
+impl Client {
+    /// Connects and asks until it talks to one of `servers`.
+    fn connect(rig: &Rig, at: At, family: Family, servers: &[&str]) -> Result<Self> {
+        let what = format!("{at:?}, {family}");
+        let mut peer = rig.cluster.peer(at, Place::InCgroup)?;
+        for _ in 0..100 {
+            let sock = peer.udp_connected(rig.vip(family)).with_context(|| what.clone())?;
+            let server = peer.ask(&sock, "who").with_context(|| what.clone())?.server;
+            if servers.contains(&server.as_str()) {
+                return Ok(Self { what, peer, sock, server });
+            }
+            peer.close(sock.id, peer::Close::Graceful)?;
+        }
+        anyhow::bail!("{what}: never reached one of {servers:?}")
+    }
+
+    /// Waits, as a resolver does for an answer, until the socket is ended under it.
+    fn ends(&mut self) -> Result<()> {
+        let what = &self.what;
+        let error = self.peer.receive(self.sock.id, ENDED_WITHIN).err();
+        let error = error.with_context(|| format!("{what}: something was received"))?;
+        let errno = peer::errno(&error);
+        ensure!(errno == Some(libc::ECONNABORTED), "{what}: not ended: {error:#}");
+        Ok(())
+    }
+
+    /// The same socket connects anew; whom it talks to then.
+    fn connect_again(&mut self, rig: &Rig, family: Family) -> Result<String> {
+        self.sock = self.peer.udp_connect(self.sock.id, rig.vip(family))?;
+        Ok(self.peer.ask(&self.sock, "again")?.server)
+    }
+
+    /// Asks on the socket as it is: it still talks to whom it did, and sees the VIP.
+    fn is_untouched(&mut self, rig: &Rig, family: Family) -> Result<()> {
+        let what = self.what.clone();
+        let reply = self.peer.ask(&self.sock, "still there").with_context(|| what.clone())?;
+        ensure!(reply.server == self.server, "{what}: moved to {}", reply.server);
+        let remote = self.peer.names(self.sock.id)?.remote;
+        ensure!(remote == Some(rig.vip(family)), "{what}: sees {remote:?}");
+        Ok(())
+    }
+}
+
+fn places() -> impl Iterator<Item = (At, Family)> {
+    [CLIENT, HOST].into_iter().flat_map(|at| Family::ALL.map(|family| (at, family)))
+}
+
+/// The status of an agent that has no problem.
+fn status(agent: &Agent) -> Result<Value> {
+    let text = agent.command("status", &["--output", "json"])?;
+    serde_json::from_str(&text).with_context(|| format!("understand {text}"))
+}
+
+fn counter(agent: &Agent, name: &str) -> Result<u64> {
+    let status = status(agent)?;
+    let counters = status["counters"].as_array().context("counters")?;
+    let counter = counters.iter().find(|counter| counter["name"] == name);
+    counter.and_then(|counter| counter["value"].as_u64()).with_context(|| name.to_owned())
+}
+
+/// Contract U-1, U-2, U-7, U-8; production cases 1, 2 and 5.
+#[test]
+fn u2_u7_sockets_on_a_removed_backend_end_and_all_others_stay() -> Result<()> {
+    let test = "u2_u7_sockets_on_a_removed_backend_end_and_all_others_stay";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let mut rig = Rig::new(Topology::Bridge)?;
+    let mut leaving = Vec::new();
+    let mut staying = Vec::new();
+    for (at, family) in places() {
+        leaving.push((family, Client::connect(&rig, at, family, &["far"])?));
+        staying.push((family, Client::connect(&rig, at, family, &["near"])?));
+    }
+    // To the same backend, but not through a Service.
+    let mut direct = rig.cluster.peer(CLIENT, Place::InCgroup)?;
+    let address = std::net::SocketAddr::new(rig.cluster.address(FAR, Family::V4), TARGET);
+    let sock = direct.udp_connected(address)?;
+    assert_eq!(direct.ask(&sock, "direct")?.server, "far");
+    rig.set_endpoints(&[NEAR, FAR, SPARE])?;
+    for (family, client) in leaving.iter_mut().chain(&mut staying) {
+        client.is_untouched(&rig, *family)?;
+    }
+    rig.change_endpoints(&[NEAR, SPARE])?;
+    for (family, client) in &mut leaving {
+        client.ends()?;
+        let server = client.connect_again(&rig, *family)?;
+        assert!(["near", "spare"].contains(&server.as_str()), "{}: {server}", client.what);
+    }
+    for (family, client) in &mut staying {
+        client.is_untouched(&rig, *family)?;
+    }
+    assert_eq!(direct.ask(&sock, "direct")?.server, "far", "its address alone is no reason");
+    let line = |line: &str| line.contains("ended connected UDP sockets");
+    rig.agents[0].log().wait("line about ended sockets", STEP, line)?;
+    wait::until("the count of ended sockets", STEP, || {
+        status(&rig.agents[0]).is_ok_and(|status| status["ended_sockets"] == 4)
+    })?;
+    Ok(())
+}
+
+/// Contract U-6 and the deletion of a Service.
+#[test]
+fn u6_sockets_end_when_nobody_serves_any_more_and_when_the_service_goes() -> Result<()> {
+    let test = "u6_sockets_end_when_nobody_serves_any_more_and_when_the_service_goes";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let mut rig = Rig::new(Topology::Routed)?;
+    let mut clients = Vec::new();
+    for (at, family) in places() {
+        clients.push((family, Client::connect(&rig, at, family, &["near", "far"])?));
+    }
+    rig.change_endpoints(&[])?;
+    for (family, client) in &mut clients {
+        client.ends()?;
+        let error = client.connect_again(&rig, *family).err().context("connected to nobody")?;
+        assert_eq!(peer::errno(&error), Some(libc::ECONNREFUSED), "{}: {error:#}", client.what);
+    }
+    rig.set_endpoints(&[FAR])?;
+    for (family, client) in &mut clients {
+        assert_eq!(client.connect_again(&rig, *family)?, "far", "{}", client.what);
+    }
+    for (kind, name) in
+        [("Service", "web"), ("EndpointSlice", "web-ipv4"), ("EndpointSlice", "web-ipv6")]
+    {
+        assert!(rig.manifest.remove(kind, "default", name), "{kind} {name}");
+    }
+    rig.write()?;
+    for (_, client) in &mut clients {
+        client.ends()?;
+    }
+    Ok(())
+}
+
+/// Contract U-10 (a restart must not flush what lives, and a start finds what died meanwhile).
+#[test]
+fn u10_a_new_agent_ends_what_died_while_none_ran_and_nothing_else() -> Result<()> {
+    let test = "u10_a_new_agent_ends_what_died_while_none_ran_and_nothing_else";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let mut rig = Rig::new(Topology::Bridge)?;
+    let (mut leaving, mut staying) = (Vec::new(), Vec::new());
+    for (at, family) in places() {
+        leaving.push((family, Client::connect(&rig, at, family, &["far"])?));
+        staying.push((family, Client::connect(&rig, at, family, &["near"])?));
+    }
+    rig.agents[0].kill()?;
+    rig.agents[0].restart()?;
+    for (family, client) in leaving.iter_mut().chain(&mut staying) {
+        client.is_untouched(&rig, *family)?;
+    }
+    rig.agents[0].kill()?;
+    rig.change_endpoints(&[NEAR, SPARE])?;
+    for (family, client) in leaving.iter_mut().chain(&mut staying) {
+        client.is_untouched(&rig, *family)?;
+    }
+    rig.agents[0].restart()?;
+    for (_, client) in &mut leaving {
+        client.ends()?;
+    }
+    for (family, client) in &mut staying {
+        client.is_untouched(&rig, *family)?;
+    }
+    Ok(())
+}
+
+/// Departure f of the design; contract U-5 for sockets that asked before there was a Service.
+#[test]
+fn sockets_that_asked_for_a_vip_before_there_was_anyone_end_when_it_changes() -> Result<()> {
+    let test = "sockets_that_asked_for_a_vip_before_there_was_anyone_end_when_it_changes";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let mut rig = Rig::without_agents(Topology::Bridge)?;
+    let mut before = Vec::new();
+    for (at, family) in places() {
+        let mut peer = rig.cluster.peer(at, Place::InCgroup)?;
+        let sock = peer.udp_connected(rig.vip(family))?;
+        before.push(Client {
+            what: format!("{at:?}, {family}"),
+            peer,
+            sock,
+            server: String::new(),
+        });
+    }
+    let mut outside = rig.cluster.peer(CLIENT, Place::Outside)?;
+    let other = outside.udp_connected(rig.vip(Family::V4))?;
+    // On the node, to a Service that comes later; nobody else could serve it then.
+    let vip = std::net::SocketAddr::new("10.96.0.99".parse()?, PORT);
+    let mut early = rig.cluster.peer(HOST, Place::InCgroup)?;
+    let sock = early.udp_connected(vip)?;
+    let mut early = Client { what: "early".into(), peer: early, sock, server: String::new() };
+    rig.start_agents()?;
+    let run = |line: &str| line.contains("ended connected UDP sockets");
+    assert!(!rig.agents[0].log().tail(1000).lines().any(run), "a start is no reason");
+    rig.change_endpoints(&[NEAR])?;
+    for client in &mut before {
+        client.ends()?;
+    }
+    // What the packet engine serves moves by itself.
+    assert_eq!(outside.ask(&other, "moved")?.server, "near");
+    assert_eq!(outside.names(other.id)?.remote, Some(rig.vip(Family::V4)));
+    let near = rig.cluster.addresses(NEAR);
+    rig.manifest.publish("late", &[vip.ip()], PORT, TARGET, &near[..1]);
+    rig.write()?;
+    early.ends()?;
+    early.sock = early.peer.udp_connect(early.sock.id, vip)?;
+    assert_eq!(early.peer.ask(&early.sock, "late")?.server, "near");
+    Ok(())
+}
+
+/// Production case 56, and case 57's remedy.
+#[test]
+fn a_pod_that_redirects_what_it_sends_is_bypassed_while_it_does() -> Result<()> {
+    const PROXY: u16 = 15001;
+    let test = "a_pod_that_redirects_what_it_sends_is_bypassed_while_it_does";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let mut rig = Rig::without_agents(Topology::Bridge)?;
+    let pod = At::Pod(0, rig.cluster.add_pod(0)?);
+    rig.start_agents()?;
+    let vips = Family::ALL.map(|family| rig.vip(family));
+    let std::net::IpAddr::V4(vip4) = vips[0].ip() else { anyhow::bail!("{vips:?}") };
+    // The proxy sees the VIP only if nobody has translated before the namespace's own rules.
+    let mut proxy = rig.cluster.peer(pod, Place::InCgroup)?;
+    proxy.serve("proxy", &[std::net::SocketAddr::new("127.0.0.1".parse()?, PROXY)])?;
+    let netns: &Netns = rig.cluster.netns(pod);
+    mesh::redirect(netns, vip4, PROXY)?;
+    let agent = &rig.agents[0];
+    agent.log().wait("line about the bypass", IN_FORCE_WITHIN, |line| {
+        line.contains("bypassed: the packet engine serves its sockets")
+    })?;
+    let shown = status(agent)?;
+    let bypassed = shown["bypassed"]["namespaces"].as_array().context("namespaces")?;
+    let [bypassed] = &bypassed[..] else { anyhow::bail!("{shown}") };
+    assert_eq!(bypassed["pid"], proxy.pid(), "{shown}");
+    let why = bypassed["why"].as_str().context("why")?;
+    assert!(why.starts_with("nat REDIRECT rules in OUTPUT"), "{why}");
+    let text = agent.command("status", &[])?;
+    assert!(text.contains("its sockets are left alone; the packet engine serves it"), "{text}");
+    let flows = counter(agent, "flow_created")?;
+    for case in Case::all().filter(|case| case.engine == Engine::Socket) {
+        let mut client = rig.cluster.peer(pod, case.engine.place())?;
+        let vip = rig.vip(case.family);
+        let sock = case.connect(&mut client, vip)?;
+        assert_eq!(sock.remote, Some(vip), "{case}");
+        let server = client.ask(&sock, "hello")?.server;
+        match case.family {
+            Family::V4 => assert_eq!(server, "proxy", "{case}"),
+            Family::V6 => assert!(["near", "far"].contains(&server.as_str()), "{case}: {server}"),
+        }
+    }
+    assert_eq!(counter(agent, "flow_created")?, flows + 2, "both of IPv6 by the packet engine");
+    assert!(counter(agent, "socket_bypassed")? >= 4);
+    // Its rules go, as when it is taken out of the mesh.
+    mesh::remove(netns)?;
+    agent.log().wait("line about the end of the bypass", IN_FORCE_WITHIN, |line| {
+        line.contains("no longer bypassed")
+    })?;
+    let translated = counter(agent, "socket_translated")?;
+    let mut client = rig.cluster.peer(pod, Place::InCgroup)?;
+    assert_ne!(client.tcp_once(vips[0])?.server, "proxy");
+    assert_eq!(counter(agent, "socket_translated")?, translated + 1);
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_is_bypassed_is_left_to_the_packet_engine_with_all_below_it() -> Result<()> {
+    let test = "a_cgroup_that_is_bypassed_is_left_to_the_packet_engine_with_all_below_it";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let rig = Rig::without_agents(Topology::Bridge)?;
+    let node = &rig.cluster.nodes()[0];
+    let vm = node.cgroup.child("vm")?;
+    let inner = vm.child("inner")?;
+    let source = Source::Manifests(rig.cluster.scratch().join("state.json"));
+    let agent = rig.agent(0, source)?.arg("--bypass-cgroup").arg(vm.path()).start()?;
+    let shown = status(&agent)?;
+    assert_eq!(shown["bypassed"]["cgroups"][0]["path"], vm.path().display().to_string(), "{shown}");
+    let pod = rig.cluster.netns(CLIENT);
+    for (cgroup, bypassed) in [(&vm, 1), (&inner, 1), (&node.cgroup, 0)] {
+        let before = (counter(&agent, "socket_bypassed")?, counter(&agent, "flow_created")?);
+        let mut client = Peer::start("client", pod, cgroup)?;
+        client.tcp_once(rig.vip(Family::V4))?;
+        let after = (counter(&agent, "socket_bypassed")?, counter(&agent, "flow_created")?);
+        let what = cgroup.path().display();
+        assert_eq!(after, (before.0 + bypassed, before.1 + bypassed), "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_socket_engine_can_be_kept_to_the_host_or_off() -> Result<()> {
+    if !require::root_or_skip("the_socket_engine_can_be_kept_to_the_host_or_off") {
+        return Ok(());
+    }
+    let rig = Rig::without_agents(Topology::Bridge)?;
+    let source = || Source::Manifests(rig.cluster.scratch().join("state.json"));
+    let vip = rig.vip(Family::V4);
+    // What an earlier run attached is taken off where it is not wanted any more, and put back.
+    for (scope, in_pod, on_host) in
+        [("all", 1, 1), ("host", 0, 1), ("off", 0, 0), ("host", 0, 1), ("all", 1, 1)]
+    {
+        let mut agent = rig.agent(0, source())?.arg("--socket-engine").arg(scope).start()?;
+        let shown = status(&agent)?;
+        assert_eq!(shown["socket_engine"], scope, "{shown}");
+        let hooks = shown["socket_hooks"].as_array().context("hooks")?;
+        assert!(hooks.iter().all(|hook| hook["runs"] == (scope != "off")), "{scope}: {shown}");
+        let translated = |agent: &Agent| counter(agent, "socket_translated");
+        let before = translated(&agent)?;
+        let mut pod = rig.cluster.peer(CLIENT, Place::InCgroup)?;
+        pod.tcp_once(vip).with_context(|| format!("{scope}: in a pod"))?;
+        assert_eq!(translated(&agent)?, before + in_pod, "{scope}: in a pod");
+        let mut host = rig.cluster.peer(HOST, Place::InCgroup)?;
+        let reached = host.tcp_connect_from(None, vip, Duration::from_millis(500));
+        assert_eq!(reached.is_ok(), on_host == 1, "{scope}: on the host: {reached:?}");
+        assert_eq!(translated(&agent)?, before + in_pod + on_host, "{scope}: on the host");
+        agent.stop()?;
+    }
+    Ok(())
+}
