@@ -1,10 +1,14 @@
-//! The API server: Services, EndpointSlices and this Node, listed page by page and then watched.
+//! The API server: Services, EndpointSlices, this Node and ServiceCIDRs, listed page by page and then
+//! watched.
 //!
-//! Three reflectors run side by side and send into the same channel. What they receive is decoded
+//! Four reflectors run side by side and send into the same channel. What they receive is decoded
 //! straight into the subset types of [`crate::convert`]; API objects are never kept, a list is never
 //! in memory as a whole.
 
 mod backoff;
+mod burst;
+#[cfg(test)]
+mod live_tests;
 mod reflect;
 mod request;
 #[cfg(test)]
@@ -82,6 +86,7 @@ async fn reflect_all(
         reflector(Resource::services()).run(),
         reflector(Resource::slices()).run(),
         reflector(Resource::node(node_name)).run(),
+        reflector(Resource::service_cidrs()).run(),
     );
 }
 

@@ -3,28 +3,31 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use kube::Client;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Shared;
 use super::backoff::Backoff;
-use super::request::{Event, Page, RequestError, Resource, Status, Versioned};
+use super::burst::{BATCH, Batch};
+use super::request::{Event, Lines, Page, RequestError, Resource, Status, Versioned};
 use crate::convert::{self, Converter, Findings, Kind, Object, Origin, Report, Skipped};
 use crate::model::{Change, ObjectKey};
 use crate::source::SourceEvent;
 
-/// Changes that are sent together at most, where the API server sends many at once.
-const BATCH: usize = 512;
 /// A watch that ends sooner is a failure.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 
+/// When an API server is asked again for what it does not have, or does not show to us.
+const ABSENT_AGAIN: Duration = Duration::from_mins(5);
+
 const BAD_REQUEST: u16 = 400;
+const FORBIDDEN: u16 = 403;
+const NOT_FOUND: u16 = 404;
 const GONE: u16 = 410;
 
 /// Why a step ended.
-enum Stop {
+pub(super) enum Stop {
     /// Nobody listens.
     Unheard,
     /// The API server does not know the version any more, or the list changed too much while it was
@@ -98,6 +101,11 @@ impl Reflector {
                     tracing::debug!(resource = self.resource.plural, "listing again");
                     self.version = None;
                 }
+                Err(Stop::Failed(error)) if self.is_absent(&error) => {
+                    self.absent(&error);
+                    sleep(ABSENT_AGAIN).await;
+                    continue;
+                }
                 Err(Stop::Failed(error)) => self.failed(&error),
             }
             // Expired ones wait too: a server that forgets everything at once must not be hurried.
@@ -134,7 +142,8 @@ impl Reflector {
         self.version = Some(version);
         if !self.was_listed {
             self.was_listed = true;
-            if self.resource.kind != Kind::Node && self.shared.listed() {
+            // Nobody waits for the others (L-3).
+            if self.resource.kind.is_namespaced() && self.shared.listed() {
                 self.events.send(SourceEvent::Synced).await?;
             }
         }
@@ -187,23 +196,28 @@ impl Reflector {
     }
 
     async fn watch(&mut self, version: String) -> Result<(), Stop> {
-        let mut lines = self.resource.watch(&self.client, &version).await?;
+        let lines = self.resource.watch(&self.client, &version).await?;
         self.answered();
+        self.follow(lines).await
+    }
+
+    /// Hands on what a watch says, until it ends.
+    pub(super) async fn follow(&mut self, mut lines: Lines) -> Result<(), Stop> {
         let began = Instant::now();
         let mut received = false;
         while let Some(line) = lines.next().await? {
             let mut batch = Batch::default();
             let mut outcome = self.take(line, &mut batch);
-            // What has arrived already goes together.
+            // What has arrived already goes together, and what is about to where it matters.
             while outcome.is_ok() && batch.changes.len() < BATCH {
-                match lines.next().now_or_never() {
-                    Some(Ok(Some(line))) => outcome = self.take(line, &mut batch),
-                    Some(Ok(None)) | None => break,
-                    Some(Err(error)) => outcome = Err(error.into()),
+                match timeout_at(batch.complete_at(), lines.next()).await {
+                    Ok(Ok(Some(line))) => outcome = self.take(line, &mut batch),
+                    Ok(Ok(None)) | Err(_) => break,
+                    Ok(Err(error)) => outcome = Err(error.into()),
                 }
             }
             // What came before a failure is true all the same.
-            let Batch { changes, reports, version } = batch;
+            let Batch { changes, reports, version, .. } = batch;
             if !reports.is_empty() {
                 self.events.send(SourceEvent::Reports(reports)).await?;
             }
@@ -241,35 +255,27 @@ impl Reflector {
         let version: Versioned<'_> = serde_json::from_slice(object)?;
         batch.version = Some(version.metadata.resource_version.as_str().to_owned());
         let mut converter = self.shared.converter.lock().unwrap_or_else(PoisonError::into_inner);
-        match kind {
+        let of = self.resource.kind;
+        let change = match kind {
             "ADDED" | "MODIFIED" => {
-                let kind = self.resource.kind;
-                match convert_one(&mut converter, kind, object, &mut batch.reports) {
-                    Read::Object(Object::Service(service)) => {
-                        batch.changes.push(Change::SetService(service));
-                    }
-                    Read::Object(Object::Slice(slice)) => {
-                        batch.changes.push(Change::SetSlice(slice));
-                    }
-                    Read::Object(Object::Node(node)) => batch.changes.push(Change::SetNode(node)),
-                    Read::Object(Object::ServiceCidr(cidr)) => {
-                        batch.changes.push(Change::SetServiceCidr(cidr));
-                    }
+                match convert_one(&mut converter, of, object, &mut batch.reports) {
+                    Read::Object(Object::Service(service)) => Some(Change::SetService(service)),
+                    Read::Object(Object::Slice(slice)) => Some(Change::SetSlice(slice)),
+                    Read::Object(Object::Node(node)) => Some(Change::SetNode(node)),
+                    Read::Object(Object::ServiceCidr(cidr)) => Some(Change::SetServiceCidr(cidr)),
                     // Another node's says nothing of this one's.
-                    Read::Object(Object::Ignored(Kind::Node, _)) => {}
-                    Read::Object(Object::Ignored(kind, key)) => {
-                        batch.changes.push(drop_change(kind, key));
-                    }
-                    Read::Undecodable(_) => {} // What is held of it stays.
+                    Read::Object(Object::Ignored(Kind::Node, _)) => None,
+                    Read::Object(Object::Ignored(kind, key)) => Some(drop_change(kind, key)),
+                    Read::Undecodable(_) => None, // What is held of it stays.
                 }
             }
-            "DELETED" => {
-                let kind = self.resource.kind;
-                let key = identity(&mut converter, kind, object);
-                let key = key.filter(|key| kind != Kind::Node || converter.is_this_node(&key.name));
-                batch.changes.extend(key.map(|key| drop_change(kind, key)));
-            }
-            _ => {} // BOOKMARK, and what may come one day.
+            "DELETED" => identity(&mut converter, of, object)
+                .filter(|key| of != Kind::Node || converter.is_this_node(&key.name))
+                .map(|key| drop_change(of, key)),
+            _ => None, // BOOKMARK, and what may come one day.
+        };
+        if let Some(change) = change {
+            batch.push(change, kind == "ADDED");
         }
         Ok(())
     }
@@ -277,6 +283,22 @@ impl Reflector {
     fn answered(&mut self) {
         if std::mem::take(&mut self.is_failing) {
             tracing::info!(resource = self.resource.plural, "the API server answers again");
+        }
+    }
+
+    /// Whether the API server does not have a kind that need not be there, or does not show it to us.
+    fn is_absent(&self, error: &RequestError) -> bool {
+        let refused = matches!(error.code(), Some(FORBIDDEN | NOT_FOUND));
+        self.resource.is_optional && refused
+    }
+
+    fn absent(&mut self, error: &RequestError) {
+        if !std::mem::replace(&mut self.is_failing, true) {
+            tracing::info!(
+                resource = self.resource.plural, %error,
+                "not there, or not shown: done without; if the API server has it, grant list and \
+                 watch, as ClusterRole system:node-proxier does"
+            );
         }
     }
 
@@ -306,14 +328,6 @@ struct List {
     service_cidrs: Vec<crate::model::ServiceCidr>,
     keep: Vec<ObjectKey>,
     reports: Vec<Report>,
-}
-
-/// What some events say together.
-#[derive(Default)]
-struct Batch {
-    changes: Vec<Change>,
-    reports: Vec<Report>,
-    version: Option<String>,
 }
 
 enum Read {

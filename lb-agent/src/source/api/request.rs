@@ -36,6 +36,8 @@ pub(super) struct Resource {
     path: &'static str,
     labels: Option<&'static str>,
     pub(super) fields: Option<String>,
+    /// An API server may lack it, or not show it to us.
+    pub(super) is_optional: bool,
 }
 
 impl Resource {
@@ -46,6 +48,7 @@ impl Resource {
             path: "/api/v1/services",
             labels: Some(LABELS),
             fields: Some("spec.clusterIP!=None".to_owned()),
+            is_optional: false,
         }
     }
 
@@ -56,6 +59,19 @@ impl Resource {
             path: "/apis/discovery.k8s.io/v1/endpointslices",
             labels: Some(LABELS),
             fields: None,
+            is_optional: false,
+        }
+    }
+
+    /// They came with Kubernetes 1.33.
+    pub(super) fn service_cidrs() -> Self {
+        Self {
+            kind: Kind::ServiceCidr,
+            plural: "servicecidrs",
+            path: "/apis/networking.k8s.io/v1/servicecidrs",
+            labels: None,
+            fields: None,
+            is_optional: true,
         }
     }
 
@@ -66,6 +82,7 @@ impl Resource {
             path: "/api/v1/nodes",
             labels: None,
             fields: Some(format!("metadata.name={name}")),
+            is_optional: false,
         }
     }
 
@@ -104,7 +121,7 @@ impl Resource {
         let stream = timeout(PAGE_TIMEOUT, client.request_stream(request))
             .await
             .map_err(|_| RequestError::Silent { after: PAGE_TIMEOUT })??;
-        Ok(Lines { stream: Box::pin(stream), line: Vec::new(), complete: false })
+        Ok(Lines::new(stream))
     }
 }
 
@@ -159,6 +176,10 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    pub(super) fn new(stream: impl AsyncBufRead + Send + 'static) -> Self {
+        Self { stream: Box::pin(stream), line: Vec::new(), complete: false }
+    }
+
     /// The next line; nothing when the server ended the watch. What was read stays if the future is
     /// dropped.
     pub(super) async fn next(&mut self) -> Result<Option<&[u8]>, RequestError> {

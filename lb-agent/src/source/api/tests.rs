@@ -13,7 +13,7 @@ use super::*;
 use crate::model::{Dirty, ObjectKey, Store};
 
 /// What the server answers to one request.
-enum Answer {
+pub(super) enum Answer {
     /// A status and a body.
     Whole(u16, Value),
     /// Events, until the sender is dropped.
@@ -22,23 +22,23 @@ enum Answer {
 
 /// A request: the last part of its path, and its query, decoded as far as it matters here.
 #[derive(Debug)]
-struct Asked {
-    plural: String,
+pub(super) struct Asked {
+    pub(super) plural: String,
     query: HashMap<String, String>,
 }
 
 impl Asked {
-    fn is_watch(&self) -> bool {
+    pub(super) fn is_watch(&self) -> bool {
         self.query.contains_key("watch")
     }
 
-    fn get(&self, key: &str) -> &str {
+    pub(super) fn get(&self, key: &str) -> &str {
         self.query.get(key).map_or("", String::as_str)
     }
 }
 
 /// Serves on `listener` what `script` says; a request for which it says nothing hangs up.
-fn serve(
+pub(super) fn serve(
     listener: TcpListener,
     script: impl FnMut(&Asked) -> Option<Answer> + Send + 'static,
 ) -> String {
@@ -97,17 +97,17 @@ fn send(mut stream: TcpStream, answer: Answer) -> std::io::Result<()> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "it is what a script returns")]
-fn list(version: &str, items: &[Value], token: &str) -> Option<Answer> {
+pub(super) fn list(version: &str, items: &[Value], token: &str) -> Option<Answer> {
     let metadata = json!({"resourceVersion": version, "continue": token});
     Some(Answer::Whole(200, json!({"kind": "AnyList", "metadata": metadata, "items": items})))
 }
 
-fn status(code: u16) -> Value {
+pub(super) fn status(code: u16) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": "x"})
 }
 
 /// A watch that says these and stays open for as long as what it returns second lives.
-fn watch(events: &[Value]) -> (Option<Answer>, std_mpsc::Sender<Value>) {
+pub(super) fn watch(events: &[Value]) -> (Option<Answer>, std_mpsc::Sender<Value>) {
     let (sender, receiver) = std_mpsc::channel();
     for event in events {
         sender.send(event.clone()).unwrap();
@@ -115,14 +115,14 @@ fn watch(events: &[Value]) -> (Option<Answer>, std_mpsc::Sender<Value>) {
     (Some(Answer::Watch(receiver)), sender)
 }
 
-fn service(name: &str, version: &str, port: u16) -> Value {
+pub(super) fn service(name: &str, version: &str, port: u16) -> Value {
     json!({
         "metadata": {"name": name, "namespace": "shop", "resourceVersion": version},
         "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]}
     })
 }
 
-fn slice(name: &str, service: &str) -> Value {
+pub(super) fn slice(name: &str, service: &str) -> Value {
     json!({
         "metadata": {
             "name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": service}
@@ -133,22 +133,22 @@ fn slice(name: &str, service: &str) -> Value {
     })
 }
 
-fn event(kind: &str, object: &Value) -> Value {
+pub(super) fn event(kind: &str, object: &Value) -> Value {
     json!({"type": kind, "object": object})
 }
 
-struct Rig {
+pub(super) struct Rig {
     events: mpsc::Receiver<SourceEvent>,
-    store: Store,
-    synced: bool,
-    alive: usize,
-    reports: Vec<crate::convert::Report>,
+    pub(super) store: Store,
+    pub(super) synced: bool,
+    pub(super) alive: usize,
+    pub(super) reports: Vec<crate::convert::Report>,
     /// Names of dirty Services, from when the source was in sync.
     dirty: Vec<String>,
 }
 
 impl Rig {
-    fn new(url: &str) -> Self {
+    pub(super) fn new(url: &str) -> Self {
         let mut config = Config::new(url.parse().unwrap());
         config.default_retry = false;
         let agent = concat!("millrace/", env!("CARGO_PKG_VERSION"));
@@ -182,18 +182,18 @@ impl Rig {
         }
     }
 
-    async fn until(&mut self, mut reached: impl FnMut(&Self) -> bool) {
+    pub(super) async fn until(&mut self, mut reached: impl FnMut(&Self) -> bool) {
         while !reached(self) {
             self.step().await;
         }
     }
 
-    fn port(&self, name: &str) -> Option<u16> {
+    pub(super) fn port(&self, name: &str) -> Option<u16> {
         Some(self.store.service(&ObjectKey::new("shop", name))?.ports.first()?.port)
     }
 }
 
-fn loopback() -> TcpListener {
+pub(super) fn loopback() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
@@ -205,6 +205,7 @@ async fn pages_are_put_together_and_the_selectors_are_the_contracts() {
             "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
         match asked.plural.as_str() {
             "nodes" => assert_eq!(asked.get("fieldSelector"), "metadata.name=here"),
+            "servicecidrs" => return Some(Answer::Whole(404, status(404))),
             _ => assert_eq!(asked.get("labelSelector"), no_other_proxy),
         }
         if asked.is_watch() {
