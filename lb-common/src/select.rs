@@ -74,6 +74,10 @@ pub fn destination<const N: usize, T: FrontendTables<N>>(
     key: &FrontendKey<N>,
     in_node: impl FnOnce() -> bool,
 ) -> Option<Found> {
+    // To a socket the unspecified address is its own host; here it stands for NodePorts.
+    if key.addr.iter().all(|word| *word == 0) {
+        return None;
+    }
     if let Some(found) = frontend(tables, key) {
         return Some(found);
     }
