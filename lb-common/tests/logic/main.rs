@@ -1,8 +1,10 @@
 //! The packet logic as a whole, on tables in hash maps and packets in slices.
 
+mod affinity;
 mod bytes;
 mod choice;
 mod connected;
+mod destinations;
 mod flows;
 mod hostile;
 mod lifecycle;

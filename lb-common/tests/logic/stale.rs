@@ -4,16 +4,19 @@
 use std::net::SocketAddr;
 
 use lb_common::{
-    abi::{BackendFlags, BackendId, Counter, FactsFlags, FactsWord, Scope, ServicePortId, SetWord},
-    host::{Capacities, HostTables},
+    abi::{
+        BackendFlags, BackendId, Counter, FactsFlags, FactsWord, FlowKey, FlowKind, Scope,
+        ServicePortId, SetWord, SocketLink,
+    },
+    host::{Capacities, HostTables, OfFamily},
     socket::{self, Address, Outcome},
-    tables::FrontendTables,
+    tables::{FlowTable, FrontendTables, SocketTables},
     verdict::Verdict,
 };
 
 use crate::{
     connected::address,
-    setup::{Ends, Hook, NETS, PORT, Protocol, World, at, ends_in, of_two, records, udp},
+    setup::{Ends, Hook, NETS, Net, PORT, Protocol, World, at, ends_in, of_two, records, udp},
 };
 
 const NODE: u64 = 1;
@@ -304,4 +307,75 @@ fn case_9_flows_without_a_backend_are_refused_without_anybody_looking_for_them()
             }
         }
     }
+}
+
+fn sent_before<const N: usize>(net: Net)
+where
+    HostTables: OfFamily<N>,
+{
+    let Ends { client, vip, first, .. } = ends_in(net);
+    let world = World::default();
+    for _ in 0..3 {
+        assert_eq!(send::<N>(&world, 1, vip), Outcome::Pass);
+        assert_eq!(world.ingress(&udp(client, vip)).0, Verdict::NotService);
+    }
+    // The Service comes, still without endpoints, then its first one.
+    let id = world.tables.add_service_port(17, &[vip], &[]);
+    assert_eq!(send::<N>(&world, 1, vip), Outcome::Reject);
+    assert_eq!(world.ingress(&udp(client, vip)).0, Verdict::NoBackend);
+    let backend = world.tables.add_backend(id, first);
+    world.tables.set_backends(id, Scope::Cluster, &[backend]);
+    assert_eq!(send::<N>(&world, 1, vip), to(first));
+    assert_eq!(world.sent_to(&udp(client, vip)), first);
+    world.answers_as(&udp(first, client), vip);
+}
+
+/// What a client sends before its Service is there leaves nothing that later datagrams follow.
+#[test]
+fn u_5_datagrams_from_before_the_service_do_not_stick() {
+    sent_before::<1>(NETS[0]);
+    sent_before::<4>(NETS[1]);
+}
+
+fn racing<const N: usize>(net: Net)
+where
+    HostTables: OfFamily<N>,
+{
+    let (world, _, Ends { client, vip, first, last }) = of_two(net, Protocol::Udp);
+    // Both CPUs look the flow up before either has made it: the second one finds nothing either.
+    let forward = |key: &FlowKey<N>| key.kind == FlowKind::INGRESS;
+    world.tables.push_random(0);
+    assert_eq!(world.sent_to(&udp(client, vip)), first);
+    for (key, _) in world.tables.flows::<N>(FlowTable::Main) {
+        if forward(&key) {
+            world.tables.evict(FlowTable::Main, &key);
+        }
+    }
+    world.tables.push_random(u32::MAX);
+    assert_eq!(world.sent_to(&udp(client, vip)), last);
+    for backend in [first, last, first] {
+        world.answers_as(&udp(backend, client), vip);
+    }
+    assert_eq!(world.count(Counter::FlowReported), 0, "neither changed its source port");
+
+    // The same at a socket: each call chooses, and both answers are the VIP's.
+    world.tables.push_random(0);
+    assert_eq!(send::<N>(&world, 1, vip), to(first));
+    for (key, _) in world.tables.peers() {
+        if key.link.kind == SocketLink::FORWARD {
+            world.tables.remove_peer(&key);
+        }
+    }
+    world.tables.push_random(u32::MAX);
+    assert_eq!(send::<N>(&world, 1, vip), to(last));
+    for backend in [first, last] {
+        assert_eq!(from(&world, 1, backend), Some(address::<N>(vip)));
+    }
+}
+
+/// Two queries of one socket, A and AAAA, on two CPUs at once: both arrive, and both are answered.
+#[test]
+fn u_11_racing_first_datagrams_are_both_answered() {
+    racing::<1>(NETS[0]);
+    racing::<4>(NETS[1]);
 }
