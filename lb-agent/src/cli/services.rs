@@ -4,14 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
 use lb_agent::datapath::inspect::Inspector;
-use lb_agent::plan::self_test;
+use lb_agent::plan::{Snapshot, address_flags, self_test};
+use lb_common::abi::{AddressFlags, MetaWord};
 use serde::Serialize;
 
 use super::args::NodeArgs;
 use super::error::{Error, Exit};
 use super::output::{OutputArgs, note};
 use super::table::Table;
-use super::view::{self, Frontend};
+use super::view::{self, Frontend, Kind};
 
 /// Show frontends with their backends, states and ids
 ///
@@ -39,21 +40,69 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Services {
     frontends: Vec<Frontend>,
+    /// Where node ports answer.
+    node_port_addresses: Vec<NodeAddress>,
+    /// Frontends that several Services claim, of which only the owner is shown.
+    conflicts: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct NodeAddress {
+    address: IpAddr,
+    /// For processes in the node's own network namespace only.
+    loopback: bool,
 }
 
 pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let folder = arguments.node.folder();
     let inspector = Inspector::open(&folder)?.ok_or(Error::NotLoaded(folder))?;
-    let mut frontends = view::frontends(&inspector.maps().snapshot()?);
+    let snapshot = inspector.maps().snapshot()?;
+    let node_port_addresses = node_port_addresses(&snapshot);
+    let mut frontends = view::frontends(&snapshot);
     frontends.retain(|frontend| {
-        (arguments.all || !is_self_test(frontend))
-            && arguments.filter.as_ref().is_none_or(|filter| filter.takes(frontend))
+        let taken = |filter: &Filter| filter.takes(frontend, &node_port_addresses);
+        (arguments.all || !is_self_test(frontend)) && arguments.filter.as_ref().is_none_or(taken)
     });
     if frontends.is_empty() {
         note(if arguments.filter.is_some() { "no frontend matches" } else { "no frontends" });
     }
-    arguments.output.write(&Services { frontends }, |services| table(&services.frontends))?;
+    let conflicts = snapshot.meta[MetaWord::Conflicts as usize];
+    let services = Services { frontends, node_port_addresses, conflicts };
+    arguments.output.write(&services, text)?;
     Ok(Exit::Success)
+}
+
+fn text(services: &Services) -> String {
+    let mut text = table(&services.frontends);
+    let has_node_ports = services.frontends.iter().any(|f| f.kind == Kind::NodePort);
+    if has_node_ports && !services.node_port_addresses.is_empty() {
+        let shown = services.node_port_addresses.iter().map(|at| {
+            let whose = if at.loopback { " (processes of the node itself)" } else { "" };
+            format!("{}{whose}", at.address)
+        });
+        let shown: Vec<String> = shown.collect();
+        text.push_str(&format!("\nNode ports answer at {}\n", shown.join(", ")));
+    }
+    if services.conflicts > 0 {
+        text.push_str(&format!(
+            "\n{} claimed by several Services; the log of `lb-agent run` names them\n",
+            match services.conflicts {
+                1 => "1 frontend is".to_owned(),
+                n => format!("{n} frontends are"),
+            }
+        ));
+    }
+    text
+}
+
+fn node_port_addresses(snapshot: &Snapshot) -> Vec<NodeAddress> {
+    let flags = snapshot.addresses.iter().map(|(addr, word)| (*addr, address_flags(addr, *word)));
+    let mut found: Vec<_> = flags
+        .filter(|(_, flags)| flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0)
+        .map(|(address, flags)| NodeAddress { address, loopback: flags & AddressFlags::NODE == 0 })
+        .collect();
+    found.sort_by_key(|at| (at.loopback, at.address));
+    found
 }
 
 fn is_self_test(frontend: &Frontend) -> bool {
@@ -71,11 +120,11 @@ fn table(frontends: &[Frontend]) -> String {
         let mut head = [
             frontend.service.clone(),
             frontend.port_name.clone(),
-            format!("{}/{}", SocketAddr::new(frontend.address, frontend.port), frontend.protocol),
+            at(frontend),
             frontend.service_port.to_string(),
             count(&frontend.cluster),
             count(&frontend.local),
-            format!("{}{affinity}", frontend.facts.internal_traffic_policy),
+            format!("{}{affinity}", frontend.traffic_policy()),
         ];
         let mut backends = frontend.backends.iter();
         let first = backends.next();
@@ -93,6 +142,17 @@ fn table(frontends: &[Frontend]) -> String {
         }
     }
     if table.is_empty() { String::new() } else { table.to_string() }
+}
+
+/// Where it is, and as what if not as a clusterIP.
+fn at(frontend: &Frontend) -> String {
+    let (port, protocol) = (frontend.port, frontend.protocol);
+    let at = SocketAddr::new(frontend.address, port);
+    match frontend.kind {
+        Kind::ClusterIp => format!("{at}/{protocol}"),
+        Kind::External => format!("{at}/{protocol} (external)"),
+        Kind::NodePort => format!("*:{port}/{protocol} (node port)"),
+    }
 }
 
 fn count(set: &view::Set) -> String {
@@ -125,11 +185,19 @@ impl Filter {
         }
     }
 
-    fn takes(&self, frontend: &Frontend) -> bool {
+    fn takes(&self, frontend: &Frontend, node_port_addresses: &[NodeAddress]) -> bool {
+        // A node port is at all addresses of the node of its family (C-2).
+        let is_at = |address: &IpAddr| match frontend.kind {
+            Kind::NodePort => {
+                frontend.address.is_ipv4() == address.is_ipv4()
+                    && node_port_addresses.iter().any(|own| own.address == *address)
+            }
+            Kind::ClusterIp | Kind::External => frontend.address == *address,
+        };
         match self {
             Self::Service(service) => frontend.service == *service,
-            Self::Address(address) => frontend.address == *address,
-            Self::Port(at) => (frontend.address, frontend.port) == (at.ip(), at.port()),
+            Self::Address(address) => is_at(address),
+            Self::Port(at) => is_at(&at.ip()) && frontend.port == at.port(),
         }
     }
 }
@@ -138,11 +206,11 @@ impl Filter {
 mod tests {
     use super::*;
     use lb_agent::datapath::{Datapath as _, fake::Fake};
-    use lb_agent::model::{DesiredBackend, DesiredPort, Family, PortKey, Protocol};
-    use lb_agent::plan::{Capacity, Planner};
+    use lb_agent::model::{self, DesiredBackend, DesiredPort, Family, PortKey, Protocol};
+    use lb_agent::plan::{Capacity, NodeFacts, Planner};
     use lb_common::abi::BackendFlags;
 
-    fn frontends() -> Vec<Frontend> {
+    fn snapshot() -> Snapshot {
         let capacity =
             Capacity { service_ports: 16, backends: 16, slots: 64, frontends: 16, addresses: 16 };
         let (mut planner, mut fake) = (Planner::new(capacity), Fake::new(capacity));
@@ -157,9 +225,28 @@ mod tests {
             | BackendFlags::READY
             | BackendFlags::SERVING
             | BackendFlags::IN_CLUSTER;
+        let frontends = |vip: &str| {
+            let own = model::Frontend::cluster_ip(vip.parse().unwrap(), 80);
+            let (external, node_port) = (
+                model::Frontend {
+                    addr: "198.51.100.1".parse().unwrap(),
+                    kind: model::FrontendKind::ExternalIp,
+                    ..own
+                },
+                model::Frontend::node_port(Family::V4, 30_080),
+            );
+            if vip.ends_with("10") { vec![own, external, node_port] } else { vec![own] }
+        };
+        planner.set_node(NodeFacts {
+            node_port_addresses: vec![
+                ("127.0.0.1".parse().unwrap(), true),
+                ("192.168.0.1".parse().unwrap(), false),
+            ],
+            service_cidrs: Vec::new(),
+        });
         let desired = |vip: &str, backends: &[&str]| DesiredPort {
             created_s: 0,
-            frontends: vec![lb_agent::model::Frontend::cluster_ip(vip.parse().unwrap(), 80)],
+            frontends: frontends(vip),
             backends: backends
                 .iter()
                 .map(|addr| DesiredBackend {
@@ -178,14 +265,18 @@ mod tests {
             (key("idle"), Some(desired("10.96.0.11", &[]))),
         ]);
         assert!(fake.apply(&lb_agent::diff::operations(batch)).is_empty());
-        view::frontends(&fake.snapshot().unwrap())
+        fake.snapshot().unwrap()
+    }
+
+    fn frontends() -> Vec<Frontend> {
+        view::frontends(&snapshot())
     }
 
     #[test]
     fn a_frontend_is_shown_with_each_of_its_backends() {
         let text = table(&frontends());
         let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
-        let [_, idle, first, second] = &lines[..] else { panic!("{text}") };
+        let [_, idle, first, second, ..] = &lines[..] else { panic!("{text}") };
         let shown = ["default/idle", "http", "10.96.0.11:80/tcp"];
         assert_eq!(idle[..3], shown, "{text}");
         assert_eq!(idle[4..], ["reject", "reject", "Cluster,affinity=60s"], "{text}");
@@ -197,20 +288,50 @@ mod tests {
     #[test]
     fn a_filter_is_a_service_or_an_address() {
         let all = frontends();
+        let node = node_port_addresses(&snapshot());
         for (text, shown) in [
-            ("default/web", 1),
+            ("default/web", 3),
             ("default/other", 0),
             ("10.96.0.11", 1),
             ("10.96.0.10:80", 1),
             ("10.96.0.10:81", 0),
+            ("198.51.100.1:80", 1),
+            ("192.168.0.1:30080", 1),
+            ("192.168.0.1:80", 0),
+            ("127.0.0.1", 1),
+            ("192.168.0.2:30080", 0),
             ("[fd00::1]:80", 0),
             ("[fd00::1]", 0),
         ] {
             let filter = Filter::parse(text).unwrap();
-            assert_eq!(all.iter().filter(|f| filter.takes(f)).count(), shown, "{text}");
+            assert_eq!(all.iter().filter(|f| filter.takes(f, &node)).count(), shown, "{text}");
         }
         for bad in ["", "web", "a/b/c", "/b", "a/", "10.96.0.300"] {
             assert!(Filter::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn each_kind_of_frontend_is_shown_as_what_it_is() {
+        let snapshot = snapshot();
+        let services = Services {
+            frontends: view::frontends(&snapshot),
+            node_port_addresses: node_port_addresses(&snapshot),
+            conflicts: 2,
+        };
+        let text = text(&services);
+        for shown in [
+            "10.96.0.10:80/tcp ",
+            "198.51.100.1:80/tcp (external)",
+            "*:30080/tcp (node port)",
+            "Node ports answer at 192.168.0.1, 127.0.0.1 (processes of the node itself)",
+            "2 frontends are claimed by several Services",
+        ] {
+            assert!(text.contains(shown), "{shown}: {text}");
+        }
+        let json = serde_json::to_value(&services).unwrap();
+        let kinds: Vec<_> =
+            json["frontends"].as_array().unwrap().iter().map(|f| f["kind"].clone()).collect();
+        assert_eq!(kinds, ["cluster_ip", "cluster_ip", "external", "node_port"]);
     }
 }

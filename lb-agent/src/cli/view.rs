@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_agent::model::PortKey;
-use lb_agent::plan::{self, PortRow, SetRow, Snapshot, name};
+use lb_agent::plan::{self, FrontKey, PortRow, SetRow, Snapshot, name};
 use lb_common::abi::{
-    AddressFlags, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, proto,
+    AddressFlags, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, Found,
+    FrontendFlags, proto,
 };
 use serde::Serialize;
 
 /// A frontend with everything behind it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Frontend {
+    pub(super) kind: Kind,
+    /// The unspecified address for a node port.
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) protocol: &'static str,
@@ -29,10 +32,44 @@ pub(super) struct Frontend {
     pub(super) backends: Vec<Backend>,
 }
 
+/// What a frontend is to its Service, as far as the maps tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    ClusterIp,
+    /// An externalIP or a load balancer VIP.
+    External,
+    NodePort,
+}
+
+impl Kind {
+    pub(super) fn of(key: &FrontKey, flags: u8) -> Self {
+        if key.is_node_port() {
+            Self::NodePort
+        } else if flags & FrontendFlags::EXTERNAL != 0 {
+            Self::External
+        } else {
+            Self::ClusterIp
+        }
+    }
+}
+
+impl Frontend {
+    /// The policy that governs it (T-13).
+    pub(super) fn traffic_policy(&self) -> &'static str {
+        match self.kind {
+            Kind::ClusterIp => self.facts.internal_traffic_policy,
+            Kind::External | Kind::NodePort => self.facts.external_traffic_policy,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Facts {
     /// `Cluster` or `Local`.
     pub(super) internal_traffic_policy: &'static str,
+    /// `Cluster` or `Local`; clients on this node are not bound by it.
+    pub(super) external_traffic_policy: &'static str,
     pub(super) session_affinity_timeout_s: Option<u32>,
 }
 
@@ -63,12 +100,13 @@ pub(super) fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
     let mut all: Vec<Frontend> = Vec::with_capacity(snapshot.frontends.len());
     for (key, word) in &snapshot.frontends {
         // The word of another key: no reader follows it.
-        let Some(id) = key.id_in(*word) else { continue };
+        let Some(Found { id, flags }) = key.found(*word) else { continue };
         let none = PortRow { id, ..PortRow::default() };
         let row = snapshot.port(id).unwrap_or(&none);
         let (service, port_name) = service(&row.name);
         let [cluster, local] = [set(&row.sets[0]), set(&row.sets[1])];
         all.push(Frontend {
+            kind: Kind::of(key, flags),
             address: key.addr(),
             port: key.port(),
             protocol: protocol(key.proto()),
@@ -82,7 +120,8 @@ pub(super) fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
         });
     }
     all.sort_by(|a, b| {
-        let order = |f: &Frontend| (f.service.clone(), f.port_name.clone(), f.address, f.port);
+        let order =
+            |f: &Frontend| (f.service.clone(), f.port_name.clone(), f.kind, f.address, f.port);
         order(a).cmp(&order(b)).then(a.protocol.cmp(b.protocol))
     });
     all
@@ -123,9 +162,14 @@ pub(super) fn service(name: &str) -> (String, String) {
 pub(super) fn facts(facts: FactsWord) -> Facts {
     let has = |flag| facts.flags() & flag != 0;
     Facts {
-        internal_traffic_policy: if has(FactsFlags::INTERNAL_LOCAL) { "Local" } else { "Cluster" },
+        internal_traffic_policy: policy(has(FactsFlags::INTERNAL_LOCAL)),
+        external_traffic_policy: policy(has(FactsFlags::EXTERNAL_LOCAL)),
         session_affinity_timeout_s: has(FactsFlags::AFFINITY).then(|| facts.affinity_timeout_s()),
     }
+}
+
+fn policy(is_local: bool) -> &'static str {
+    if is_local { "Local" } else { "Cluster" }
 }
 
 fn set(row: &SetRow) -> Set {

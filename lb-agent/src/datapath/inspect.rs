@@ -1,26 +1,30 @@
 //! What is in the pinned maps right now? Reads them one element at a time and never writes, so that
 //! tools can look at a node in service, whether its agent runs or not.
 
+mod fill;
+
+pub use self::fill::Fill;
+
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use lb_common::abi::{
-    AddressWord, Backend, BackendFlags, BackendId, BackendWord, COUNTERS, Counter, FILTER_WORDS, FactsFlags,
-    FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, ServicePortId, SetWord, V4,
-    filter_bit, map,
+    AddressFlags, AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, COUNTERS, Counter,
+    FILTER_WORDS, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, ServicePortId, SetWord,
+    V4, filter_bit, map,
 };
+use lb_common::select::narrow;
 use lb_common::tables::FlowTable;
 
-use super::batch::{Batch, Cursor, Hash};
+use super::batch::Hash;
 use super::mmap::MmapArray;
 use super::sys;
 use super::{Error, Maps};
-
-/// Elements read by one call.
-const CHUNK: usize = 4096;
+use crate::plan::words;
 
 /// The pinned maps of a node, open for reading.
 #[derive(Debug)]
@@ -31,23 +35,11 @@ pub struct Inspector {
     /// IPv4, then IPv6.
     frontends: [OwnedFd; 2],
     addresses: [OwnedFd; 2],
+    affinity: OwnedFd,
     flows: [OwnedFd; 2],
     half_open: [OwnedFd; 2],
     /// The first lookup that failed.
     failure: RefCell<Option<Error>>,
-}
-
-/// How full a map is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fill {
-    /// The map.
-    pub map: &'static str,
-    /// Elements in use.
-    pub used: u64,
-    /// Elements that it has.
-    pub max: u64,
-    /// What to raise when it is full; nothing where that does no harm.
-    pub flag: Option<&'static str>,
 }
 
 impl Inspector {
@@ -66,6 +58,7 @@ impl Inspector {
             filter,
             frontends: [open(map::FRONTENDS4)?, open(map::FRONTENDS6)?],
             addresses: [open(map::ADDRESSES4)?, open(map::ADDRESSES6)?],
+            affinity: open(map::AFFINITY)?,
             flows: [open(map::FLOWS4)?, open(map::FLOWS6)?],
             half_open: [open(map::HALF_OPEN4)?, open(map::HALF_OPEN6)?],
             failure: RefCell::new(None),
@@ -104,6 +97,30 @@ impl Inspector {
         let (fd, name) = of_family::<N>(&self.addresses, [map::ADDRESSES4, map::ADDRESSES6]);
         let value = self.read(fd, name, &ip_bytes(ip))?;
         Some(AddressWord(u64::from_ne_bytes(value.try_into().ok()?)))
+    }
+
+    /// Whether node ports answer at an address, be it for the node's own sockets only.
+    pub fn is_of_node(&self, addr: IpAddr) -> bool {
+        let ip = words(addr);
+        let flags = match addr {
+            IpAddr::V4(_) => {
+                let ip = narrow::<V4>(&ip);
+                self.address(&ip).map_or(0, |word| word.flags_for(&ip))
+            }
+            IpAddr::V6(_) => self.address(&ip).map_or(0, |word| word.flags_for(&ip)),
+        };
+        addr.is_loopback() || flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0
+    }
+
+    /// Which backend a client of a service port with session affinity has.
+    pub fn affinity(&self, key: &AffinityKey) -> Option<AffinityRecord> {
+        let mut bytes = key.service_port.to_ne_bytes().to_vec();
+        bytes.extend(ip_bytes(&key.client));
+        let value = self.read(&self.affinity, map::AFFINITY, &bytes)?;
+        let mut rest = &value[..];
+        let mut word = || take::<4>(&mut rest).map(u32::from_ne_bytes);
+        let (backend, generation, seen_s) = (word()?, word()?, word()?);
+        Some(AffinityRecord { backend, generation, seen_s, pad: 0 })
     }
 
     /// The record of a flow.
@@ -160,69 +177,6 @@ impl Inspector {
         Counter::ALL.iter().map(sum).collect()
     }
 
-    /// How full each map is.
-    pub fn fill(&self) -> Result<Vec<Fill>, Error> {
-        let maps = &self.maps;
-        let mut fill = Vec::new();
-        let mut hash = |map, fd: &OwnedFd, flag| {
-            let (used, max) =
-                count(fd).map_err(Error::system(format!("count what is in {map}")))?;
-            fill.push(Fill { map, used, max, flag });
-            Ok::<_, Error>(())
-        };
-        hash(map::FRONTENDS4, &self.frontends[0], Some("--max-frontends"))?;
-        hash(map::FRONTENDS6, &self.frontends[1], Some("--max-frontends"))?;
-        hash(map::FLOWS4, &self.flows[0], None)?;
-        hash(map::FLOWS6, &self.flows[1], None)?;
-        hash(map::HALF_OPEN4, &self.half_open[0], None)?;
-        hash(map::HALF_OPEN6, &self.half_open[1], None)?;
-        let peers = open(&self.folder, map::SOCKET_PEERS)?;
-        hash(map::SOCKET_PEERS, &peers, Some("--max-socket-peers"))?;
-        let present = |facts: &&AtomicU64| {
-            FactsWord(facts.load(Ordering::Relaxed)).flags() & FactsFlags::PRESENT != 0
-        };
-        let slots = |words: &[AtomicU64]| -> u64 {
-            words.iter().map(|word| u64::from(SetWord(word.load(Ordering::Relaxed)).count())).sum()
-        };
-        let backends = (1..maps.backend_ids()).filter_map(|id| maps.backend(id));
-        let backends =
-            backends.filter(|backend| BackendWord(backend.word).has(BackendFlags::PRESENT)).count();
-        let bits: u64 = self
-            .filter
-            .iter()
-            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
-            .sum();
-        // Id 0 is none.
-        let ids = |len: usize| (len as u64).saturating_sub(1);
-        fill.extend([
-            Fill {
-                map: map::FACTS,
-                used: maps.facts.iter().filter(present).count() as u64,
-                max: ids(maps.facts.len()),
-                flag: Some("--max-service-ports"),
-            },
-            Fill {
-                map: map::BACKENDS,
-                used: backends as u64,
-                max: ids(maps.backend_ids() as usize),
-                flag: Some("--max-backends"),
-            },
-            Fill {
-                map: map::SLOTS,
-                used: slots(&maps.sets),
-                max: maps.slots.len() as u64,
-                flag: Some("--max-slots"),
-            },
-            Fill {
-                map: map::VIP_FILTER,
-                used: bits,
-                max: u64::from(FILTER_WORDS) * 64,
-                flag: None,
-            },
-        ]);
-        Ok(fill)
-    }
-
     fn read(&self, fd: &OwnedFd, name: &str, key: &[u8]) -> Option<Vec<u8>> {
         match Hash::to_read(fd.as_fd()).and_then(|hash| hash.read(key)) {
             Ok(value) => value,
@@ -246,47 +200,6 @@ fn of_family<'a, const N: usize>(
 fn open(folder: &Path, name: &str) -> Result<OwnedFd, Error> {
     let path = folder.join(name);
     sys::object_get(&path).map_err(Error::system(format!("open the pinned map {}", path.display())))
-}
-
-/// Elements in a hash, and how many it can hold.
-fn count(fd: &OwnedFd) -> std::io::Result<(u64, u64)> {
-    let max = u64::from(sys::map_info(fd.as_fd())?.max_entries);
-    let hash = Hash::to_read(fd.as_fd())?;
-    let mut cursor = Cursor::default();
-    let (mut used, mut chunk) = (0, CHUNK);
-    loop {
-        let mut keys = vec![0; chunk * hash.key_size()];
-        let mut values = vec![0; chunk * hash.value_size()];
-        let before = cursor;
-        let (read, result) = hash.batch(Batch::Lookup, &mut keys, &mut values, Some(&mut cursor));
-        match result {
-            Ok(()) => used += read as u64,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                return Ok((used + read as u64, max));
-            }
-            // One bucket holds more than there is room for; the cursor has not moved.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
-                cursor = before;
-                chunk *= 2;
-            }
-            // A kernel without batches.
-            Err(_) if used == 0 => return Ok((count_singly(&hash, max)?, max)),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// At most `max` steps: where a key is gone when the next one is asked for, the kernel begins anew.
-fn count_singly(hash: &Hash<'_>, max: u64) -> std::io::Result<u64> {
-    let mut key: Option<Vec<u8>> = None;
-    for used in 0..max {
-        match hash.next_key(key.as_deref()) {
-            Ok(next) => key = Some(next),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(used),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(max)
 }
 
 fn ip_bytes<const N: usize>(ip: &Ip<N>) -> Vec<u8> {

@@ -3,7 +3,9 @@
 //! It runs the very code that the kernel programs run, over the maps that they read, and writes
 //! down each question and answer. Nothing is written to the maps.
 
+mod asker;
 mod packet;
+mod reader;
 mod recorder;
 mod show;
 #[cfg(test)]
@@ -23,12 +25,17 @@ use lb_common::socket::{self, Address, Outcome};
 use lb_common::verdict::Verdict;
 use serde::Serialize;
 
+use self::asker::Asker;
 use self::packet::Probe;
-use self::recorder::{FamilyReader, Notes, Recorder, Step, at};
+use self::reader::FamilyReader;
+use self::recorder::{Notes, Recorder, Step, at};
 use super::args::NodeArgs;
 use super::error::{Error, Exit};
 use super::output::OutputArgs;
 use super::view;
+
+/// The verdict on what no Service has.
+const NOT_SERVICE: &str = "not_service";
 
 /// Explain where a connection to an address goes, and why
 ///
@@ -50,7 +57,7 @@ pub(super) struct Arguments {
     /// Where to: ADDRESS:PORT, with /tcp (default), /udp or /sctp; an IPv6 address in brackets
     #[arg(value_name = "ADDRESS:PORT[/PROTOCOL]", value_parser = destination)]
     to: (SocketAddr, u8),
-    /// From where; with a port, records of that very flow count too
+    /// From where [default: a process of the node itself]; with a port, records of that flow count
     #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = client)]
     from: Option<Client>,
     #[command(flatten)]
@@ -67,11 +74,12 @@ struct Client {
 }
 
 /// What to explain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Question {
     to: SocketAddr,
     protocol: u8,
     from: Option<Client>,
+    asker: Asker,
 }
 
 /// Everything that is to be said.
@@ -113,20 +121,25 @@ struct Decision {
     from: Option<SocketAddr>,
     /// The backend that was chosen, or that the flow's record tells.
     backend: Option<view::Backend>,
+    /// The service port whose frontend was found.
+    #[serde(skip)]
+    service_port: Option<u32>,
     /// All backends that might have been chosen.
     one_of: Vec<view::Backend>,
 }
 
 pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let (to, protocol) = arguments.to;
-    let question = Question { to, protocol, from: arguments.from };
-    if let Some(from) = question.from
+    if let Some(from) = arguments.from
         && from.ip.is_ipv4() != to.is_ipv4()
     {
         return Err(Error::flag("--from", "must be of the same family as the destination"));
     }
     let folder = arguments.node.folder();
+    arguments.node.enter()?;
     let inspector = Inspector::open(&folder)?.ok_or(Error::NotLoaded(folder))?;
+    let asker = Asker::find(&inspector, &arguments.node, arguments.from)?;
+    let question = Question { to, protocol, from: arguments.from, asker };
     let mut explanation = explain(&inspector, &question);
     if let Some(error) = inspector.take_failure() {
         return Err(error.into());
@@ -160,7 +173,7 @@ where
     };
     let (_, decision) = packet(reader, question, tcp::SYN, case);
     decisions.push(decision);
-    let id = service_port(reader, question);
+    let id = decisions.iter().find_map(|decision| decision.service_port);
     Explanation {
         to: question.to,
         protocol: view::protocol(question.protocol),
@@ -175,33 +188,21 @@ where
     }
 }
 
-fn service_port<R>(reader: &R, question: &Question) -> Option<u32>
-where
-    R: FamilyReader<V4> + FamilyReader<V6>,
-{
-    let frontend = lb_agent::model::Frontend::cluster_ip(question.to.ip(), question.to.port());
-    let protocol = match question.protocol {
-        proto::TCP => lb_agent::model::Protocol::Tcp,
-        proto::UDP => lb_agent::model::Protocol::Udp,
-        _ => lb_agent::model::Protocol::Sctp,
-    };
-    match FrontKey::new(frontend, protocol) {
-        FrontKey::V4(key) => reader.frontend(&key)?.found(&key).map(|found| found.id),
-        FrontKey::V6(key) => reader.frontend(&key)?.found(&key).map(|found| found.id),
-    }
-}
-
 /// The socket engine: `connect` of a fresh socket.
 fn connect<R>(reader: &R, question: &Question) -> Decision
 where
     R: FamilyReader<V4> + FamilyReader<V6>,
 {
-    let recorder = Recorder::new(reader, false);
+    let recorder = Recorder::new(reader, &question.asker, false);
     let case = "connect() in the node's cgroup";
     if question.protocol == proto::SCTP {
         let text =
             "the socket engine has no hook for SCTP; its packets go the way below".to_owned();
         return decision("socket", case, ("unsupported", text), reader, recorder.notes());
+    }
+    if question.asker.off {
+        let text = "the socket engine is off; packets of pods go the way below".to_owned();
+        return decision("socket", case, ("off", text), reader, recorder.notes());
     }
     let ip = words(question.to.ip());
     let port = question.to.port().to_be();
@@ -212,17 +213,25 @@ where
         let to = Address { ip: narrow::<V6>(&ip), port };
         described(socket::connect(&recorder, question.protocol, &to))
     };
-    let (verdict, text, to) = outcome;
-    let decision = decision("socket", case, (verdict, text), reader, recorder.notes());
+    let (mut verdict, mut text, to) = outcome;
+    let notes = recorder.notes();
+    if verdict == NOT_SERVICE && notes.service_port.is_some() {
+        // A frontend was found, and yet nothing is done.
+        verdict = "bypassed";
+        text = "left alone: connect() goes to the VIP, and the way below".to_owned();
+    }
+    let decision = decision("socket", case, (verdict, text), reader, notes);
     Decision { to, ..decision }
 }
 
 fn described<const N: usize>(outcome: Outcome<N>) -> (&'static str, String, Option<SocketAddr>) {
     match outcome {
-        Outcome::Pass => ("not_service", "not a Service's: connect() is left alone".into(), None),
+        Outcome::Pass => (NOT_SERVICE, "not a Service's: connect() is left alone".into(), None),
         Outcome::Translated(to) => {
             let to = at(&to.ip, to.port);
-            let text = format!("connect() goes to {to}; the application sees the VIP as its peer");
+            let text = format!(
+                "connect() goes to {to}; the application sees the address that it named as its peer"
+            );
             ("translated", text, Some(to))
         }
         Outcome::Reject => {
@@ -254,7 +263,7 @@ where
     let from = SocketAddr::new(client.ip, client.port.unwrap_or(49_152));
     let probe = Probe { from, to: question.to, protocol: question.protocol, tcp_flags };
     let mut bytes = probe.bytes();
-    let recorder = Recorder::new(reader, client.port.is_some());
+    let recorder = Recorder::new(reader, &question.asker, client.port.is_some());
     let verdict = decide::ingress(&mut SlicePacket(&mut bytes), &recorder, Link::None);
     let notes = recorder.notes();
     let known = notes.known_flow;
@@ -293,6 +302,7 @@ where
         to: None,
         from: None,
         backend,
+        service_port: notes.service_port,
         one_of,
     }
 }
@@ -301,7 +311,7 @@ fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Translated => "translated",
         Verdict::Reflected => "reflected",
-        Verdict::NotService => "not_service",
+        Verdict::NotService => NOT_SERVICE,
         Verdict::NotTransport => "not_transport",
         Verdict::Fragment => "fragment",
         Verdict::Unparsed => "unparsed",

@@ -4,11 +4,11 @@
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 
-use lb_agent::datapath::inspect::Inspector;
-use lb_agent::plan::{address, name};
+use lb_agent::plan::address;
 use lb_common::abi::{
-    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live,
-    NetnsRecord, SCOPES, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Flow,
+    FlowKey, Found, FrontendFlags, FrontendKey, FrontendWord, Ip, Live, NetnsFlags, NetnsRecord,
+    SCOPES, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord, V4, V6,
     filter_bit,
 };
 use lb_common::select::Choice;
@@ -18,76 +18,9 @@ use lb_common::tables::{
 };
 use serde::Serialize;
 
+use super::asker::Asker;
+use super::reader::{FamilyReader, Reader};
 use crate::cli::view;
-
-/// What is read, of both families alike. Nothing here can write.
-pub(super) trait Reader {
-    fn set(&self, index: u32) -> SetWord;
-    fn facts(&self, id: ServicePortId) -> FactsWord;
-    fn slot(&self, index: u32) -> BackendId;
-    fn backend(&self, id: BackendId) -> Option<Backend>;
-    fn name(&self, id: ServicePortId) -> String;
-    fn now(&self) -> u32;
-}
-
-/// What is read of one family.
-pub(super) trait FamilyReader<const N: usize>: Reader {
-    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord>;
-    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>>;
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool;
-    fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
-}
-
-impl Reader for Inspector {
-    fn set(&self, index: u32) -> SetWord {
-        self.set(index)
-    }
-
-    fn facts(&self, id: ServicePortId) -> FactsWord {
-        self.facts(id)
-    }
-
-    fn slot(&self, index: u32) -> BackendId {
-        self.slot(index)
-    }
-
-    fn backend(&self, id: BackendId) -> Option<Backend> {
-        self.backend(id)
-    }
-
-    fn name(&self, id: ServicePortId) -> String {
-        self.maps().name(id).map(|bytes| name::text(&bytes)).unwrap_or_default()
-    }
-
-    fn now(&self) -> u32 {
-        now().unwrap_or(0)
-    }
-}
-
-impl<const N: usize> FamilyReader<N> for Inspector {
-    fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
-        self.frontend(key)
-    }
-
-    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>> {
-        self.flow(table, key)
-    }
-
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        self.may_be_vip(ip)
-    }
-
-    fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
-        self.address(ip)
-    }
-}
-
-/// The programs' clock, in ticks of 256 jiffies; only this file tells jiffies.
-fn now() -> Option<u32> {
-    let timers = std::fs::read_to_string("/proc/timer_list").ok()?;
-    let jiffies = timers.lines().find_map(|line| line.trim().strip_prefix("jiffies: "))?;
-    u32::try_from((jiffies.parse::<u64>().ok()? >> 8) & u64::from(u32::MAX)).ok()
-}
 
 /// One thing that a decision asked or would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -101,8 +34,13 @@ pub(super) struct Step {
 /// Answers a decision and takes notes.
 pub(super) struct Recorder<'a, R> {
     reader: &'a R,
+    asker: &'a Asker,
     /// Whether the client's port is known, so that flow records mean something.
     knows_client: bool,
+    /// The namespace was told.
+    told_netns: Cell<bool>,
+    /// So were the facts.
+    told_facts: Cell<bool>,
     steps: RefCell<Vec<Step>>,
     service_port: Cell<Option<ServicePortId>>,
     set: Cell<Option<(u32, SetWord)>>,
@@ -124,10 +62,13 @@ pub(super) struct Notes {
 }
 
 impl<'a, R: Reader> Recorder<'a, R> {
-    pub(super) fn new(reader: &'a R, knows_client: bool) -> Self {
+    pub(super) fn new(reader: &'a R, asker: &'a Asker, knows_client: bool) -> Self {
         Self {
             reader,
+            asker,
             knows_client,
+            told_netns: Cell::default(),
+            told_facts: Cell::default(),
             steps: RefCell::default(),
             service_port: Cell::default(),
             set: Cell::default(),
@@ -167,15 +108,23 @@ impl<R: Reader> ServiceTables for Recorder<'_, R> {
 
     fn facts(&self, id: ServicePortId) -> FactsWord {
         let word = self.reader.facts(id);
+        if self.told_facts.replace(true) {
+            // Asked twice: for the scope and for session affinity.
+            return word;
+        }
         let facts = view::facts(word);
         let affinity = match facts.session_affinity_timeout_s {
             Some(timeout) => format!("session affinity for {timeout} s"),
             None => "no session affinity".to_owned(),
         };
-        let policy = facts.internal_traffic_policy;
+        let (internal, external) = (facts.internal_traffic_policy, facts.external_traffic_policy);
         self.note(
             "facts",
-            format!("facts: word {:#018x}, internalTrafficPolicy {policy}, {affinity}", word.0),
+            format!(
+                "facts: word {:#018x}, internalTrafficPolicy {internal}, externalTrafficPolicy \
+                 {external}, {affinity}",
+                word.0
+            ),
         );
         word
     }
@@ -207,17 +156,28 @@ impl<R: Reader> ServiceTables for Recorder<'_, R> {
     }
 
     fn seconds(&self) -> u32 {
-        0
+        self.reader.seconds()
     }
 
-    /// A client that comes for the first time.
-    fn affinity(&self, _: &AffinityKey) -> Option<AffinityRecord> {
-        None
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRecord> {
+        let client = self.asker.client(&key.client);
+        let found = self.reader.affinity(key);
+        let text = match &found {
+            None => "has no backend yet".to_owned(),
+            Some(record) => format!(
+                "had backend {}, generation {}, {} s ago",
+                record.backend,
+                record.generation,
+                self.seconds().saturating_sub(record.seen_s)
+            ),
+        };
+        self.note("affinity", format!("affinity: {client} {text}"));
+        found
     }
 
-    fn set_affinity(&self, _: &AffinityKey, record: &AffinityRecord) -> bool {
-        let backend = record.backend;
-        self.note("affinity", format!("would remember backend {backend} for this client"));
+    fn set_affinity(&self, key: &AffinityKey, record: &AffinityRecord) -> bool {
+        let (client, backend) = (self.asker.client(&key.client), record.backend);
+        self.note("hold", format!("would remember backend {backend} for {client}"));
         true
     }
 
@@ -243,14 +203,21 @@ impl<R: Reader> ServiceTables for Recorder<'_, R> {
 impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
     fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord> {
         let found = self.reader.frontend(key);
-        let shown = format!("{}/{}", at(&key.addr, key.port), view::protocol(key.proto));
+        let (port, protocol) = (u16::from_be(key.port), view::protocol(key.proto));
+        let shown = if key.addr == [0; N] {
+            format!("node port {port}/{protocol}")
+        } else {
+            format!("{}/{protocol}", at(&key.addr, key.port))
+        };
         let text = match found {
             None => format!("frontend {shown}: not in the table"),
-            Some(word) => match word.found(key).map(|found| found.id) {
-                Some(id) => {
+            Some(word) => match word.found(key) {
+                Some(Found { id, flags }) => {
                     self.service_port.set(Some(id));
+                    let kind =
+                        if flags & FrontendFlags::EXTERNAL == 0 { "clusterIP" } else { "external" };
                     format!(
-                        "frontend {shown}: word {:#018x}, tag matches, service port {id} ({})",
+                        "frontend {shown}: word {:#018x}, tag matches, {kind}, service port {id} ({})",
                         word.0,
                         self.reader.name(id)
                     )
@@ -378,22 +345,43 @@ impl<R: Reader> SocketTables for Recorder<'_, R> {
     }
 
     fn netns_cookie(&self) -> u64 {
-        0
+        self.asker.cookie
     }
 
     fn node_netns(&self) -> u64 {
-        0
+        self.asker.node
     }
 
     fn netns(&self, _: u64) -> Option<NetnsRecord> {
-        None
+        let record = self.asker.record;
+        if !self.told_netns.replace(true) {
+            let bypassed = record.is_some_and(|r| r.flags & NetnsFlags::BYPASS != 0);
+            let what = if bypassed {
+                ", which redirects its own traffic: its sockets are left alone"
+            } else {
+                ""
+            };
+            let text = format!("network namespace: {}{what}", self.asker.namespace());
+            self.note("namespace", text);
+        }
+        record
     }
 
     fn node_only(&self) -> bool {
-        false
+        if self.asker.node_only {
+            let text = "only sockets of the node's own network namespace are served";
+            self.note("scope", text.to_owned());
+        }
+        self.asker.node_only
     }
 
+    /// Which process asks is not known.
     fn cgroup_bypassed(&self) -> bool {
+        let cgroups = self.asker.bypassed_cgroups;
+        if cgroups > 0 {
+            let text = format!("cgroup: taken for none of the {cgroups} that are left alone");
+            self.note("cgroup", text);
+        }
         false
     }
 

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    AddressWord, Backend, BackendId, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Scope,
-    ServicePortId, SetWord, V4, V6, proto,
+    AddressFlags, AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord,
+    FactsFlags, FactsWord, Flow, FlowKey, FrontendFlags, FrontendKey, FrontendWord, Ip, NetnsFlags,
+    NetnsRecord, Scope, ServicePortId, SetWord, V4, V6, proto,
 };
 use lb_common::decide;
 use lb_common::host::{HostTables, OfFamily};
@@ -15,8 +16,9 @@ use lb_common::tables::{
 };
 use lb_common::verdict::Verdict;
 
+use super::asker::Asker;
 use super::packet::Probe;
-use super::recorder::{FamilyReader, Reader};
+use super::reader::{FamilyReader, Reader};
 use super::{Client, Explanation, Question, client, destination, explain, show};
 
 struct Host(HostTables);
@@ -42,8 +44,16 @@ impl Reader for Host {
         format!("default/service-{id}:http/TCP4")
     }
 
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRecord> {
+        self.0.affinity(key)
+    }
+
     fn now(&self) -> u32 {
         self.0.now()
+    }
+
+    fn seconds(&self) -> u32 {
+        self.0.seconds()
     }
 }
 
@@ -85,9 +95,13 @@ fn host() -> Host {
 }
 
 fn ask(host: &Host, to: &str, from: Option<&str>) -> Explanation {
+    ask_as(host, to, from, Asker { cookie: 1, node: 1, ..Asker::default() })
+}
+
+fn ask_as(host: &Host, to: &str, from: Option<&str>, asker: Asker) -> Explanation {
     let (to, protocol) = destination(to).unwrap();
     let from = from.map(|from| client(from).unwrap());
-    explain(host, &Question { to, protocol, from })
+    explain(host, &Question { to, protocol, from, asker })
 }
 
 fn verdicts(explanation: &Explanation) -> Vec<&'static str> {
@@ -117,7 +131,18 @@ fn a_hit_tells_the_way_and_all_that_might_have_been_chosen() {
     }
     assert_eq!(
         steps(&explanation, 0),
-        ["frontend", "facts", "set", "random", "slot", "backend", "remember", "count"]
+        [
+            "vip_filter",
+            "frontend",
+            "namespace",
+            "facts",
+            "set",
+            "random",
+            "slot",
+            "backend",
+            "remember",
+            "count"
+        ]
     );
     assert_eq!(
         steps(&explanation, 1),
@@ -133,10 +158,10 @@ fn what_is_no_services_ends_at_the_first_question_that_tells() {
     let host = host();
     let foreign = ask(&host, "192.0.2.77:80", None);
     assert_eq!(verdicts(&foreign), ["not_service", "not_service"]);
-    assert_eq!((steps(&foreign, 0), steps(&foreign, 1)), (vec!["frontend"], vec!["vip_filter"]));
+    assert_eq!((steps(&foreign, 0), steps(&foreign, 1)), (vec!["vip_filter"], vec!["vip_filter"]));
     let other_port = ask(&host, "10.96.0.10:81", None);
     assert_eq!(verdicts(&other_port), ["not_service", "not_service"]);
-    assert_eq!(steps(&other_port, 1), ["vip_filter", "frontend"]);
+    assert_eq!(steps(&other_port, 1), ["vip_filter", "frontend", "address"]);
     assert!(show::text(&other_port).contains("10.96.0.10:81/tcp is no Service's"));
 }
 
@@ -224,4 +249,79 @@ fn addresses_are_read_as_people_write_them() {
     for bad in ["", "x", "10.0.0.1:0", "[10.0.0.1"] {
         assert!(client(bad).is_err(), "{bad}");
     }
+}
+
+/// A node port behind an address of the node and its loopback address.
+fn node_ports() -> Host {
+    let host = host();
+    let id = host.0.add_service_port(proto::TCP, &[], &[at("10.244.0.7:8080")]);
+    host.0.add_frontend_with(id, proto::TCP, at("0.0.0.0:30080"), FrontendFlags::EXTERNAL);
+    host.0.set_address(at("192.168.0.1:1").ip(), AddressFlags::NODE);
+    host.0.set_address(at("127.0.0.1:1").ip(), AddressFlags::LOOPBACK);
+    host
+}
+
+#[test]
+fn a_node_port_is_found_by_way_of_the_address_of_the_node_c_2() {
+    let explanation = ask(&node_ports(), "192.168.0.1:30080", None);
+    let socket = &explanation.decisions[0];
+    assert_eq!((socket.verdict, socket.to), ("translated", Some(at("10.244.0.7:8080"))));
+    assert_eq!(steps(&explanation, 0)[..4], ["vip_filter", "frontend", "address", "frontend"]);
+    let text = show::text(&explanation);
+    for shown in ["of this node, for node ports", "node port 30080/tcp", "external, service port"] {
+        assert!(text.contains(shown), "{shown}: {text}");
+    }
+    assert!(explanation.service.is_some());
+    let other = ask(&node_ports(), "192.168.0.2:30080", None);
+    assert_eq!(other.decisions[0].verdict, "not_service", "another node's is its own business");
+}
+
+#[test]
+fn loopback_has_node_ports_for_processes_of_the_node_only() {
+    let host = node_ports();
+    let own = ask(&host, "127.0.0.1:30080", None);
+    assert_eq!(own.decisions[0].verdict, "translated");
+    let pod = Asker { cookie: 7, node: 1, ..Asker::default() };
+    let pods = ask_as(&host, "127.0.0.1:30080", Some("10.244.0.9"), pod);
+    assert_eq!(pods.decisions[0].verdict, "not_service");
+}
+
+#[test]
+fn a_namespace_that_is_left_alone_is_told() {
+    let host = host();
+    let record = NetnsRecord { flags: NetnsFlags::BYPASS, ..NetnsRecord::default() };
+    let mesh = Asker { cookie: 7, node: 1, record: Some(record), ..Asker::default() };
+    let explanation = ask_as(&host, VIP, Some("10.244.0.9"), mesh);
+    assert_eq!(verdicts(&explanation), ["bypassed", "translated"]);
+    assert!(show::text(&explanation).contains("redirects its own traffic"));
+    let only = Asker { cookie: 7, node: 1, node_only: true, ..Asker::default() };
+    assert_eq!(verdicts(&ask_as(&host, VIP, None, only)), ["bypassed", "translated"]);
+    let off = Asker { off: true, ..Asker::default() };
+    assert_eq!(verdicts(&ask_as(&host, VIP, None, off)), ["off", "translated"]);
+}
+
+#[test]
+fn a_client_with_affinity_is_told_the_backend_that_it_had_a_4() {
+    let host = host();
+    let id = ask(&host, VIP, None).service.unwrap().id;
+    let flags = FactsFlags::PRESENT | FactsFlags::AFFINITY;
+    host.0.set_facts(id, FactsWord::new(flags, 60));
+    let second = host.0.backends_of(id, Scope::Cluster)[1];
+    let generation = BackendWord(host.0.backend(second).unwrap().word).generation();
+    let client = u32::from_ne_bytes([10, 244, 0, 9]);
+    let key = AffinityKey { service_port: id, client: [client, 0, 0, 0] };
+    host.0.advance_seconds(100);
+    let seen_s = host.0.seconds() - 12;
+    host.0.put_affinity(key, AffinityRecord { backend: second, generation, seen_s, pad: 0 });
+    let before = host.0.affinities();
+
+    let explanation = ask(&host, VIP, Some("10.244.0.9"));
+    let packet = &explanation.decisions[1];
+    assert_eq!(packet.to, Some(at("10.244.1.2:8080")), "{explanation:?}");
+    let text = show::text(&explanation);
+    let had =
+        format!("affinity: client 10.244.0.9 had backend {second}, generation {generation}, 12 s");
+    assert!(text.contains(&had), "{text}");
+    assert!(text.contains("this network namespace has no backend yet"), "{text}");
+    assert_eq!(host.0.affinities(), before, "explaining changes nothing");
 }
