@@ -12,8 +12,12 @@ mod external;
 mod hints;
 mod intern;
 mod node;
+#[cfg(test)]
+mod property_tests;
 pub mod raw;
 mod report;
+#[cfg(test)]
+mod rule_tests;
 mod service;
 mod slice;
 #[cfg(test)]

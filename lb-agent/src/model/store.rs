@@ -13,6 +13,9 @@ use std::sync::Arc;
 use super::index::Index;
 use super::{Node, ObjectKey, Protocol, Service, ServiceCidr, Slice};
 
+/// Namespace and name of the Service whose endpoints the API servers themselves keep.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
 /// What a source has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -119,8 +122,11 @@ impl Store {
                 dirty.node |= self.service_cidrs.remove(&name).is_some();
             }
             Change::ReplaceServiceCidrs { cidrs, keep } => {
-                let listed: HashSet<_> =
-                    cidrs.iter().map(|cidr| &cidr.name).chain(keep.iter().map(|k| &k.name)).collect();
+                let listed: HashSet<_> = cidrs
+                    .iter()
+                    .map(|cidr| &cidr.name)
+                    .chain(keep.iter().map(|k| &k.name))
+                    .collect();
                 let before = self.service_cidrs.len();
                 self.service_cidrs.retain(|name, _| listed.contains(name));
                 dirty.node |= self.service_cidrs.len() != before;
@@ -187,12 +193,13 @@ impl Store {
     }
 
     /// Where the API servers of the cluster listen, as the slices of its own Service tell.
-    pub fn api_servers(&self) -> impl Iterator<Item = (IpAddr, u16)> {
-        let slices = self.slices_of.iter().filter(|(service, _)| is_api_server(service));
-        slices.flat_map(|(service, _)| self.slices_of(service)).flat_map(|slice| {
+    pub fn api_servers(&self) -> Vec<(IpAddr, u16)> {
+        let service = ObjectKey::new(API_SERVER.0, API_SERVER.1);
+        let listeners = self.slices_of(&service).flat_map(|slice| {
             let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
             ports.flat_map(|port| slice.endpoints.iter().map(|at| (at.addr, port.port)))
-        })
+        });
+        listeners.collect()
     }
 
     /// How much is held.
@@ -237,12 +244,12 @@ impl Store {
             Entry::Occupied(held) if *held.get() == slice => {}
             Entry::Occupied(mut held) => {
                 let old = held.insert(slice).service_key();
-                if old != service {
+                if old == service {
+                    self.touch(&service, dirty);
+                } else {
                     // A new label is a removal from one Service and an addition to another (E-6).
                     self.unlink(&old, &name, dirty);
                     self.link(service, name, dirty);
-                } else {
-                    self.touch(&service, dirty);
                 }
             }
             Entry::Vacant(free) => {
@@ -315,9 +322,8 @@ impl Store {
     }
 }
 
-/// Whether it is the Service whose endpoints the API servers themselves keep.
 fn is_api_server(service: &ObjectKey) -> bool {
-    *service.name == *"kubernetes" && *service.namespace == *"default"
+    *service.name == *API_SERVER.1 && *service.namespace == *API_SERVER.0
 }
 
 /// The keys that are held but not in `listed`.

@@ -11,7 +11,13 @@ fn service(name: &str) -> Service {
         key: ObjectKey::new("default", name),
         created_s: 1,
         cluster_ips: ClusterIps { v4: Some([10, 96, 0, 1].into()), v6: None },
-        ports: [ServicePort { name: "http".into(), port: 80, node_port: 0, protocol: Protocol::Tcp }].into(),
+        ports: [ServicePort {
+            name: "http".into(),
+            port: 80,
+            node_port: 0,
+            protocol: Protocol::Tcp,
+        }]
+        .into(),
         internal_local: false,
         affinity_timeout_s: None,
         external: None,
@@ -22,7 +28,7 @@ fn slice(name: &str, service: &str, last_octet: u8) -> Slice {
     Slice {
         key: ObjectKey::new("default", name),
         service: service.into(),
-            ports: [SlicePort { name: "http".into(), port: 8080, protocol: Protocol::Tcp }].into(),
+        ports: [SlicePort { name: "http".into(), port: 8080, protocol: Protocol::Tcp }].into(),
         endpoints: Endpoints::new(
             Family::V4,
             [Endpoint {
@@ -126,10 +132,7 @@ fn t_11_h_4_a_node_that_goes_keeps_its_zone_and_dirties_nothing() {
 fn a_removed_service_is_dirty_once_and_comes_back_with_its_slices() {
     let mut store = Store::default();
     let key = ObjectKey::new("default", "web");
-    store.apply_all([
-        Change::SetService(service("web")),
-        Change::SetSlice(slice("a", "web", 1)),
-    ]);
+    store.apply_all([Change::SetService(service("web")), Change::SetSlice(slice("a", "web", 1))]);
     assert_eq!(services(&store.apply_all([Change::DropService(key.clone())])), ["web"]);
     assert!(store.apply_all([Change::DropService(key.clone())]).is_empty());
     assert_eq!(services(&store.apply_all([Change::SetService(service("web"))])), ["web"]);

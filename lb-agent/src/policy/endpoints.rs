@@ -112,17 +112,19 @@ impl Sets {
     }
 
     /// The endpoints that are in a set, and those that only keep the flows they have (U-4).
-    pub(super) fn backends(&self, endpoints: Joined) -> Vec<DesiredBackend> {
+    pub(super) fn backends(self, endpoints: Joined) -> Vec<DesiredBackend> {
         endpoints
             .into_iter()
             .filter(|(_, conditions)| keeps_flows(*conditions))
-            .map(|((addr, port), conditions)| {
-                DesiredBackend { addr, port, flags: self.flags(conditions) }
+            .map(|((addr, port), conditions)| DesiredBackend {
+                addr,
+                port,
+                flags: self.flags(conditions),
             })
             .collect()
     }
 
-    fn flags(&self, conditions: Conditions) -> u16 {
+    fn flags(self, conditions: Conditions) -> u16 {
         let mut flags = BackendFlags::PRESENT;
         for (holds, flag) in [
             (self.cluster.takes(conditions), BackendFlags::IN_CLUSTER),
@@ -154,8 +156,8 @@ fn topology(endpoints: &Joined) -> Conditions {
         (Conditions::FOR_NODES, Conditions::FOR_THIS_NODE),
         (Conditions::FOR_ZONES, Conditions::FOR_THIS_ZONE),
     ];
-    let valid = modes.into_iter().find(|&(hinted, here)| {
-        ready().all(|c| c.has(hinted)) && ready().any(|c| c.has(here))
-    });
+    let valid = modes
+        .into_iter()
+        .find(|&(hinted, here)| ready().all(|c| c.has(hinted)) && ready().any(|c| c.has(here)));
     valid.map_or(Conditions::READY, |(_, here)| Conditions::READY.with(here, true))
 }

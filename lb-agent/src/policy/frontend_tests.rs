@@ -82,10 +82,8 @@ fn an_address_that_is_claimed_twice_is_one_frontend() {
     let store = store(with(own), []);
     let ports = service_ports(&store, &key());
     let frontends: Vec<_> = ports[0].1.frontends.iter().map(|f| (f.addr, f.kind)).collect();
-    let expected = [
-        (ip("10.96.0.1"), FrontendKind::ClusterIp),
-        (ip("192.0.2.1"), FrontendKind::ExternalIp),
-    ];
+    let expected =
+        [(ip("10.96.0.1"), FrontendKind::ClusterIp), (ip("192.0.2.1"), FrontendKind::ExternalIp)];
     assert_eq!(frontends, expected);
 }
 
@@ -95,7 +93,8 @@ fn s_7_a_port_number_is_an_attribute_and_frontends_follow_it() {
     other.ports[0].node_port = 30_081;
     let ports = service_ports(&store(other, []), &key());
     assert_eq!(ports[0].0, service_ports(&store(web(), []), &key())[0].0);
-    let expected = [Frontend::node_port(Family::V4, 30_081), Frontend::cluster_ip(ip("10.96.0.1"), 81)];
+    let expected =
+        [Frontend::node_port(Family::V4, 30_081), Frontend::cluster_ip(ip("10.96.0.1"), 81)];
     assert_eq!(ports[0].1.frontends, expected);
 }
 
@@ -196,7 +195,8 @@ fn section_12_the_kubelets_port_is_refused_and_others_of_the_node_are_not() {
     store.apply_all([Change::SetNode(node())]);
     let ports = service_ports(&store, &key());
     let reached = |family, name: &str| -> Vec<String> {
-        let port = ports.iter().find(|(key, _)| key.family == family && *key.port == *name).unwrap();
+        let port =
+            ports.iter().find(|(key, _)| key.family == family && *key.port == *name).unwrap();
         let frontends = port.1.frontends.iter().filter(|frontend| frontend.kind.is_external());
         frontends.map(|frontend| frontend.addr.to_string()).collect()
     };

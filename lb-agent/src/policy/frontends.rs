@@ -23,7 +23,7 @@ pub(super) struct Guard<'a> {
 impl<'a> Guard<'a> {
     pub(super) fn new(store: &'a Store, service: &'a Service) -> Self {
         let claims = claims_anything(service);
-        let api_servers = if claims { store.api_servers().collect() } else { Vec::new() };
+        let api_servers = if claims { store.api_servers() } else { Vec::new() };
         Self { store, service, api_servers }
     }
 
@@ -80,11 +80,12 @@ pub(super) fn of(
     if !claims_anything(service) {
         return frontends;
     }
-    let mut add = |field: &'static str, addr: IpAddr, kind| {
-        match guard.address(addr).or_else(|| guard.listener(addr, port, port.port)) {
-            Some(problem) => refused(Refusal { field: field.to_owned(), problem }),
-            None => frontends.push(Frontend { addr, port: port.port, kind }),
-        }
+    let mut add = |field: &'static str, addr: IpAddr, kind| match guard
+        .address(addr)
+        .or_else(|| guard.listener(addr, port, port.port))
+    {
+        Some(problem) => refused(Refusal { field: field.to_owned(), problem }),
+        None => frontends.push(Frontend { addr, port: port.port, kind }),
     };
     // Until ranges are enforced here, what they guard is left to the load balancer: nobody may
     // get around it, neither by the same address among the externalIPs.
@@ -120,8 +121,8 @@ fn node_port(
         return None;
     }
     let addresses = guard.node().map_or(&[][..], |node| &node.addresses);
-    let of_family = addresses.iter().copied().filter(|addr| Family::of(*addr) == family);
-    let problem = of_family.filter_map(|addr| guard.listener(addr, port, number)).next();
+    let mut of_family = addresses.iter().copied().filter(|addr| Family::of(*addr) == family);
+    let problem = of_family.find_map(|addr| guard.listener(addr, port, number));
     if let Some(problem) = problem {
         let field = format!("spec.ports[{}].nodePort", guard.index_of(port));
         refused(Refusal { field, problem });

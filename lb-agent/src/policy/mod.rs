@@ -6,11 +6,11 @@
 //! there: it rejects (E-21).
 
 mod endpoints;
+#[cfg(test)]
+mod frontend_tests;
 mod frontends;
 pub mod node;
 mod refusals;
-#[cfg(test)]
-mod frontend_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

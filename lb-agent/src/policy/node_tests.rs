@@ -62,7 +62,8 @@ fn n_3_the_default_is_primary_and_a_node_that_is_not_known_has_none() {
 
 #[test]
 fn n_4_n_5_interface_addresses_count_as_they_are_told() {
-    let (config, one): (NodePortAddresses, _) = ("all".parse().unwrap(), "192.0.2.1".parse().unwrap());
+    let (config, one): (NodePortAddresses, _) =
+        ("all".parse().unwrap(), "192.0.2.1".parse().unwrap());
     assert_eq!(node_port_addresses(&config, None, &[]), []);
     assert_eq!(node_port_addresses(&config, None, &[one, one]), [(one, false)]);
 }

@@ -217,7 +217,8 @@ fn e_12_absent_serving_counts_for_the_fallback() {
 fn any_change() -> impl Strategy<Value = Change> {
     let name = || prop::sample::select(vec!["web", "api"]);
     let slice_name = || prop::sample::select(vec!["a", "b", "c"]);
-    let letters = || prop::sample::select(vec!["rs", "rsl", "st", "stl", "s", "t", "rst", "", "rsN"]);
+    let letters =
+        || prop::sample::select(vec!["rs", "rsl", "st", "stl", "s", "t", "rst", "", "rsN"]);
     let zones = prop::sample::select(vec!["a", "b"]);
     prop_oneof![
         4 => (name(), 1..3_u16, any_external(), any::<bool>(), 0..2_u16, 0..2_u8).prop_map(

@@ -19,7 +19,10 @@ fn hinted(name: &str, endpoints: &[Hinted<'_>]) -> Slice {
     let packed = endpoints.iter().map(|&(octet, letters, zones)| Endpoint {
         addr: [10, 0, 0, octet].into(),
         conditions: conditions(letters),
-        zones: sets.iter().position(|set| *set == zones).map_or(0, |at| u8::try_from(at + 1).unwrap()),
+        zones: sets
+            .iter()
+            .position(|set| *set == zones)
+            .map_or(0, |at| u8::try_from(at + 1).unwrap()),
     });
     Slice {
         endpoints: Endpoints::new(Family::V4, packed),
@@ -101,9 +104,15 @@ fn t_3_the_local_set_ignores_hints_and_falls_back_by_itself() {
 /// V-3 and V-6 against V-4 and V-8.
 #[test]
 fn t_3_an_empty_local_set_drops_only_while_others_can_serve() {
-    for (letters, drops) in
-        [("rs", true), ("r", true), ("st", true), ("rt", true), ("s", false), ("t", false), ("", false)]
-    {
+    for (letters, drops) in [
+        ("rs", true),
+        ("r", true),
+        ("st", true),
+        ("rt", true),
+        ("s", false),
+        ("t", false),
+        ("", false),
+    ] {
         for (internal, external) in [(true, false), (false, true), (true, true)] {
             let port = port(&store(exposed(internal, external), [slice("a", 80, &[(1, letters)])]));
             assert_eq!(port.drop_when_no_local, drops, "{letters} {internal} {external}");

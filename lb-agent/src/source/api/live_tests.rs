@@ -172,7 +172,8 @@ async fn l_3_neither_the_node_nor_service_cidrs_are_waited_for() {
 
 #[tokio::test]
 async fn v_13_service_cidrs_are_followed() {
-    let cidr = |name: &str, cidrs: &[&str]| json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}});
+    let cidr =
+        |name: &str, cidrs: &[&str]| json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}});
     let url = scripted(
         [("servicecidrs", vec![cidr("kubernetes", &["10.96.0.0/12", "fd00::/112"])])],
         [(
@@ -188,7 +189,10 @@ async fn v_13_service_cidrs_are_followed() {
     rig.until(|rig| rig.store.service_cidrs().count() == 1).await;
     let more = rig.store.service_cidrs().next().unwrap();
     assert_eq!(more.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.112.0.0/16"]);
-    assert_eq!(rig.reports.iter().map(|report| &*report.field).collect::<Vec<_>>(), ["spec.cidrs[1]"]);
+    assert_eq!(
+        rig.reports.iter().map(|report| &*report.field).collect::<Vec<_>>(),
+        ["spec.cidrs[1]"]
+    );
 }
 
 /// A reflector of slices that follows what is sent into the first channel, and says into the second.
@@ -229,7 +233,8 @@ fn emptied(mut slice: Value) -> Value {
 
 #[tokio::test(start_paused = true)]
 async fn e_18_endpoints_that_move_between_slices_are_never_away() {
-    for first in [event("DELETED", &slice("a", "web")), event("MODIFIED", &emptied(slice("a", "web")))]
+    for first in
+        [event("DELETED", &slice("a", "web")), event("MODIFIED", &emptied(slice("a", "web")))]
     {
         let (lines, mut events) = follow();
         lines.send(first).await.unwrap();
@@ -248,10 +253,9 @@ async fn e_18_endpoints_that_move_between_slices_are_never_away() {
 #[tokio::test(start_paused = true)]
 async fn e_18_nothing_is_waited_for_while_endpoints_are_left() {
     let (lines, mut events) = follow();
-    for said in [
-        event("ADDED", &emptied(slice("new", "web"))),
-        event("MODIFIED", &slice("a", "web")),
-    ] {
+    for said in
+        [event("ADDED", &emptied(slice("new", "web"))), event("MODIFIED", &slice("a", "web"))]
+    {
         lines.send(said).await.unwrap();
         assert_eq!(next_batch(&mut events).await.1, 0);
     }

@@ -1,4 +1,4 @@
-//! The API server: Services, EndpointSlices, this Node and ServiceCIDRs, listed page by page and then
+//! The API server: Services, EndpointSlices, this Node and `ServiceCIDR`s, listed page by page and then
 //! watched.
 //!
 //! Four reflectors run side by side and send into the same channel. What they receive is decoded

@@ -263,10 +263,10 @@ impl Reflector {
                     Read::Object(Object::Slice(slice)) => Some(Change::SetSlice(slice)),
                     Read::Object(Object::Node(node)) => Some(Change::SetNode(node)),
                     Read::Object(Object::ServiceCidr(cidr)) => Some(Change::SetServiceCidr(cidr)),
-                    // Another node's says nothing of this one's.
-                    Read::Object(Object::Ignored(Kind::Node, _)) => None,
+                    // Another node's says nothing of this one's; what is held of one that cannot be
+                    // read stays.
+                    Read::Object(Object::Ignored(Kind::Node, _)) | Read::Undecodable(_) => None,
                     Read::Object(Object::Ignored(kind, key)) => Some(drop_change(kind, key)),
-                    Read::Undecodable(_) => None, // What is held of it stays.
                 }
             }
             "DELETED" => identity(&mut converter, of, object)

@@ -172,6 +172,28 @@ async fn lists_and_documents_of_json_and_yaml_are_all_read() {
     assert_eq!(rig.reports, []);
 }
 
+const CIDR: &str = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata:\n  name: kubernetes\n\
+    spec:\n  cidrs: [10.96.0.0/12]\n";
+
+/// T-11, L-6: a Node that is in no file any more keeps its zone; V-13 likewise follows the files.
+#[tokio::test]
+async fn nodes_and_service_cidrs_are_followed() {
+    let listed = "{\"kind\":\"ServiceCIDRList\",\"apiVersion\":\"networking.k8s.io/v1\",\"items\":[\n\
+        {\"metadata\":{\"name\":\"more\"},\"spec\":{\"cidrs\":[\"fd00::/112\"]}}]}";
+    let rig = Rig::new(".", &[("a.yaml", NODE), ("b.yaml", CIDR), ("c.json", listed)]);
+    let mut rig = rig.synced().await;
+    let names = |rig: &Rig| -> Vec<String> {
+        rig.store.service_cidrs().map(|cidr| cidr.name.to_string()).collect()
+    };
+    assert_eq!(names(&rig), ["kubernetes", "more"]);
+    std::fs::remove_file(rig.at("b.yaml")).unwrap();
+    rig.until(|rig| names(rig) == ["more"]).await;
+    std::fs::remove_file(rig.at("a.yaml")).unwrap();
+    rig.until(|rig| rig.store.node().is_some_and(|node| node.deleting)).await;
+    assert_eq!(rig.store.node().map(|node| &*node.zone), Some("a"));
+    assert_eq!(rig.reports, []);
+}
+
 #[tokio::test]
 async fn in_a_folder_only_the_changed_file_is_read_again_and_in_one_batch() {
     let mut rig = Rig::new(
