@@ -180,14 +180,23 @@ pub fn front_key(addr: SocketAddr) -> FrontKey {
     }
 }
 
-/// All that is known of namespaces and bypassed cgroups, read from a folder of pins; for tools.
-pub fn bypassed(folder: &Path) -> Result<(Vec<(u64, NetnsRecord)>, Vec<BypassCgroup>), Error> {
+/// What the programs are told of namespaces and cgroups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Namespaces, by cookie.
+    pub namespaces: Vec<(u64, NetnsRecord)>,
+    /// Cgroups that are left alone.
+    pub cgroups: Vec<BypassCgroup>,
+}
+
+/// Reads what the programs are told from a folder of pins; for tools.
+pub fn told(folder: &Path) -> Result<Told, Error> {
     let netns = netns(folder)?;
     let each = netns.iter().map(|element| {
         let (cookie, bytes) = element.map_err(other("read NETNS"))?;
         Ok((cookie, record(bytes)))
     });
-    let records = each.collect::<Result<_, Error>>()?;
+    let namespaces = each.collect::<Result<_, Error>>()?;
     let array = bypass_cgroups(folder)?;
     let mut cgroups = Vec::new();
     for index in 0..BYPASS_CGROUPS {
@@ -200,7 +209,7 @@ pub fn bypassed(folder: &Path) -> Result<(Vec<(u64, NetnsRecord)>, Vec<BypassCgr
             cgroups.push(BypassCgroup { id, level, pad: 0 });
         }
     }
-    Ok((records, cgroups))
+    Ok(Told { namespaces, cgroups })
 }
 
 fn netns(folder: &Path) -> Result<HashMap<MapData, u64, [u8; RECORD]>, Error> {

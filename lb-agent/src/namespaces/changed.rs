@@ -75,9 +75,7 @@ mod tests {
     #[test]
     fn only_losses_of_udp_and_frontends_of_udp_count() {
         let word = |flags| BackendWord::new(0, flags, 1);
-        let put = |key: FrontKey| {
-            Op::FrontendPut(key, key.word(3, FrontendKind::ClusterIp))
-        };
+        let put = |key: FrontKey| Op::FrontendPut(key, key.word(3, FrontendKind::ClusterIp));
         let ops = [
             Op::BackendWord(1, word(BackendFlags::PRESENT)),
             Op::BackendWord(2, word(BackendFlags::PRESENT | BackendFlags::SERVING)),

@@ -34,6 +34,12 @@ struct Known {
     seen: Option<Seen>,
 }
 
+impl Known {
+    fn is_young(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.first) < YOUNG
+    }
+}
+
 impl Ledger {
     /// Nothing is known; `own` is the node's namespace.
     pub(super) fn new(own: u64, scope: Scope) -> Self {
@@ -62,7 +68,7 @@ impl Ledger {
     pub(super) fn due(&self, now: Instant) -> Vec<Place> {
         let is_due = |known: &Known| {
             known.looked.is_none_or(|looked| {
-                let pause = if self.is_young(known, now) { LOOK_YOUNG } else { LOOK_OLD };
+                let pause = if known.is_young(now) { LOOK_YOUNG } else { LOOK_OLD };
                 now.saturating_duration_since(looked) >= pause
             })
         };
@@ -74,7 +80,7 @@ impl Ledger {
 
     /// Whether a namespace is young that is looked at.
     pub(super) fn has_young(&self, now: Instant) -> bool {
-        self.scope == Scope::All && self.known.values().any(|known| self.is_young(known, now))
+        self.scope == Scope::All && self.known.values().any(|known| known.is_young(now))
     }
 
     /// All namespaces.
@@ -131,10 +137,6 @@ impl Ledger {
     fn is_bypassed(&self, inode: u64) -> bool {
         let redirect = self.known.get(&inode).and_then(|known| known.seen?.redirect);
         inode != self.own && redirect.is_some()
-    }
-
-    fn is_young(&self, known: &Known, now: Instant) -> bool {
-        now.saturating_duration_since(known.first) < YOUNG
     }
 
     fn place(&self, inode: u64, pid: u32) -> Place {

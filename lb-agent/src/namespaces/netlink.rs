@@ -167,29 +167,29 @@ impl<'a> Iterator for Messages<'a> {
 }
 
 /// The attributes of an object, each with its type; ends with the first that is not whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The first of a type.
-    pub(super) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
-        self.find_map(|(found, value)| (found == kind).then_some(value))
+    pub(super) fn find(&self, kind: u16) -> Option<&'a [u8]> {
+        self.clone().find_map(|(found, value)| (found == kind).then_some(value))
     }
 
     /// The first of a type, as text; the zero at its end is left out.
-    pub(super) fn text(self, kind: u16) -> Option<&'a str> {
+    pub(super) fn text(&self, kind: u16) -> Option<&'a str> {
         let bytes = self.find(kind)?;
         let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
         std::str::from_utf8(bytes.get(..end)?).ok()
     }
 
     /// The first of a type, as a number in network order.
-    pub(super) fn number(self, kind: u16) -> Option<u32> {
+    pub(super) fn number(&self, kind: u16) -> Option<u32> {
         self.find(kind)?.first_chunk().copied().map(u32::from_be_bytes)
     }
 
     /// The attributes within the first of a type.
-    pub(super) fn nested(self, kind: u16) -> Attributes<'a> {
+    pub(super) fn nested(&self, kind: u16) -> Attributes<'a> {
         Attributes(self.find(kind).unwrap_or_default())
     }
 }

@@ -111,7 +111,7 @@ mod tests {
         for bad in ["", "net:[]", "net:[x]", "mnt:[1]", "net:[1", "/a/path"] {
             assert_eq!(inode(bad), None, "{bad}");
         }
-        assert_eq!(process_name(std::process::id()).is_empty(), false);
+        assert!(!process_name(std::process::id()).is_empty());
         assert_eq!(process_name(u32::MAX), "");
     }
 }

@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::sock_diag::{SockDiag, Support};
 use super::visit::{Place, visit};
 use super::{cgroup, look, own_cookie, scan};
-use crate::datapath::{Error, namespaces};
+use crate::datapath::Error;
+use crate::datapath::namespaces::{self, Told};
 
 /// A network namespace whose sockets are left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -47,7 +48,7 @@ pub struct Survey {
 
 /// Looks around, on a thread in the node's network namespace.
 pub fn survey(folder: &Path, node_cgroup: &Path) -> Result<Survey, Error> {
-    let (records, cgroups) = namespaces::bypassed(folder)?;
+    let Told { namespaces: records, cgroups } = namespaces::told(folder)?;
     let is_bypassed = |cookie: u64| {
         records.iter().any(|(of, record)| *of == cookie && record.flags & NetnsFlags::BYPASS != 0)
     };

@@ -110,7 +110,7 @@ impl Rules {
         let mut found = Chain::default();
         for (kind, expression) in attributes.nested(NFTA_RULE_EXPRESSIONS) {
             if kind == NFTA_LIST_ELEM {
-                found.take(Attributes(expression));
+                found.take(&Attributes(expression));
             }
         }
         if found.redirects || found.jumps_by_map || !found.jumps.is_empty() {
@@ -146,7 +146,7 @@ impl Rules {
 }
 
 impl Chain {
-    fn take(&mut self, expression: Attributes<'_>) {
+    fn take(&mut self, expression: &Attributes<'_>) {
         let data = expression.nested(NFTA_EXPR_DATA);
         match expression.text(NFTA_EXPR_NAME) {
             Some("redir") => self.redirects = true,
@@ -171,6 +171,8 @@ fn split(message: &[u8]) -> Option<(u8, Attributes<'_>)> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -218,7 +220,9 @@ mod tests {
 
     fn found(chains: &[Vec<u8>], rules: &[Vec<u8>]) -> bool {
         let mut all = Rules::default();
-        chains.iter().for_each(|chain| all.chain(chain));
+        for chain in chains {
+            all.chain(chain);
+        }
         for rule in rules {
             assert!(all.rule(rule).is_continue());
         }
@@ -234,20 +238,20 @@ mod tests {
         let mesh = [
             rule(IP, "nat", "OUTPUT", &[expression("meta", &[]), jump("ISTIO_OUTPUT")]),
             rule(IP, "nat", "ISTIO_OUTPUT", &[jump("ISTIO_REDIRECT")]),
-            rule(IP, "nat", "ISTIO_REDIRECT", &[redirect.clone()]),
+            rule(IP, "nat", "ISTIO_REDIRECT", from_ref(&redirect)),
         ];
         assert!(found(&chains, &mesh));
         assert!(!found(&chains[1..], &mesh), "only what arrives");
         assert!(!found(&chains, &mesh[1..]), "nobody jumps there");
         let arrives = [
             rule(IP, "nat", "PREROUTING", &[jump("IN")]),
-            rule(IP, "nat", "IN", &[redirect.clone()]),
+            rule(IP, "nat", "IN", from_ref(&redirect)),
         ];
         assert!(!found(&chains, &arrives));
         let elsewhere = [
             rule(IP, "nat", "OUTPUT", &[jump("X")]),
-            rule(IP, "other", "X", &[redirect.clone()]),
-            rule(10, "nat", "X", &[redirect]),
+            rule(IP, "other", "X", from_ref(&redirect)),
+            rule(10, "nat", "X", from_ref(&redirect)),
         ];
         assert!(!found(&chains, &elsewhere), "jumps do not leave a table");
         let dnat = [rule(IP, "nat", "OUTPUT", &[expression("nat", &[])])];
@@ -258,10 +262,10 @@ mod tests {
     fn a_redirect_of_nft_itself_and_jumps_by_maps_count() {
         let chains = [base(1, "mesh", "out", "nat", LOCAL_OUT)];
         let redirect = expression("redir", &[]);
-        assert!(found(&chains, &[rule(1, "mesh", "out", &[redirect.clone()])]));
+        assert!(found(&chains, &[rule(1, "mesh", "out", from_ref(&redirect))]));
         let map = expression("lookup", &attribute(NFTA_LOOKUP_DREG, &[0; 4]));
         let set = expression("lookup", &[]);
-        let target = rule(1, "mesh", "by-port", &[redirect]);
+        let target = rule(1, "mesh", "by-port", from_ref(&redirect));
         assert!(found(&chains, &[rule(1, "mesh", "out", &[map]), target.clone()]));
         assert!(!found(&chains, &[rule(1, "mesh", "out", &[set]), target]));
     }
