@@ -19,7 +19,7 @@ pub const NODE: &str = "node-a";
 const OTHER_NODE: &str = "node-b";
 const NAMESPACES: [&str; 2] = ["default", "other"];
 const SERVICES: [&str; 3] = ["a", "b", "kubernetes"];
-const SLICES: [&str; 4] = ["s1", "s2", "s3", "s4"];
+const SLICES: [&str; 5] = ["s1", "s2", "s3", "s4", "s5"];
 const PORT_NAMES: [&str; 3] = ["", "web", "dns"];
 /// Ports of Services.
 pub const PORTS: [u16; 3] = [53, 80, 443];
@@ -57,10 +57,10 @@ fn node() -> impl Strategy<Value = Node> {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => service::service().prop_map(|service| Event::Service(Box::new(service))),
-        10 => slice::slice().prop_map(Event::Slice),
+        18 => slice::slice().prop_map(Event::Slice),
         2 => node().prop_map(Event::Node),
-        1 => (text(&NAMESPACES), text(&SERVICES)).prop_map(|(ns, name)| Event::NoService(ns, name)),
-        2 => (text(&NAMESPACES), text(&SLICES)).prop_map(|(ns, name)| Event::NoSlice(ns, name)),
+        1 => (namespace(), text(&SERVICES)).prop_map(|(ns, name)| Event::NoService(ns, name)),
+        2 => (namespace(), text(&SLICES)).prop_map(|(ns, name)| Event::NoSlice(ns, name)),
     ]
 }
 
@@ -80,16 +80,15 @@ fn config() -> impl Strategy<Value = Config> {
     })
 }
 
-/// Histories of up to `bursts` bursts.
+/// Histories: many objects at first, then up to `bursts` bursts of changes.
 pub fn history(bursts: usize) -> impl Strategy<Value = History> {
     let cidrs = vec!["10.96.0.0/16".to_owned(), "fd00:10:96::/112".to_owned()];
-    (config(), vec(vec(event(), 1..8), 1..=bursts), any::<bool>()).prop_map(
-        move |(config, bursts, watched)| History {
-            config,
-            service_cidrs: if watched { cidrs.clone() } else { Vec::new() },
-            bursts,
-        },
-    )
+    let all = (vec(event(), 0..32), vec(vec(event(), 1..6), 0..=bursts));
+    (config(), all, any::<bool>()).prop_map(move |(config, (first, later), watched)| {
+        let service_cidrs = if watched { cidrs.clone() } else { Vec::new() };
+        let bursts = std::iter::once(first).chain(later).collect();
+        History { config, service_cidrs, bursts }
+    })
 }
 
 fn family() -> impl Strategy<Value = Family> {
@@ -104,6 +103,11 @@ fn text(all: &'static [&'static str]) -> impl Strategy<Value = String> {
     select(all).prop_map(str::to_owned)
 }
 
+/// Most objects are in one namespace.
+fn namespace() -> impl Strategy<Value = String> {
+    select(vec![NAMESPACES[0], NAMESPACES[0], NAMESPACES[0], NAMESPACES[1]]).prop_map(str::to_owned)
+}
+
 fn protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![5 => Just(Protocol::Tcp), 4 => Just(Protocol::Udp), 1 => Just(Protocol::Sctp)]
 }
@@ -114,8 +118,8 @@ fn labels() -> impl Strategy<Value = Labels> {
         select(vec!["", "other"]).prop_map(move |v| Labels::from([(name.into(), v.into())]))
     };
     prop_oneof![
-        12 => Just(Labels::new()),
-        2 => Just(Labels::from([("app".into(), "x".into())])),
+        30 => Just(Labels::new()),
+        4 => Just(Labels::from([("app".into(), "x".into())])),
         1 => label(PROXY_NAME),
         1 => label(HEADLESS),
     ]

@@ -1,0 +1,69 @@
+//! The agent and the packet logic against the oracle: generated clusters and histories of events go
+//! through `convert`, `model`, `policy`, `plan` and `diff` into maps in memory, and on these the
+//! decisions of both engines are asked about every client, address, port and protocol.
+//!
+//! `MILLRACE_ORACLE_CASES` sets the number of histories that each property is tried on (default
+//! 300), `MILLRACE_ORACLE_SEED` the seed, which is printed with the number of decisions compared
+//! (`--nocapture` shows both). Shrunk failures are kept beside the test, and tried first ever after.
+
+#[path = "oracle/compare.rs"]
+mod compare;
+#[path = "oracle/decide.rs"]
+mod decide;
+#[path = "oracle/flows.rs"]
+mod flows;
+#[path = "oracle/pipeline.rs"]
+mod pipeline;
+#[path = "oracle/properties.rs"]
+mod properties;
+#[path = "oracle/run.rs"]
+mod run;
+
+use lb_testbed::oracle::{
+    View,
+    generate::{NODE, history},
+};
+use pipeline::Agent;
+use run::{Tally, Weight};
+
+/// Rules that decide for a client on the node.
+const MET: [&str; 11] =
+    ["V-1", "V-2", "V-3", "V-4", "V-6", "V-7", "V-9", "V-10", "V-12", "V-13", "C-6"];
+
+/// S-1 to S-16, E-1 to E-21, T-1 to T-13, N-1 to N-7, X-1 to X-3: after every burst the tables hold
+/// what the oracle captures, with the same endpoints.
+#[test]
+fn tables_agree_with_the_contract_after_every_burst() {
+    run::check("tables", Weight::Cheap, &[], history(8), |history| {
+        let mut agent = Agent::new(&history.config, &history.service_cidrs);
+        let mut cluster = history.beginning();
+        let mut tally = Tally::default();
+        for burst in &history.bursts {
+            agent.take(burst);
+            for event in burst {
+                event.apply(&mut cluster);
+            }
+            tally.add(&compare::tables(&agent, &View::new(&cluster, NODE))?);
+        }
+        Ok(tally)
+    });
+}
+
+/// C-2, V-1 to V-12, M-1, M-8 with the departures: what both engines decide for every client on the
+/// node and every destination.
+#[test]
+fn decisions_agree_with_the_contract() {
+    run::check("decisions", Weight::Usual, &MET, history(4), |history| {
+        let agent = Agent::with_history(&history);
+        compare::decisions(&agent, &View::new(&history.end(), NODE))
+    });
+}
+
+/// a client goes where its entry says, by every frontend and both engines.
+#[test]
+fn affinity_agrees_with_the_contract() {
+    run::check("affinity", Weight::Cheap, &["A-4"], history(4), |history| {
+        let agent = Agent::with_history(&history);
+        compare::affinity(&agent, &View::new(&history.end(), NODE))
+    });
+}

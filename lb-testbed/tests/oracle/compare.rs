@@ -1,0 +1,281 @@
+//! Does what the agent makes of a cluster, and what is decided on it, agree with the oracle?
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::abi::{AddressFlags, FactsFlags};
+use lb_testbed::oracle::{
+    Client, Expectation, Place, Verdict, View,
+    cluster::{Family, Protocol},
+    generate::{Owner, address, destination_ports, destinations},
+    services::{Kind, Port},
+};
+use proptest::{prelude::*, test_runner::TestCaseError};
+
+use super::{
+    decide::{Became, Decider, Way},
+    pipeline::{Agent, PortMeaning},
+    run::Tally,
+};
+
+/// Clients of every kind on the node, of a family.
+pub(crate) fn clients(family: Family) -> Vec<Client> {
+    let at = |place, owner| Client::new(place, address(family, owner));
+    vec![
+        at(Place::Pod, Owner::Pod(9)),
+        // One that may be an endpoint itself: hairpin.
+        at(Place::Pod, Owner::Pod(1)),
+        at(Place::Host, Owner::Node(0)),
+    ]
+}
+
+/// One question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Question {
+    pub(crate) client: (Place, IpAddr),
+    pub(crate) to: SocketAddr,
+    pub(crate) protocol: Protocol,
+}
+
+/// Everything that can be asked of a family: clients of every kind, all addresses in and around the
+/// cluster, all ports, all protocols.
+pub(crate) fn questions(family: Family) -> Vec<Question> {
+    let mut all = Vec::new();
+    for client in clients(family) {
+        for ip in destinations(family) {
+            for port in destination_ports() {
+                for protocol in Protocol::ALL {
+                    let to = SocketAddr::new(ip, port);
+                    all.push(Question { client: (client.place, client.ip), to, protocol });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The same, with whether it is this client's turn: where nothing is, everybody is treated alike, and
+/// one of them asks.
+fn questions_by_turns(family: Family) -> impl Iterator<Item = (Question, bool)> {
+    let clients = clients(family);
+    let all = questions(family);
+    let each = all.len() / clients.len();
+    all.into_iter().enumerate().map(move |(index, question)| {
+        let asked = index % each;
+        // The last parts of the index are protocol and port, which all clients are to meet.
+        let turn = (asked + asked / 3 + asked / 27) % clients.len();
+        (question, turn == index / each)
+    })
+}
+
+impl Question {
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.client.0, self.client.1)
+    }
+
+    /// The ways in which it can be asked. No packet to a loopback address or to the pod itself leaves
+    /// a pod.
+    pub(crate) fn ways(&self) -> impl Iterator<Item = Way> + use<> {
+        let to = self.to.ip();
+        let stays = to.is_loopback() || to == self.client.1;
+        let all = Way::of(&self.client(), self.protocol).iter().copied();
+        all.filter(move |way| *way != Way::Packet || !stays)
+    }
+}
+
+/// What the engine itself makes of what is expected of the node: V-12 and V-13 act where a packet
+/// leaves the node (departure d), and SCTP keeps its ports.
+fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became> {
+    match &expected.verdict {
+        _ if matches!(expected.rule, "V-12" | "V-13") => [Became::Untouched].into(),
+        Verdict::PassUntouched => [Became::Untouched].into(),
+        Verdict::Reject => [Became::Rejected].into(),
+        Verdict::Drop => [Became::Dropped].into(),
+        Verdict::Translate(endpoints) => endpoints
+            .iter()
+            .map(|(at, source)| {
+                if question.protocol == Protocol::Sctp && at.port() != question.to.port() {
+                    Became::SctpPort
+                } else {
+                    Became::To(*at, *source)
+                }
+            })
+            .collect(),
+    }
+}
+
+/// Asks everything, as clients that never asked before.
+pub(crate) fn decisions(agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
+    let mut tally = Tally::default();
+    let decider = Decider::new(&agent.tables);
+    let captured = frontends(view);
+    for question in Family::BOTH.into_iter().flat_map(questions_by_turns) {
+        let (question, of_turn) = question;
+        let client = question.client();
+        let asked = of_turn || captured.contains_key(&(question.to, question.protocol));
+        for way in question.ways().filter(|_| asked) {
+            let expected = view.expect(way.engine(), &client, question.to, question.protocol);
+            let endpoints = expected.endpoints().len();
+            let allowed = at_the_engine(&expected, &question);
+            let became = decider.all(way, &client, question.to, question.protocol, endpoints);
+            prop_assert_eq!(
+                &became,
+                &allowed,
+                "{:?} of {:?}: the contract expects {}",
+                way,
+                question,
+                expected
+            );
+            tally.met(expected.rule);
+        }
+    }
+    tally.compared = decider.decisions.get();
+    Ok(tally)
+}
+
+/// Asks for every frontend time and again, without a pause: who has an affinity entry goes where it
+/// says, whatever the frontend and the engine.
+pub(crate) fn affinity(agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
+    let mut tally = Tally::default();
+    let decider = Decider::new(&agent.tables);
+    agent.tables.advance_seconds(100_000);
+    let mut entries: BTreeMap<(usize, IpAddr), SocketAddr> = BTreeMap::new();
+    let all = frontends(view);
+    for round in 0..3u32 {
+        for family in Family::BOTH {
+            for mut client in clients(family) {
+                for ((to, protocol), (_, port)) in &all {
+                    if Family::of(to.ip()) != family {
+                        continue;
+                    }
+                    let question = Question {
+                        client: (client.place, client.ip),
+                        to: *to,
+                        protocol: *protocol,
+                    };
+                    for way in question.ways() {
+                        let entry = entries.get(&(*port, client.ip));
+                        client.affinity = entry.copied().into_iter().collect();
+                        let expected = view.expect(way.engine(), &client, *to, *protocol);
+                        let random = (round + 1).wrapping_mul(0x9e37_79b9) ^ u32::from(to.port());
+                        let became = decider.once(way, &client, *to, *protocol, random);
+                        let allowed = at_the_engine(&expected, &question);
+                        prop_assert!(
+                            allowed.contains(&became),
+                            "{:?} of {:?} with {:?} became {:?}: the contract expects {}",
+                            way,
+                            question,
+                            client.affinity,
+                            became,
+                            expected
+                        );
+                        if allowed.len() == 1 && view.ports[*port].affinity_s.is_some() {
+                            tally.met("A-4");
+                        }
+                        if let Became::To(at, _) = became {
+                            entries.insert((*port, client.ip), at);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    tally.compared = decider.decisions.get();
+    Ok(tally)
+}
+
+/// Every address and port that the oracle captures on this node, nodePorts at one address.
+pub(crate) fn frontends(view: &View) -> BTreeMap<(SocketAddr, Protocol), (Kind, usize)> {
+    let mut all = view.captured.clone();
+    for (&(family, number, protocol), &port) in &view.node_ports {
+        let mut open = view.node_port_addresses.open.iter();
+        if let Some(ip) = open.find(|ip| Family::of(**ip) == family) {
+            let at = (SocketAddr::new(*ip, number), protocol);
+            all.entry(at).or_insert((Kind::NodePort, port));
+        }
+    }
+    all
+}
+
+/// Compares the tables themselves: they hold what the oracle captures and nothing else, with the
+/// same endpoints.
+pub(crate) fn tables(agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
+    let meaning = agent.meaning();
+    let mut expected: BTreeMap<(SocketAddr, u8), (Kind, usize)> = BTreeMap::new();
+    for (&(at, protocol), &found) in &view.captured {
+        expected.insert((at, protocol.number()), found);
+    }
+    for (&(family, number, protocol), &port) in &view.node_ports {
+        let any: IpAddr = if family == Family::V4 { [0; 4].into() } else { [0u16; 8].into() };
+        expected.insert((SocketAddr::new(any, number), protocol.number()), (Kind::NodePort, port));
+    }
+    prop_assert_eq!(
+        meaning.frontends.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>(),
+        "frontends: in the tables, in the oracle"
+    );
+    for (key, (kind, index)) in &expected {
+        service_port(&meaning.frontends[key], *kind, &view.ports[*index])
+            .map_err(|error| TestCaseError::fail(format!("at {key:?}: {error}")))?;
+    }
+    let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
+    for ((at, _), (kind, _)) in &view.captured {
+        let flag =
+            if *kind == Kind::ClusterIp { AddressFlags::CLUSTER_IP } else { AddressFlags::VIP };
+        *addresses.entry(at.ip()).or_default() |= flag;
+    }
+    for (family, _, _) in view.node_ports.keys() {
+        let of_node = [
+            (&view.node_port_addresses.open, AddressFlags::NODE),
+            (&view.node_port_addresses.loopback, AddressFlags::LOOPBACK),
+        ];
+        for (ips, flag) in of_node {
+            for ip in ips.iter().filter(|ip| Family::of(**ip) == *family) {
+                *addresses.entry(*ip).or_default() |= flag;
+            }
+        }
+    }
+    prop_assert_eq!(meaning.addresses, addresses, "addresses: in the tables, in the oracle");
+    Ok(Tally::of(expected.len() as u64))
+}
+
+fn service_port(found: &PortMeaning, kind: Kind, port: &Port) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.external, kind != Kind::ClusterIp);
+    let flags = found.facts.flags();
+    prop_assert_eq!(flags & FactsFlags::INTERNAL_LOCAL != 0, port.internal_local);
+    prop_assert_eq!(flags & FactsFlags::EXTERNAL_LOCAL != 0, port.external_local);
+    prop_assert_eq!(flags & FactsFlags::AFFINITY != 0, port.affinity_s.is_some());
+    prop_assert_eq!(found.facts.affinity_timeout_s(), port.affinity_s.unwrap_or(0));
+    prop_assert_eq!(&found.cluster.0, &port.lists.cluster, "cluster list of {:?}", port.id);
+    prop_assert_eq!(&found.local.0, &port.lists.local, "local list of {:?}", port.id);
+    prop_assert_eq!(&found.serving, &port.lists.keeps_flows(), "U-4 of {:?}", port.id);
+    let (list, drops) = found.for_client_here();
+    if list.is_empty() {
+        prop_assert_eq!(*drops, port.lists.has_any, "V-3 and V-4 of {:?}", port.id);
+    }
+    Ok(())
+}
+
+/// What became of every question of a family, for comparing one cluster with another.
+pub(crate) fn outcomes(
+    agent: &Agent,
+    view: &View,
+    family: Family,
+) -> BTreeMap<Question, BTreeSet<Became>> {
+    let decider = Decider::new(&agent.tables);
+    let mut all: BTreeMap<Question, BTreeSet<Became>> = BTreeMap::new();
+    for question in questions(family) {
+        let client = question.client();
+        for way in question.ways().filter(|way| *way != Way::Send) {
+            let expected = view.expect(way.engine(), &client, question.to, question.protocol);
+            let endpoints = expected.endpoints().len();
+            let became = decider.all(way, &client, question.to, question.protocol, endpoints);
+            if became != [Became::Untouched].into() {
+                all.entry(question).or_default().extend(became);
+            }
+        }
+    }
+    all
+}

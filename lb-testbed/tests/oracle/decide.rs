@@ -1,0 +1,220 @@
+//! What do Millrace's decisions do with a connection?
+
+use std::{cell::Cell, collections::BTreeSet, fmt, net::SocketAddr};
+
+use lb_common::{
+    abi::{NetnsRecord, V4, V6},
+    decide,
+    host::{HostTables, Words, words},
+    packet::SlicePacket,
+    parse::Link,
+    socket::{self, Address, Outcome},
+    tables::{FrontendTables, SocketTables},
+    verdict,
+};
+use lb_testbed::{
+    oracle::{Client, Engine, Place, Source, cluster::Protocol},
+    packet,
+    traffic::{self, SYN},
+};
+
+/// The cookie of the node's own network namespace in the tables.
+const NODE_NETNS: u64 = 1;
+
+/// How a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// `connect`.
+    Connect,
+    /// `sendmsg` on an unconnected socket.
+    Send,
+    /// A packet at the pod's interface.
+    Packet,
+}
+
+impl Way {
+    /// Who decides.
+    pub(crate) fn engine(self) -> Engine {
+        if self == Self::Packet { Engine::Packet } else { Engine::Socket }
+    }
+
+    /// The ways that a client has.
+    pub(crate) fn of(client: &Client, protocol: Protocol) -> &'static [Self] {
+        match (client.place, protocol) {
+            (Place::Pod, Protocol::Tcp) => &[Self::Connect, Self::Packet],
+            (Place::Pod, Protocol::Udp) => &[Self::Connect, Self::Send, Self::Packet],
+            (Place::Pod, Protocol::Sctp) => &[Self::Packet],
+            (Place::Host, Protocol::Tcp) => &[Self::Connect],
+            (Place::Host, Protocol::Udp) => &[Self::Connect, Self::Send],
+            (Place::Host, Protocol::Sctp) | (Place::Elsewhere, _) => &[],
+        }
+    }
+}
+
+/// What became of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Became {
+    Untouched,
+    Rejected,
+    Dropped,
+    To(SocketAddr, Source),
+    /// SCTP to an endpoint at another port: its `CRC32c` covers the ports, and is not computed anew.
+    SctpPort,
+}
+
+impl fmt::Debug for Became {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Untouched => f.write_str("left alone"),
+            Self::Rejected => f.write_str("rejected"),
+            Self::Dropped => f.write_str("dropped"),
+            Self::SctpPort => f.write_str("refused because its port would change"),
+            Self::To(at, Source::Kept) => write!(f, "{at}"),
+            Self::To(at, Source::Rewritten) => write!(f, "{at} from another source"),
+        }
+    }
+}
+
+/// Asks the decisions, each time as a new socket or flow.
+pub(crate) struct Decider<'a> {
+    tables: &'a HostTables,
+    next: Cell<u64>,
+    /// How often it was asked.
+    pub(crate) decisions: Cell<u64>,
+}
+
+impl<'a> Decider<'a> {
+    pub(crate) fn new(tables: &'a HostTables) -> Self {
+        Self { tables, next: Cell::new(10), decisions: Cell::new(0) }
+    }
+
+    /// What becomes of one connection; `random` picks among the endpoints.
+    pub(crate) fn once(
+        &self,
+        way: Way,
+        client: &Client,
+        to: SocketAddr,
+        protocol: Protocol,
+        random: u32,
+    ) -> Became {
+        self.next.set(self.next.get() + 1);
+        self.decisions.set(self.decisions.get() + 1);
+        self.tables.clear_random();
+        self.tables.push_random(random);
+        let outcome = match (way, words(to.ip())) {
+            (Way::Packet, _) => self.packet(client, to, protocol),
+            (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol),
+            (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol),
+        };
+        self.tables.clear_random();
+        outcome
+    }
+
+    /// What may become of connections whose expectation names `endpoints` endpoints; clients were
+    /// silent for longer than any affinity lasts.
+    pub(crate) fn all(
+        &self,
+        way: Way,
+        client: &Client,
+        to: SocketAddr,
+        protocol: Protocol,
+        endpoints: usize,
+    ) -> BTreeSet<Became> {
+        // One more than there should be, so that one too many is met as well.
+        let tries = endpoints as u64 + 1;
+        (0..tries)
+            .map(|index| {
+                self.tables.advance_seconds(100_000);
+                let random = u32::try_from(((index << 32) + (1 << 31)) / tries).unwrap();
+                self.once(way, client, to, protocol, random)
+            })
+            .collect()
+    }
+
+    fn socket<const N: usize>(
+        &self,
+        way: Way,
+        client: &Client,
+        ip: [u32; N],
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Became
+    where
+        HostTables: FrontendTables<N> + SocketTables,
+    {
+        self.tables.set_cookie(self.next.get());
+        self.tables.set_netns(self.netns(client));
+        let to = Address { ip, port: to.port().to_be() };
+        let outcome = match way {
+            Way::Send => socket::sendmsg(self.tables, &to),
+            _ => socket::connect(self.tables, protocol.number(), &to),
+        };
+        let outcome = match outcome {
+            Outcome::Pass => Became::Untouched,
+            Outcome::Reject => Became::Rejected,
+            Outcome::Drop => Became::Dropped,
+            Outcome::Translated(at) => {
+                // What the application asks afterwards: its peer is who it asked for.
+                if way == Way::Connect {
+                    assert_eq!(socket::getpeername(self.tables, &at), Some(to));
+                }
+                assert_eq!(socket::recvmsg(self.tables, &at), Some(to));
+                let ip = lb_agent::plan::address(&lb_common::select::widen(&at.ip), N == V6);
+                Became::To(SocketAddr::new(ip, u16::from_be(at.port)), Source::Kept)
+            }
+        };
+        socket::release(self.tables);
+        self.tables.free_socket();
+        outcome
+    }
+
+    /// The network namespace of a client. That of a pod is known by its address, as the agent tells.
+    fn netns(&self, client: &Client) -> u64 {
+        if client.place == Place::Host {
+            return NODE_NETNS;
+        }
+        let (cookie, record) = match words(client.ip) {
+            Words::V4([v4]) => (u64::from(v4), NetnsRecord { v4, ..NetnsRecord::default() }),
+            Words::V6(v6) => (u64::from(v6[3]) << 8, NetnsRecord { v6, ..NetnsRecord::default() }),
+        };
+        self.tables.know_netns(cookie | 2, record);
+        cookie | 2
+    }
+
+    fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol) -> Became {
+        let sport = 1024 + u16::try_from(self.next.get() % 60_000).unwrap();
+        let from = SocketAddr::new(client.ip, sport);
+        let sent = traffic::packet(transport(protocol), from, to, SYN).build();
+        let mut bytes = sent.clone();
+        let verdict = decide::ingress(&mut SlicePacket(&mut bytes), self.tables, Link::Ethernet);
+        let reads = packet::parse(&bytes, packet::Link::Ethernet).expect("still a packet");
+        let ports = reads.ports.expect("still with ports");
+        match verdict {
+            verdict::Verdict::Translated | verdict::Verdict::Reflected => {
+                packet::checksums_ok(&bytes, packet::Link::Ethernet).expect("right checksums");
+                let kept = (reads.src, ports[0]) == (client.ip, sport);
+                let source = if kept { Source::Kept } else { Source::Rewritten };
+                Became::To(SocketAddr::new(reads.dst, ports[1]), source)
+            }
+            other => {
+                assert_eq!(bytes, sent, "{other:?} must not write");
+                match other {
+                    verdict::Verdict::NotService => Became::Untouched,
+                    verdict::Verdict::NoBackend => Became::Rejected,
+                    verdict::Verdict::NoLocalBackend => Became::Dropped,
+                    verdict::Verdict::SctpPort => Became::SctpPort,
+                    other => panic!("{other:?} of {client:?} to {to} {protocol}"),
+                }
+            }
+        }
+    }
+}
+
+/// The transport of a packet.
+pub(crate) fn transport(protocol: Protocol) -> traffic::Protocol {
+    match protocol {
+        Protocol::Tcp => traffic::Protocol::Tcp,
+        Protocol::Udp => traffic::Protocol::Udp,
+        Protocol::Sctp => traffic::Protocol::Sctp,
+    }
+}
