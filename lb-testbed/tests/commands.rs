@@ -315,7 +315,7 @@ fn a_foreign_program_before_ours_and_a_missing_hook_are_degraded() -> Result<()>
     drop(after);
 
     // Somebody takes the IPv4 half of the socket engine away.
-    fs::remove_file(node.bpffs().join("v1/links/connect4"))?;
+    fs::remove_file(lb_agent::datapath::folder(node.bpffs()).join("links/connect4"))?;
     let status = node.command(&["status", "--output", "json"])?.json(3)?;
     let problems = status["problems"].to_string();
     assert!(problems.contains("connect4: does not run"), "{problems}");
