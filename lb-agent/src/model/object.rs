@@ -48,6 +48,10 @@ pub struct Service {
     pub external: Option<Box<External>>,
 }
 
+// A cluster has tens of thousands of each.
+const _: () = assert!(size_of::<Service>() <= 104 && size_of::<ServicePort>() <= 24);
+const _: () = assert!(size_of::<Slice>() <= 112);
+
 impl Service {
     /// `externalTrafficPolicy: Local`, where it is effective (S-10).
     pub fn external_local(&self) -> bool {

@@ -22,7 +22,8 @@ pub(super) struct Batch {
     pub(super) changes: Vec<Change>,
     pub(super) reports: Vec<Report>,
     pub(super) version: Option<String>,
-    wait_until: Option<Instant>,
+    /// More is waited for until then; none: it is only about what has arrived.
+    pub(super) wait_until: Option<Instant>,
 }
 
 impl Batch {
@@ -37,10 +38,5 @@ impl Batch {
             self.wait_until.get_or_insert_with(|| Instant::now() + MOVE);
         }
         self.changes.push(change);
-    }
-
-    /// When nothing more is waited for; a moment in the past if it is only about what has arrived.
-    pub(super) fn complete_at(&self) -> Instant {
-        self.wait_until.unwrap_or_else(Instant::now)
     }
 }

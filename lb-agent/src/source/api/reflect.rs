@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -206,14 +207,19 @@ impl Reflector {
         let began = Instant::now();
         let mut received = false;
         while let Some(line) = lines.next().await? {
+            tracing::debug!(resource = self.resource.plural, "reading");
             let mut batch = Batch::default();
             let mut outcome = self.take(line, &mut batch);
             // What has arrived already goes together, and what is about to where it matters.
             while outcome.is_ok() && batch.changes.len() < BATCH {
-                match timeout_at(batch.complete_at(), lines.next()).await {
-                    Ok(Ok(Some(line))) => outcome = self.take(line, &mut batch),
-                    Ok(Ok(None)) | Err(_) => break,
-                    Ok(Err(error)) => outcome = Err(error.into()),
+                let next = match batch.wait_until {
+                    Some(until) => timeout_at(until, lines.next()).await.ok(),
+                    None => lines.next().now_or_never(),
+                };
+                match next {
+                    Some(Ok(Some(line))) => outcome = self.take(line, &mut batch),
+                    Some(Ok(None)) | None => break,
+                    Some(Err(error)) => outcome = Err(error.into()),
                 }
             }
             // What came before a failure is true all the same.
