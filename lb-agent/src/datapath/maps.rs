@@ -4,33 +4,32 @@
 //! A changed set costs memory stores and no system call; only frontends and addresses that come, go or
 //! mean something else do.
 
-use std::io;
+mod cidrs;
+mod hashes;
+
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SERVICE_CIDRS,
-    ServiceCidr, SetWord, V4, V6, filter_bit, map,
+    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SetWord, V4,
+    filter_bit, map,
 };
 use lb_common::select::narrow;
 
+use self::hashes::run;
+pub(super) use self::hashes::{address_bytes, key_bytes};
 use super::Error;
-use super::batch::{self, Batch, Hash};
 use super::mmap::MmapArray;
 use super::sys;
 use crate::diff::Op;
-use crate::model::Family;
-use crate::plan::{Capacity, Cidr, FrontKey, address, mask, words};
+use crate::plan::{Capacity, words};
 
 /// 64-bit words of an element of `BACKENDS`: two of address, the backend's word, and the rest.
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 /// 64-bit words of an element of `NAMES`.
 const NAME_WORDS: usize = NAME_LEN / 8;
-/// 64-bit words of an element of `SERVICE_CIDRS4` and of `SERVICE_CIDRS6`.
-const CIDR_WORDS: [usize; 2] = [size_of::<ServiceCidr<V4>>() / 8, size_of::<ServiceCidr<V6>>() / 8];
-
 /// The maps, open. Stores are seen by the kernel's programs at once.
 #[derive(Debug)]
 pub struct Maps {
@@ -142,24 +141,6 @@ impl Maps {
         }
     }
 
-    /// The ranges of Services' addresses of a family.
-    pub fn service_cidrs(&self, family: Family) -> Vec<Cidr> {
-        let v6 = family == Family::V6;
-        let elements =
-            self.service_cidrs[usize::from(v6)].chunks_exact(CIDR_WORDS[usize::from(v6)]);
-        let ranges = elements.map_while(|element| {
-            let halves: Vec<u32> =
-                element.iter().flat_map(|word| halves(word.load(Ordering::Acquire))).collect();
-            let (addr, mask) = halves.split_at_checked(halves.len() / 2)?;
-            let mut addr_words = [0; V6];
-            addr_words.iter_mut().zip(addr).for_each(|(to, from)| *to = *from);
-            // As the programs see it: a zero mask ends the list.
-            let prefix: u32 = mask.iter().map(|word| word.count_ones()).sum();
-            (prefix > 0).then(|| (address(&addr_words, v6), u8::try_from(prefix).unwrap_or(128)))
-        });
-        ranges.collect()
-    }
-
     /// Applies operations in order; tells which failed.
     pub fn apply(&self, ops: &[Op]) -> Vec<(usize, Error)> {
         let mut failed = Vec::new();
@@ -220,33 +201,6 @@ impl Maps {
         }
     }
 
-    /// Writes what differs. One of IPv4 is a single store; while one of IPv6 changes, its mask has no
-    /// bit where the address begins, so that it covers nothing.
-    fn store_cidrs(&self, family: Family, list: &[Cidr]) {
-        let v6 = usize::from(family == Family::V6);
-        let elements = self.service_cidrs[v6].chunks_exact(CIDR_WORDS[v6]);
-        for (at, element) in elements.take(SERVICE_CIDRS as usize).enumerate() {
-            let wanted = cidr_words(list.get(at).copied(), family);
-            if element.iter().zip(&wanted).all(|(word, new)| word.load(Ordering::Relaxed) == *new) {
-                continue;
-            }
-            if let ([word], [new]) = (element, &wanted[..]) {
-                word.store(*new, Ordering::Release);
-                continue;
-            }
-            let (addr, mask) = element.split_at(element.len() / 2);
-            for word in mask {
-                word.store(0, Ordering::SeqCst);
-            }
-            for (word, new) in addr.iter().zip(&wanted) {
-                word.store(*new, Ordering::SeqCst);
-            }
-            for (word, new) in mask.iter().zip(wanted.iter().skip(addr.len())).rev() {
-                word.store(*new, Ordering::SeqCst);
-            }
-        }
-    }
-
     /// Sets the bit of an address in the filter, before anything is inserted for it: nothing is looked
     /// up for an address whose bit is not set.
     fn note_address(&self, addr: IpAddr) {
@@ -293,175 +247,6 @@ impl Maps {
             .and_then(|words| words.try_into().ok())
             .ok_or(Error::Bounds { map: map::BACKENDS, index: id })
     }
-
-    /// Operations on one map, all of one kind.
-    fn write(&self, run: Run, ops: &[Op]) -> Vec<(usize, Error)> {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for op in ops {
-            match op {
-                Op::FrontendPut(key, word) => {
-                    // That of a node port is looked up at addresses of their own.
-                    if !key.is_node_port() {
-                        self.note_address(key.addr());
-                    }
-                    key_bytes(key, &mut keys);
-                    values.extend_from_slice(&word.0.to_ne_bytes());
-                }
-                Op::FrontendDelete(key) => key_bytes(key, &mut keys),
-                Op::AddressPut(addr, word) => {
-                    self.note_address(*addr);
-                    address_bytes(*addr, &mut keys);
-                    values.extend_from_slice(&word.0.to_ne_bytes());
-                }
-                Op::AddressDelete(addr) => address_bytes(*addr, &mut keys),
-                _ => {}
-            }
-        }
-        let (fd, name) = match run.map {
-            Table::Frontends4 => (&self.frontends4, map::FRONTENDS4),
-            Table::Frontends6 => (&self.frontends6, map::FRONTENDS6),
-            Table::Addresses4 => (&self.addresses4, map::ADDRESSES4),
-            Table::Addresses6 => (&self.addresses6, map::ADDRESSES6),
-        };
-        let kind = if run.deletes { Batch::Delete } else { Batch::Update };
-        let failed = match Hash::new(fd.as_fd()) {
-            Ok(hash) => write_many(&hash, kind, &mut keys, &mut values),
-            Err(error) => {
-                let why = |_| io::Error::new(error.kind(), error.to_string());
-                let each = (0..ops.len()).map(|i| (i, why(i)));
-                return each.map(|(i, e)| (i, Error::system(format!("use {name}"))(e))).collect();
-            }
-        };
-        let verb = if run.deletes { "delete from" } else { "insert into" };
-        failed
-            .into_iter()
-            .map(|(i, error)| (i, Error::system(format!("{verb} {name}"))(error)))
-            .collect()
-    }
-}
-
-/// Writes what `keys` and `values` hold, in as few calls as the kernel allows; an element that a
-/// batch stops at is tried once more on its own, which is how a passing lack of memory in the
-/// kernel's allocator is overcome.
-pub(super) fn write_many(
-    hash: &Hash<'_>,
-    kind: Batch,
-    keys: &mut [u8],
-    values: &mut [u8],
-) -> Vec<(usize, std::io::Error)> {
-    let key_size = hash.key_size();
-    let count = keys.len() / key_size.max(1);
-    let mut failed = Vec::new();
-    let mut batches = count > 1;
-    let mut done = 0;
-    while done < count {
-        if batches {
-            let keys = keys.get_mut(done * key_size..).unwrap_or_default();
-            let values = values.get_mut(done * batch::VALUE_SIZE..).unwrap_or_default();
-            let (part, result) = hash.batch(kind, keys, values, None);
-            match result {
-                Ok(()) => break,
-                // Of a kernel without batches, which leaves the count as it was.
-                Err(error) if unsupported(&error) => {
-                    batches = false;
-                    continue;
-                }
-                Err(_) => done += part.min(count - done),
-            }
-        }
-        let key = keys.get(done * key_size..(done + 1) * key_size).unwrap_or_default();
-        let result = if kind == Batch::Delete {
-            hash.delete(key)
-        } else {
-            let at = done * batch::VALUE_SIZE;
-            let mut value = [0; batch::VALUE_SIZE];
-            value.copy_from_slice(values.get(at..at + batch::VALUE_SIZE).unwrap_or(&[0; 8]));
-            hash.update(key, value)
-        };
-        match result {
-            Ok(()) => {}
-            Err(error) if kind == Batch::Delete && error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => failed.push((done, error)),
-        }
-        done += 1;
-    }
-    failed
-}
-
-fn unsupported(error: &std::io::Error) -> bool {
-    const ENOTSUPP: i32 = 524;
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
-}
-
-/// The bytes of a key, as they lie in the map.
-pub(super) fn key_bytes(key: &FrontKey, bytes: &mut Vec<u8>) {
-    let mut add = |addr: &[u32], port: u16, proto: u8| {
-        bytes.extend(addr.iter().flat_map(|word| word.to_ne_bytes()));
-        bytes.extend(port.to_ne_bytes());
-        bytes.extend([proto, 0]);
-    };
-    match key {
-        FrontKey::V4(key) => add(&key.addr, key.port, key.proto),
-        FrontKey::V6(key) => add(&key.addr, key.port, key.proto),
-    }
-}
-
-/// The bytes of an address, as they lie in a map.
-pub(super) fn address_bytes(addr: IpAddr, bytes: &mut Vec<u8>) {
-    match addr {
-        IpAddr::V4(addr) => bytes.extend(addr.octets()),
-        IpAddr::V6(addr) => bytes.extend(addr.octets()),
-    }
-}
-
-/// A hash that the agent writes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Table {
-    Frontends4,
-    Frontends6,
-    Addresses4,
-    Addresses6,
-}
-
-/// What operations of one batch have in common.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Run {
-    map: Table,
-    deletes: bool,
-}
-
-/// Which batch an operation can go in.
-fn run(op: &Op) -> Option<Run> {
-    let frontends = |key: &FrontKey| match key {
-        FrontKey::V4(_) => Table::Frontends4,
-        FrontKey::V6(_) => Table::Frontends6,
-    };
-    let addresses = |addr: &IpAddr| match addr {
-        IpAddr::V4(_) => Table::Addresses4,
-        IpAddr::V6(_) => Table::Addresses6,
-    };
-    let (map, deletes) = match op {
-        Op::FrontendPut(key, _) => (frontends(key), false),
-        Op::FrontendDelete(key) => (frontends(key), true),
-        Op::AddressPut(addr, _) => (addresses(addr), false),
-        Op::AddressDelete(addr) => (addresses(addr), true),
-        _ => return None,
-    };
-    Some(Run { map, deletes })
-}
-
-/// The words of an element of `SERVICE_CIDRS4` or `SERVICE_CIDRS6`.
-fn cidr_words(cidr: Option<Cidr>, family: Family) -> Vec<u64> {
-    let Some((addr, prefix)) = cidr else {
-        return vec![0; CIDR_WORDS[usize::from(family == Family::V6)]];
-    };
-    let (addr, mask) = (words(addr), words(mask(&addr, prefix)));
-    match family {
-        Family::V4 => vec![joined(addr[0], mask[0])],
-        Family::V6 => {
-            [addr, mask].iter().flat_map(|w| [joined(w[0], w[1]), joined(w[2], w[3])]).collect()
-        }
-    }
 }
 
 fn element(words: &[AtomicU64], index: u32, length: usize) -> Option<&[AtomicU64]> {
@@ -498,7 +283,9 @@ fn array<W: super::mmap::Word>(folder: &Path, name: &str) -> Result<MmapArray<W>
 /// The same maps in memory of this process, for tests of what readers see.
 #[cfg(test)]
 pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
-    use lb_common::abi::FILTER_WORDS;
+    use lb_common::abi::{FILTER_WORDS, SERVICE_CIDRS};
+
+    use self::cidrs::CIDR_WORDS;
 
     let ports = capacity.service_ports as usize;
     let none = || std::fs::File::open("/dev/null").map(OwnedFd::from);
@@ -524,7 +311,8 @@ pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Frontend, FrontendKind, Protocol};
+    use crate::model::{Family, Frontend, FrontendKind, Protocol};
+    use crate::plan::{FrontKey, address_word};
 
     const CAPACITY: Capacity =
         Capacity { service_ports: 4, backends: 4, slots: 4, frontends: 4, addresses: 4 };
@@ -546,6 +334,20 @@ mod tests {
             };
             assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) & bit, 0);
         }
+    }
+
+    #[test]
+    fn an_address_has_its_bit_before_it_is_inserted_and_a_node_port_has_none() {
+        let maps = anonymous(CAPACITY).unwrap();
+        let bits = || maps.vip_filter.iter().map(|w| w.load(Ordering::Relaxed).count_ones()).sum();
+        let node_port = FrontKey::new(Frontend::node_port(Family::V6, 30_080), Protocol::Tcp);
+        maps.apply(&[Op::FrontendPut(node_port, node_port.word(1, FrontendKind::NodePort))]);
+        assert_eq!(0_u32, bits(), "asked for at addresses of the node only");
+        let addr = "fd02::1".parse().unwrap();
+        let failed = maps.apply(&[Op::AddressPut(addr, address_word(&addr, 2))]);
+        assert_eq!((failed.len(), bits()), (1, 1));
+        let (word, bit) = filter_bit(&words(addr));
+        assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) & bit, 0);
     }
 
     #[test]

@@ -195,8 +195,7 @@ fn a_damaged_object_in_a_file_keeps_no_other_from_being_read() {
         let text = if path.extension().is_some_and(|ending| ending == "json") {
             serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
         } else {
-            // A document each, on a line of its own.
-            items.iter().map(|item| format!("---\n{item}\n")).collect()
+            documents(&items)
         };
         fs::write(&path, text).unwrap();
         let read = read_file(&path);
@@ -207,6 +206,11 @@ fn a_damaged_object_in_a_file_keeps_no_other_from_being_read() {
         }
         fs::remove_file(&path).unwrap();
     }
+}
+
+/// A YAML document each, on a line of its own.
+fn documents(objects: &[Value]) -> String {
+    objects.iter().fold(String::new(), |text, object| format!("{text}---\n{object}\n"))
 }
 
 fn store_of(converter: &mut Converter, objects: &[Value]) -> Store {
@@ -220,7 +224,8 @@ fn store_of(converter: &mut Converter, objects: &[Value]) -> Store {
 fn read_file(path: &Path) -> Store {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let (mut events, reading) = source::start(Manifests::new(path), NODE);
+        let (mut events, reading) =
+            source::start(Manifests::new(path), lb_agent::convert::Converter::new(NODE));
         let mut store = Store::default();
         while let Some(event) = events.recv().await {
             match event {
@@ -265,25 +270,17 @@ fn a_huge_object_in_a_file_costs_little_beyond_the_file() {
     // A debug build takes its time with YAML.
     for (ending, part) in [("json", 16), ("yaml", 64)] {
         for (what, bytes) in objects::huge(part) {
-            let good: String =
-                good_objects().iter().map(|object| format!("---\n{object}\n")).collect();
+            let good = good_objects();
             let path = folder.path().join(format!("huge.{ending}"));
             let size = bytes.len() as u64 >> 20;
             let text = if ending == "json" {
-                let list =
-                    good_objects().iter().map(|object| format!("{object},")).collect::<String>();
-                [
-                    b"{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[",
-                    list.as_bytes(),
-                    &bytes,
-                    b"]}",
-                ]
-                .concat()
+                let head = br#"{"apiVersion":"v1","kind":"List","items":["#.to_vec();
+                let good: Vec<_> = good.iter().map(ToString::to_string).collect();
+                [head, good.join(",").into(), b",".to_vec(), bytes, b"]}".to_vec()].concat()
             } else {
-                [good.as_bytes(), b"---\n", &bytes, b"\n"].concat()
+                [documents(&good).into(), b"---\n".to_vec(), bytes, b"\n".to_vec()].concat()
             };
             fs::write(&path, text).unwrap();
-            drop(bytes);
             let before = reset_peak_kib();
             let store = read_file(&path);
             let grown = peak_kib().saturating_sub(before) >> 10;

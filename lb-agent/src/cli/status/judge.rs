@@ -92,8 +92,15 @@ fn notes(status: &Status) -> Vec<String> {
     }
     if sync.conflicts > 0 {
         notes.push(format!(
-            "{} claimed by several Services, of which the oldest has it",
+            "{} claimed by several Services: one whose clusterIP it is has it, or else the oldest",
             count(sync.conflicts, "frontend is", "frontends are")
+        ));
+    }
+    if sync.refused > 0 {
+        notes.push(format!(
+            "{} refused that Services make to what belongs to others; the log of `lb-agent run` says \
+             which",
+            count(sync.refused, "claim is", "claims are")
         ));
     }
     notes
@@ -202,6 +209,7 @@ mod tests {
                 source_seen_age_s: Some(0),
                 skipped_objects: 1,
                 conflicts: 1,
+                refused: 2,
                 unprogrammed: 0,
             },
             socket_engine: "all".into(),
@@ -233,10 +241,11 @@ mod tests {
         let mut status = healthy();
         assert_eq!(judge(&mut status), Exit::Success, "{:?}", status.problems);
         assert_eq!(status.health, "healthy");
-        let [skipped, conflicts] = &status.notes[..] else { panic!("{:?}", status.notes) };
+        let [skipped, conflicts, refused] = &status.notes[..] else { panic!("{:?}", status.notes) };
         assert!(skipped.starts_with("1 object is skipped"), "{skipped}");
         assert!(conflicts.starts_with("1 frontend is claimed"), "{conflicts}");
-        (status.sync.skipped_objects, status.sync.conflicts) = (0, 0);
+        assert!(refused.starts_with("2 claims are refused"), "{refused}");
+        (status.sync.skipped_objects, status.sync.conflicts, status.sync.refused) = (0, 0, 0);
         judge(&mut status);
         assert_eq!(status.notes, Vec::<String>::new());
     }
@@ -288,7 +297,7 @@ mod tests {
     #[test]
     fn what_is_left_alone_on_purpose_is_noted_and_no_problem() {
         let mut status = healthy();
-        (status.sync.skipped_objects, status.sync.conflicts) = (0, 0);
+        (status.sync.skipped_objects, status.sync.conflicts, status.sync.refused) = (0, 0, 0);
         let path = Some("/cg/vm".into());
         status.bypassed.cgroups.push(BypassedCgroup { id: 7, path });
         assert_eq!(judge(&mut status), Exit::Success);

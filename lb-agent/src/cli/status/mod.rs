@@ -91,6 +91,8 @@ struct Sync {
     source_seen_age_s: Option<u64>,
     skipped_objects: u64,
     conflicts: u64,
+    /// Addresses and ports that Services claim and do not get.
+    refused: u64,
     /// Service ports that are not programmed as desired.
     unprogrammed: u64,
 }
@@ -212,6 +214,7 @@ fn sync(meta: &[u64]) -> Sync {
         source_seen_age_s: age(MetaWord::SourceSeenMs),
         skipped_objects: count(MetaWord::SkippedObjects),
         conflicts: count(MetaWord::Conflicts),
+        refused: count(MetaWord::Refused),
         unprogrammed: count(MetaWord::Unprogrammed),
     }
 }

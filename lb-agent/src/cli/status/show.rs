@@ -84,8 +84,8 @@ fn summary(status: &Status) -> String {
         .row([
             "objects".into(),
             format!(
-                "{} skipped as bad, {} frontends claimed by several Services",
-                sync.skipped_objects, sync.conflicts
+                "{} skipped as bad, {} frontends claimed by several Services, {} claims refused",
+                sync.skipped_objects, sync.conflicts, sync.refused
             ),
         ])
         .row(["cgroup".into(), format!("{} ({scope})", status.cgroup)])
