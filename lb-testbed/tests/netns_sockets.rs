@@ -1,13 +1,18 @@
 //! What becomes of sockets in the network namespaces of a node: of connected UDP sockets whose
 //! backend goes, and of those that are to be left alone.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_agent::{datapath, plan::address};
 use lb_testbed::{
     agent::{Agent, Source},
     cluster::{At, Family, Place, Topology},
-    matrix::{Case, Engine},
+    manifest::{Endpoint, EndpointSlice, Service},
+    matrix::{Case, Engine, TOPOLOGIES},
     mesh,
     netns::Netns,
     peer::{self, Peer, STEP, Sock},
@@ -106,7 +111,7 @@ fn u2_u7_sockets_on_a_removed_backend_end_and_all_others_stay() -> Result<()> {
     }
     // To the same backend, but not through a Service.
     let mut direct = rig.cluster.peer(CLIENT, Place::InCgroup)?;
-    let address = std::net::SocketAddr::new(rig.cluster.address(FAR, Family::V4), TARGET);
+    let address = SocketAddr::new(rig.cluster.address(FAR, Family::V4), TARGET);
     let sock = direct.udp_connected(address)?;
     assert_eq!(direct.ask(&sock, "direct")?.server, "far");
     rig.set_endpoints(&[NEAR, FAR, SPARE])?;
@@ -220,7 +225,7 @@ fn sockets_that_asked_for_a_vip_before_there_was_anyone_end_when_it_changes() ->
     let mut outside = rig.cluster.peer(CLIENT, Place::Outside)?;
     let other = outside.udp_connected(rig.vip(Family::V4))?;
     // On the node, to a Service that comes later; nobody else could serve it then.
-    let vip = std::net::SocketAddr::new("10.96.0.99".parse()?, PORT);
+    let vip = SocketAddr::new("10.96.0.99".parse()?, PORT);
     let mut early = rig.cluster.peer(HOST, Place::InCgroup)?;
     let sock = early.udp_connected(vip)?;
     let mut early = Client { what: "early".into(), peer: early, sock, server: String::new() };
@@ -255,10 +260,10 @@ fn a_pod_that_redirects_what_it_sends_is_bypassed_while_it_does() -> Result<()> 
     let pod = At::Pod(0, rig.cluster.add_pod(0)?);
     rig.start_agents()?;
     let vips = Family::ALL.map(|family| rig.vip(family));
-    let std::net::IpAddr::V4(vip4) = vips[0].ip() else { anyhow::bail!("{vips:?}") };
+    let IpAddr::V4(vip4) = vips[0].ip() else { anyhow::bail!("{vips:?}") };
     // The proxy sees the VIP only if nobody has translated before the namespace's own rules.
     let mut proxy = rig.cluster.peer(pod, Place::InCgroup)?;
-    proxy.serve("proxy", &[std::net::SocketAddr::new("127.0.0.1".parse()?, PROXY)])?;
+    proxy.serve("proxy", &[SocketAddr::new("127.0.0.1".parse()?, PROXY)])?;
     let netns: &Netns = rig.cluster.netns(pod);
     mesh::redirect(netns, vip4, PROXY)?;
     let agent = &rig.agents[0];
@@ -352,6 +357,96 @@ fn the_socket_engine_can_be_kept_to_the_host_or_off() -> Result<()> {
         assert_eq!(reached.is_ok(), on_host == 1, "{scope}: on the host: {reached:?}");
         assert_eq!(translated(&agent)?, before + in_pod + on_host, "{scope}: on the host");
         agent.stop()?;
+    }
+    Ok(())
+}
+
+/// What the node's agent tells programs of namespaces: IPv4 and IPv6 address of each.
+fn known(rig: &Rig, node: usize) -> Result<Vec<[IpAddr; 2]>> {
+    let folder = datapath::folder(&rig.cluster.nodes()[node].bpffs);
+    let records = datapath::namespaces::told(&folder)?.namespaces;
+    let mut known: Vec<_> = records
+        .into_iter()
+        .map(|(_, record)| [address(&[record.v4, 0, 0, 0], false), address(&record.v6, true)])
+        .collect();
+    known.sort_unstable();
+    Ok(known)
+}
+
+#[test]
+fn each_namespace_is_known_by_its_addresses_while_it_has_processes() -> Result<()> {
+    let test = "each_namespace_is_known_by_its_addresses_while_it_has_processes";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    for topology in TOPOLOGIES {
+        let rig = Rig::new(topology)?;
+        // The node has more addresses than these: that of its bridge, or of each pod's gateway.
+        let expect = |places: &[At]| {
+            let mut all: Vec<_> = places.iter().map(|at| rig.cluster.addresses(*at)).collect();
+            all.sort_unstable();
+            let what = format!("{topology}: {all:?} to be known");
+            wait::until(&what, IN_FORCE_WITHIN, || known(&rig, 0).is_ok_and(|known| known == all))
+                .with_context(|| format!("known: {:?}", known(&rig, 0)))
+        };
+        expect(&[HOST, NEAR])?;
+        let client = rig.cluster.peer(CLIENT, Place::InCgroup)?;
+        expect(&[HOST, NEAR, CLIENT])?;
+        drop(client);
+        expect(&[HOST, NEAR])?;
+        // Nodes share a kernel here; each knows its own.
+        let mut others: Vec<_> =
+            [At::Node(1), FAR, SPARE].map(|at| rig.cluster.addresses(at)).into();
+        others.sort_unstable();
+        assert_eq!(known(&rig, 1)?, others, "{topology}");
+    }
+    Ok(())
+}
+
+/// Contract A-1: a client is one client, by whichever engine it comes.
+#[test]
+fn a1_both_engines_send_a_pod_to_one_backend() -> Result<()> {
+    const PORTS: u16 = 6;
+    if !require::root_or_skip("a1_both_engines_send_a_pod_to_one_backend") {
+        return Ok(());
+    }
+    let mut rig = Rig::without_agents(Topology::Bridge)?;
+    let vips: [IpAddr; 2] = ["10.96.0.55".parse()?, "fd00:10:96::55".parse()?];
+    let mut service = Service::new("default", "sticky", &vips).spec("sessionAffinity", "ClientIP");
+    let ports: Vec<String> = (0..PORTS).map(|port| format!("p{port}")).collect();
+    for (port, name) in (PORT..).zip(&ports) {
+        service = service.port(name, "TCP", port, TARGET);
+    }
+    rig.manifest.set(service);
+    for (family, slice) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
+        let mut slice = EndpointSlice::new("default", &format!("sticky-{slice}"), "sticky", slice);
+        for name in &ports {
+            slice = slice.port(name, "TCP", TARGET);
+        }
+        for at in [NEAR, FAR, SPARE] {
+            slice = slice.endpoint(Endpoint::ready(rig.cluster.address(at, family)));
+        }
+        rig.manifest.set(slice);
+    }
+    rig.write()?;
+    rig.start_agents()?;
+    let mut by_socket = rig.cluster.peer(CLIENT, Place::InCgroup)?;
+    let mut by_packet = rig.cluster.peer(CLIENT, Place::Outside)?;
+    let pod = rig.cluster.addresses(CLIENT);
+    wait::until("the pod to be known", IN_FORCE_WITHIN, || {
+        known(&rig, 0).is_ok_and(|known| known.contains(&pod))
+    })?;
+    for (vip, port) in vips.iter().flat_map(|vip| (PORT..PORT + PORTS).map(move |port| (vip, port)))
+    {
+        let to = SocketAddr::new(*vip, port);
+        // The first one to ask decides.
+        let (first, second) = if port % 2 == 0 {
+            (&mut by_socket, &mut by_packet)
+        } else {
+            (&mut by_packet, &mut by_socket)
+        };
+        let server = first.tcp_once(to)?.server;
+        assert_eq!(second.tcp_once(to)?.server, server, "{to}");
     }
     Ok(())
 }

@@ -199,6 +199,13 @@ impl Keeper {
                          with CAP_SYS_PTRACE"
                     );
                 }
+                if found.unseen > 0 && self.failed.insert("unseen") {
+                    tracing::warn!(
+                        processes = found.unseen,
+                        "processes of the node are in another pid namespace, so that their network \
+                         namespaces are not found; run the agent with hostPID"
+                    );
+                }
                 self.ledger.found(&found, now);
                 self.failed.remove("scan");
             }

@@ -161,7 +161,7 @@ mod tests {
     const OWN: u64 = 1;
 
     fn found(namespaces: &[(u64, u32)]) -> Found {
-        Found { namespaces: namespaces.iter().copied().collect(), hidden: 0 }
+        Found { namespaces: namespaces.iter().copied().collect(), ..Found::default() }
     }
 
     fn seen(cookie: u64, redirect: Option<Redirect>) -> Seen {

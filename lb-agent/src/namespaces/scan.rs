@@ -19,6 +19,8 @@ pub(super) struct Found {
     pub(super) namespaces: BTreeMap<u64, u32>,
     /// Processes whose namespace could not be told.
     pub(super) hidden: u32,
+    /// Processes that this process cannot even name, because they are in another pid namespace.
+    pub(super) unseen: u32,
 }
 
 /// Looks at every process in or below a cgroup.
@@ -27,8 +29,12 @@ pub(super) fn scan(cgroup: &Path) -> io::Result<Found> {
     for (folder, _) in folders(cgroup)? {
         // A cgroup may have gone since, and one with threads of a process lists it elsewhere.
         let Ok(processes) = fs::read_to_string(folder.join("cgroup.procs")) else { continue };
-        // Processes of other pid namespaces are listed as 0.
-        for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid != 0) {
+        for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+            // So are processes of other pid namespaces listed.
+            if pid == 0 {
+                found.unseen += 1;
+                continue;
+            }
             match namespace_of(pid) {
                 Ok(inode) => {
                     let first = found.namespaces.entry(inode).or_insert(pid);
@@ -100,7 +106,7 @@ mod tests {
         fs::write(pods.join("cgroup.procs"), format!("{me}\n{me}\n4194999\n")).unwrap();
         let found = scan(root.path()).unwrap();
         assert_eq!(found.namespaces, [(own().unwrap(), me)].into());
-        assert_eq!(found.hidden, 0);
+        assert_eq!((found.hidden, found.unseen), (0, 1));
         assert_eq!(folders(root.path()).unwrap().len(), 4);
         assert!(scan(&root.path().join("none")).is_err());
     }

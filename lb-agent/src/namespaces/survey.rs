@@ -53,9 +53,16 @@ pub fn survey(folder: &Path, node_cgroup: &Path) -> Result<Survey, Error> {
         records.iter().any(|(of, record)| *of == cookie && record.flags & NetnsFlags::BYPASS != 0)
     };
     let mut survey = Survey { lacking: lacking(), ..Survey::default() };
+    let found = scan::scan(node_cgroup)
+        .map_err(Error::system(format!("read the cgroups below {}", node_cgroup.display())))?;
+    if found.unseen > 0 {
+        survey.lacking.push((
+            "hostPID",
+            "processes of the node cannot be seen: pods with a service mesh are not bypassed, and \
+             UDP sockets of pods stay on backends that are gone",
+        ));
+    }
     if records.iter().any(|(cookie, _)| is_bypassed(*cookie)) {
-        let found = scan::scan(node_cgroup)
-            .map_err(Error::system(format!("read the cgroups below {}", node_cgroup.display())))?;
         let own = scan::own().map_err(Error::system("tell the own network namespace"))?;
         let others = found.namespaces.into_iter().filter(|(inode, _)| *inode != own);
         let places: Vec<_> = others.map(|(inode, pid)| Place { inode, pid: Some(pid) }).collect();
