@@ -4,6 +4,7 @@
 
 use std::{
     ffi::{CStr, c_int},
+    ops::Range,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -18,6 +19,10 @@ const BPF_PROG_TEST_RUN: c_int = 10;
 const SUMMED: u32 = 1 << 2;
 /// Programs may grow a packet (XDP head room, encapsulation); the result must have room for it.
 const HEADROOM: usize = 4096;
+/// Longer than any context of any kernel.
+const CONTEXT: usize = 512;
+/// Where `struct __sk_buff` has its mark.
+const MARK: Range<usize> = 8..12;
 
 /// What a program is run over.
 #[derive(Clone, Debug)]
@@ -67,13 +72,31 @@ pub fn once_summed(program: BorrowedFd<'_>, data: &[u8]) -> Result<Output> {
     run_flagged(program, &Input { data, context: &[], repeat: 1 }, SUMMED)
 }
 
+/// Runs a tc program once over a packet with a mark; also the mark that it has afterwards.
+pub fn once_marked(program: BorrowedFd<'_>, data: &[u8], mark: u32) -> Result<(Output, u32)> {
+    let context: Vec<u8> = [0, 0, mark].into_iter().flat_map(u32::to_ne_bytes).collect();
+    let (output, context) = run_whole(program, &Input { data, context: &context, repeat: 1 }, 0)?;
+    let mark = context.get(MARK).and_then(|bytes| bytes.try_into().ok());
+    Ok((output, u32::from_ne_bytes(mark.context("a context that ends before the mark")?)))
+}
+
 /// Runs a program.
 pub fn run(program: BorrowedFd<'_>, input: &Input<'_>) -> Result<Output> {
     run_flagged(program, input, 0)
 }
 
 fn run_flagged(program: BorrowedFd<'_>, input: &Input<'_>, flags: u32) -> Result<Output> {
+    run_whole(program, input, flags).map(|(output, _)| output)
+}
+
+/// Also the context afterwards.
+fn run_whole(
+    program: BorrowedFd<'_>,
+    input: &Input<'_>,
+    flags: u32,
+) -> Result<(Output, [u8; CONTEXT])> {
     let mut data = vec![0; input.data.len() + HEADROOM];
+    let mut context = [0; CONTEXT];
     let mut attr = TestRunAttr {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         data_size_in: len(input.data)?,
@@ -83,17 +106,19 @@ fn run_flagged(program: BorrowedFd<'_>, input: &Input<'_>, flags: u32) -> Result
         repeat: input.repeat,
         ctx_size_in: len(input.context)?,
         ctx_in: if input.context.is_empty() { 0 } else { address(input.context) },
+        ctx_size_out: len(&context)?,
+        ctx_out: context.as_mut_ptr() as u64,
         flags,
         ..TestRunAttr::default()
     };
     // SAFETY: each address belongs to a slice of the length stated beside it that lives until the
-    // call returns, and the output is exclusively ours.
+    // call returns, and both outputs are exclusively ours.
     unsafe { sys::bpf(BPF_PROG_TEST_RUN, &mut attr) }.context("run a BPF program over a packet")?;
     let size = usize::try_from(attr.data_size_out).context("size of the result")?;
     ensure!(size <= data.len(), "a result of {size} bytes");
     data.truncate(size);
     let duration = Duration::from_nanos(attr.duration.into());
-    Ok(Output { verdict: attr.retval, data, duration })
+    Ok((Output { verdict: attr.retval, data, duration }, context))
 }
 
 /// Loads a program that only returns `verdict`.

@@ -131,6 +131,44 @@ fn golden_packets_at_tc_and_xdp() -> Result<()> {
     Ok(())
 }
 
+/// Marks belong to others, whatever becomes of a packet: none of their bits is read, set or cleared,
+/// kube-proxy's own (0x4000) included.
+#[test]
+fn m_c_the_mark_of_a_packet_stays() -> Result<()> {
+    if !require::bpf_or_skip("m_c_the_mark_of_a_packet_stays") {
+        return Ok(());
+    }
+    let mut kernel = Kernel::prepare(&Settings::probe())?;
+    for program in PROGRAMS {
+        kernel.load(program)?;
+    }
+    kernel.fill_program_array()?;
+    for case in golden::cases() {
+        for mark in [0, 0x4000, u32::MAX] {
+            kernel.reset()?;
+            let tables = HostTables::new();
+            for step in &case.steps {
+                let shot = match step {
+                    Step::Change(change) => {
+                        change(&tables);
+                        kernel.fill(&tables)?;
+                        continue;
+                    }
+                    Step::Shot(shot) => shot,
+                };
+                let program = Engine::Tc.program(shot);
+                let (ran, after) = match kernel.run_marked(program, &shot.input, mark) {
+                    Err(error) if refused(&error, shot) => continue,
+                    ran => ran.with_context(|| case.name.clone())?,
+                };
+                ensure!(after == mark, "{}, {program}: {mark:#x} became {after:#x}", case.name);
+                shot.check_bytes(&format!("{}, mark {mark:#x}", case.name), &ran.data)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Runs a case through the programs, and beside them through the host's decisions.
 fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
     kernel.reset()?;

@@ -110,6 +110,11 @@ impl Kernel {
         testrun::once(self.fd(name)?.as_fd(), packet)
     }
 
+    /// The same with a mark; also the mark that the packet has afterwards.
+    pub(crate) fn run_marked(&self, name: &str, packet: &[u8], mark: u32) -> Result<(Output, u32)> {
+        testrun::once_marked(self.fd(name)?.as_fd(), packet, mark)
+    }
+
     /// The same with a sum of the whole packet, see [`testrun::once_summed`].
     pub(crate) fn run_summed(&self, name: &str, packet: &[u8]) -> Result<Output> {
         testrun::once_summed(self.fd(name)?.as_fd(), packet)
