@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result};
 use lb_testbed::{
     agent::Source,
     cluster::{At, Family, Place, Topology},
-    manifest::Service,
+    manifest::{Endpoint, EndpointSlice, Service},
     matrix::{Case, Engine, TOPOLOGIES, Transport},
     peer::{self, Peer, STEP},
     require,
@@ -278,4 +279,33 @@ fn refused(client: &mut Peer, case: Case, to: SocketAddr) {
             .and_then(|error| peer::errno(&error)),
     };
     assert_eq!(errno, Some(libc::ECONNREFUSED), "{case}, {to}");
+}
+
+/// Section 1.3: an SCTP Service is programmed, and the kernel's SCTP module is left where it is.
+#[test]
+fn sctp_is_programmed_without_the_kernels_module() -> Result<()> {
+    let test = "sctp_is_programmed_without_the_kernels_module";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let module = Path::new("/sys/module/sctp");
+    if module.exists() {
+        require::skip(test, "the module is there already, by somebody else");
+        return Ok(());
+    }
+    let mut rig = Rig::without_agents(Topology::Bridge)?;
+    let vips = Family::ALL.map(|family| rig.vip(family).ip());
+    let service = Service::new("default", "signals", &vips).port("m3ua", "SCTP", 2905, 2905);
+    rig.manifest.set(service);
+    for (family, kind) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
+        let slice = EndpointSlice::new("default", &format!("signals-{kind}"), "signals", kind)
+            .port("m3ua", "SCTP", 2905)
+            .endpoint(Endpoint::ready(rig.cluster.address(FAR, family)));
+        rig.manifest.set(slice);
+    }
+    rig.write()?;
+    rig.start_agents()?;
+    rig.wait_backends("default/signals", &rig.addresses(&[FAR]), &[])?;
+    assert!(!module.exists(), "loaded");
+    Ok(())
 }
