@@ -323,7 +323,7 @@ impl<D: Datapath> Sync<D> {
         if dirty.node {
             self.tell_node();
         }
-        let batch = if self.synced && !sweep { self.plan(dirty) } else { self.plan_all() };
+        let batch = if self.synced && !sweep { self.plan(&dirty) } else { self.plan_all() };
         self.log_plan(&batch.reports);
         let first = !std::mem::replace(&mut self.synced, true);
         if !batch.is_empty() || first {
@@ -357,7 +357,7 @@ impl<D: Datapath> Sync<D> {
         self.planner.plan_all_but(services.chain(self_test::ports()), is_kept)
     }
 
-    fn plan(&mut self, dirty: Dirty) -> Batch {
+    fn plan(&mut self, dirty: &Dirty) -> Batch {
         self.tell_refusals(&dirty.services);
         let mut updates: Vec<(PortKey, Option<DesiredPort>)> = Vec::new();
         for service in &dirty.services {

@@ -73,7 +73,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
 }
 
 fn text(services: &Services) -> String {
-    let mut text = table(&services.frontends);
+    let mut parts = vec![table(&services.frontends)];
     let has_node_ports = services.frontends.iter().any(|f| f.kind == Kind::NodePort);
     if has_node_ports && !services.node_port_addresses.is_empty() {
         let shown = services.node_port_addresses.iter().map(|at| {
@@ -81,18 +81,17 @@ fn text(services: &Services) -> String {
             format!("{}{whose}", at.address)
         });
         let shown: Vec<String> = shown.collect();
-        text.push_str(&format!("\nNode ports answer at {}\n", shown.join(", ")));
+        parts.push(format!("Node ports answer at {}\n", shown.join(", ")));
     }
-    if services.conflicts > 0 {
-        text.push_str(&format!(
-            "\n{} claimed by several Services; the log of `lb-agent run` names them\n",
-            match services.conflicts {
-                1 => "1 frontend is".to_owned(),
-                n => format!("{n} frontends are"),
-            }
-        ));
-    }
-    text
+    let conflicts = match services.conflicts {
+        0 => None,
+        1 => Some("1 frontend is".to_owned()),
+        n => Some(format!("{n} frontends are")),
+    };
+    parts.extend(conflicts.map(|conflicts| {
+        format!("{conflicts} claimed by several Services; the log of `lb-agent run` names them\n")
+    }));
+    parts.join("\n")
 }
 
 fn node_port_addresses(snapshot: &Snapshot) -> Vec<NodeAddress> {

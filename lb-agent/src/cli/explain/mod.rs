@@ -213,14 +213,15 @@ where
         let to = Address { ip: narrow::<V6>(&ip), port };
         described(socket::connect(&recorder, question.protocol, &to))
     };
-    let (mut verdict, mut text, to) = outcome;
+    let (verdict, text, to) = outcome;
     let notes = recorder.notes();
-    if verdict == NOT_SERVICE && notes.service_port.is_some() {
-        // A frontend was found, and yet nothing is done.
-        verdict = "bypassed";
-        text = "left alone: connect() goes to the VIP, and the way below".to_owned();
-    }
-    let decision = decision("socket", case, (verdict, text), reader, notes);
+    // A frontend was found, and yet nothing is done.
+    let said = if verdict == NOT_SERVICE && notes.service_port.is_some() {
+        ("bypassed", "left alone: connect() goes to the VIP, and the way below".to_owned())
+    } else {
+        (verdict, text)
+    };
+    let decision = decision("socket", case, said, reader, notes);
     Decision { to, ..decision }
 }
 
