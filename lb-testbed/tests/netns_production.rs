@@ -12,10 +12,11 @@ use anyhow::{Context as _, Result};
 use lb_testbed::{
     agent::Source,
     cluster::{At, Family, Place, Topology},
+    manifest::Service,
     matrix::{Case, Engine, TOPOLOGIES, Transport},
     peer::{self, Close, LoadKind, Peer, Reply, STEP},
     require,
-    rig::{CLIENT, FAR, NEAR, Rig, SPARE, TARGET},
+    rig::{CLIENT, FAR, NEAR, PORT, Rig, SPARE, TARGET},
     wait,
 };
 
@@ -92,6 +93,50 @@ fn u_11_two_queries_at_once_on_one_socket_are_both_answered() -> Result<()> {
             client.close(sock.id, Close::Graceful)?;
         }
         assert_eq!(servers.len(), 2, "{case}: sockets are spread");
+    }
+    Ok(())
+}
+
+/// Production case 57, and rules V-3, V-4 with departure c: callers inside of the kernel (NFS, SMB) did
+/// not survive the error that a refused connection gave them. Here every refused call fails with one
+/// of the two errors that a network gives too, whatever the caller.
+#[test]
+fn case_57_refused_calls_fail_with_errors_that_networks_give() -> Result<()> {
+    if !require::root_or_skip("case_57_refused_calls_fail_with_errors_that_networks_give") {
+        return Ok(());
+    }
+    // Endpoints that name no node are elsewhere, for every node.
+    for (policy, endpoints, expected) in [
+        ("Cluster", &[][..], libc::ECONNREFUSED),
+        ("Local", &[], libc::ECONNREFUSED),
+        ("Local", &[FAR], libc::EHOSTUNREACH),
+    ] {
+        let mut rig = Rig::without_agents(Topology::Bridge)?;
+        let vips = Family::ALL.map(|family| rig.vip(family).ip());
+        let service = Service::new("default", "web", &vips)
+            .port("tcp", "TCP", PORT, TARGET)
+            .port("udp", "UDP", PORT, TARGET)
+            .spec("internalTrafficPolicy", policy);
+        rig.manifest.set(service);
+        rig.change_endpoints(endpoints)?;
+        rig.start_agents()?;
+        for at in [CLIENT, At::Node(0)] {
+            for family in Family::ALL {
+                let mut client = rig.cluster.peer(at, Place::InCgroup)?;
+                let vip = rig.vip(family);
+                let sock = client.udp_open(vip)?;
+                let calls = [
+                    ("TCP connect", client.tcp_connect(vip).err()),
+                    ("UDP connect", client.udp_connected(vip).err()),
+                    ("sendto", client.send_to(sock.id, vip, "hello").err()),
+                ];
+                for (call, error) in calls {
+                    let errno = error.as_ref().and_then(peer::errno);
+                    let what = format!("{policy}, {endpoints:?}, {at:?}, {family}, {call}");
+                    assert_eq!(errno, Some(expected), "{what}: {error:?}");
+                }
+            }
+        }
     }
     Ok(())
 }
