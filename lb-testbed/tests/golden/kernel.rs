@@ -122,6 +122,7 @@ impl Kernel {
             | Map::HashMap(data)
             | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
+            | Map::ProgramArray(data)
             | Map::SkStorage(data) => Some(data),
             _ => None,
         }
