@@ -84,3 +84,18 @@ pub struct SocketRecord {
 }
 
 const _: () = assert!(size_of::<SocketRecord>() == 72);
+
+impl SocketRecord {
+    /// What a new one holds.
+    pub const EMPTY: Self = Self {
+        vip: [0; 4],
+        peer: [0; 4],
+        head: SocketLink { addr: [0; 4], port: 0, kind: 0, family: 0 },
+        backend: 0,
+        generation: 0,
+        vip_port: 0,
+        peer_port: 0,
+        peers: 0,
+        pad: 0,
+    };
+}

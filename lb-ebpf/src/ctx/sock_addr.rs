@@ -77,11 +77,14 @@ impl Socket {
             change(record);
             return true;
         }
-        let mut record = SocketRecord::default();
+        let mut record = SocketRecord::EMPTY;
         change(&raw mut record);
         maps::UDP_SOCKETS.insert(&cookie, &record, 0).is_ok()
     }
 }
+
+/// Lies in memory that programs share and none writes.
+static EMPTY: SocketRecord = SocketRecord::EMPTY;
 
 /// Stores a field of a socket's storage that is not null.
 macro_rules! set {
@@ -172,10 +175,23 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn set_head(&self, head: &SocketLink, peers: u32) -> bool {
-        self.update(|record| {
-            set!(record, head, *head);
-            set!(record, peers, peers);
-        })
+        let mut record = self.found();
+        if record.is_null() {
+            // Made empty and filled in place: a whole one does not fit on this stack.
+            record = if !self.udp {
+                self.storage(BPF_SK_STORAGE_GET_F_CREATE)
+            } else if maps::UDP_SOCKETS.insert(&self.cookie(), &EMPTY, 0).is_ok() {
+                self.found()
+            } else {
+                return false;
+            };
+        }
+        if record.is_null() {
+            return false;
+        }
+        set!(record, head, *head);
+        set!(record, peers, peers);
+        true
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     packet::{Link, Packet},
-    traffic::{ACK, NETS, Net, Protocol, SYN, V4, V6},
+    traffic::{ACK, NETS, Net, Protocol, SYN, V4, V6, at},
 };
 
 const ETHERNET: usize = 14;
@@ -85,11 +85,12 @@ fn other_protocols(net: Net) -> Case {
         packet.clone().other(47).payload(&[0; 40]),
         packet.other(50).payload(&[0; 40]),
     ] {
-        case = case.stays(Hook::Ingress, &other, Verdict::NotTransport).stays(
-            Hook::Egress,
-            &other,
-            Verdict::NotTransport,
-        );
+        // From the backend, of whose address egress knows by now, and from somebody else.
+        let from = |ip: &str| Packet { src: at(ip, 0).ip(), ..other.clone() };
+        case = case
+            .stays(Hook::Ingress, &other, Verdict::NotTransport)
+            .stays(Hook::Egress, &from(net.pod), Verdict::NotTransport)
+            .stays(Hook::Egress, &from(net.pod2), Verdict::NotService);
     }
     case
 }

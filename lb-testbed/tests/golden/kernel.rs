@@ -127,6 +127,7 @@ impl Kernel {
             | Map::HashMap(data)
             | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
+            | Map::ProgramArray(data)
             | Map::SkStorage(data) => Some(data),
             _ => None,
         }
