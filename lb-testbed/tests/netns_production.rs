@@ -252,3 +252,25 @@ fn directly(client: &mut Peer, pod: SocketAddr, server: &str) -> Result<()> {
 fn any(like: SocketAddr) -> IpAddr {
     if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
+
+/// Rule L-13: a second agent for a node ends with an error that says so, and disturbs nothing.
+#[test]
+fn l_13_a_second_agent_of_a_node_is_refused() -> Result<()> {
+    if !require::root_or_skip("l_13_a_second_agent_of_a_node_is_refused") {
+        return Ok(());
+    }
+    let mut rig = Rig::new(Topology::Bridge)?;
+    let state = rig.cluster.scratch().join("state.json");
+    let mut second = rig.agent(0, Source::Manifests(state))?.start_unsynced()?;
+    second.log().wait("error about the other agent", STEP, |line| {
+        line.contains("another lb-agent works on") && line.contains("--bpffs")
+    })?;
+    wait::until("the second agent to end", STEP, || !second.is_running())?;
+    assert!(rig.agents[0].is_running());
+    rig.set_endpoints(&[SPARE])?;
+    for case in Case::all() {
+        let mut client = rig.client(case.engine)?;
+        assert_eq!(case.once(&mut client, rig.vip(case.family))?.server, "spare", "{case}");
+    }
+    Ok(())
+}
