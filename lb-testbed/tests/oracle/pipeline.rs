@@ -65,7 +65,7 @@ impl Agent {
         if !service_cidrs.is_empty() {
             let change = agent.convert(&render::service_cidr("kubernetes", service_cidrs), true);
             let dirty = agent.store.apply_all(change);
-            agent.plan(dirty);
+            agent.plan(&dirty);
         }
         agent
     }
@@ -89,17 +89,20 @@ impl Agent {
     /// Takes up what happened together.
     pub(crate) fn take(&mut self, burst: &[Event]) {
         let mut changes = Vec::new();
+        let mut moved = false;
         for event in burst {
             let (object, there) = event.render();
             if let Event::Node(Node { name, interfaces, .. }) = event
                 && name == NODE
+                && self.interfaces != *interfaces
             {
                 self.interfaces.clone_from(interfaces);
+                moved = true;
             }
             changes.extend(self.convert(&object, there));
         }
         let dirty = self.store.apply_all(changes);
-        self.plan(&dirty);
+        self.plan(&Dirty { node: dirty.node || moved, ..dirty });
     }
 
     /// What an object says, by way of its text.
@@ -139,7 +142,9 @@ impl Agent {
     }
 
     fn plan(&mut self, dirty: &Dirty) {
-        self.planner.set_node(self.facts());
+        if dirty.node {
+            self.planner.set_node(self.facts());
+        }
         let mut updates = Vec::new();
         for service in &dirty.services {
             let ports = policy::service_ports(&self.store, service);
