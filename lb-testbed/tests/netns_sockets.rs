@@ -27,6 +27,9 @@ const HOST: At = At::Node(0);
 /// How long an agent may take to see a file, commit, and end sockets, on a busy machine.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
+/// What the agent logs about that.
+const ENDED: &str = "ended connected UDP sockets";
+
 /// A connected UDP socket, and whom it talks to.
 struct Client {
     what: String,
@@ -82,6 +85,15 @@ fn places() -> impl Iterator<Item = (At, Family)> {
     [CLIENT, HOST].into_iter().flat_map(|at| Family::ALL.map(|family| (at, family)))
 }
 
+/// Of the day, from the beginning of a line of a log: `2026-01-31T23:59:59.123456Z`.
+fn micros(line: &str) -> Result<u64> {
+    let time = line.get(11..26).with_context(|| format!("no time in {line}"))?;
+    let mut fields = time.split([':', '.']).map(str::parse::<u64>);
+    let mut next = || fields.next().context("a field of a time")?.context("a number");
+    let (hours, minutes, seconds, rest) = (next()?, next()?, next()?, next()?);
+    Ok(((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + rest)
+}
+
 /// The status of an agent that has no problem.
 fn status(agent: &Agent) -> Result<Value> {
     let text = agent.command("status", &["--output", "json"])?;
@@ -128,8 +140,13 @@ fn u2_u7_sockets_on_a_removed_backend_end_and_all_others_stay() -> Result<()> {
         client.is_untouched(&rig, *family)?;
     }
     assert_eq!(direct.ask(&sock, "direct")?.server, "far", "its address alone is no reason");
-    let line = |line: &str| line.contains("ended connected UDP sockets");
-    rig.agents[0].log().wait("line about ended sockets", STEP, line)?;
+    let log = rig.agents[0].log();
+    let ended = log.wait("line about ended sockets", STEP, |line| line.contains(ENDED))?;
+    let lines = log.tail(1000);
+    let committed = lines.lines().take_while(|line| **line != *ended);
+    let committed = committed.filter(|line| line.contains("committed")).last().context("commit")?;
+    let took = micros(&ended)?.checked_sub(micros(committed)?).context("midnight")?;
+    assert!(took < 1_000_000, "{took} us from commit to end:\n{committed}\n{ended}");
     wait::until("the count of ended sockets", STEP, || {
         status(&rig.agents[0]).is_ok_and(|status| status["ended_sockets"] == 4)
     })?;
@@ -230,8 +247,8 @@ fn sockets_that_asked_for_a_vip_before_there_was_anyone_end_when_it_changes() ->
     let sock = early.udp_connected(vip)?;
     let mut early = Client { what: "early".into(), peer: early, sock, server: String::new() };
     rig.start_agents()?;
-    let run = |line: &str| line.contains("ended connected UDP sockets");
-    assert!(!rig.agents[0].log().tail(1000).lines().any(run), "a start is no reason");
+    let ended = |line: &str| line.contains(ENDED);
+    assert!(!rig.agents[0].log().tail(1000).lines().any(ended), "a start is no reason");
     rig.change_endpoints(&[NEAR])?;
     for client in &mut before {
         client.ends()?;

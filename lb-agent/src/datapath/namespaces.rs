@@ -16,7 +16,6 @@ use lb_common::abi::{
 
 use super::batch::{Batch, Cursor, Hash};
 use super::{Error, Maps, sys};
-use crate::model::Protocol;
 use crate::plan::{self, FrontKey};
 
 /// Elements read by one call.
@@ -294,10 +293,12 @@ fn for_each(map: &OwnedFd, mut each: impl FnMut(&[u8], &[u8])) -> std::io::Resul
     }
 }
 
-/// Whether a service port's name is that of one of UDP.
+/// Whether a service port's name is that of one of UDP; without reading all of it, because there may
+/// be many.
 pub fn is_udp(name: &Name) -> bool {
-    let key = plan::name::decode(&plan::name::text(name));
-    key.is_some_and(|key| key.protocol == Protocol::Udp)
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    let text = name.get(..end).unwrap_or_default();
+    text.ends_with(b"/UDP4") || text.ends_with(b"/UDP6")
 }
 
 #[cfg(test)]
@@ -307,6 +308,22 @@ mod tests {
     use lb_common::abi::SocketRecord;
 
     use super::*;
+    use crate::model::{Family, PortKey, Protocol};
+
+    #[test]
+    fn service_ports_of_udp_are_told_by_their_names() {
+        for (protocol, udp) in
+            [(Protocol::Udp, true), (Protocol::Tcp, false), (Protocol::Sctp, false)]
+        {
+            for family in [Family::V4, Family::V6] {
+                let (namespace, service, port) = ("d".into(), "udp4".into(), "udp".into());
+                let key = PortKey { namespace, service, port, protocol, family };
+                let name = plan::name::encode(&key).unwrap();
+                assert_eq!(is_udp(&name), udp, "{}", plan::name::display(&key));
+            }
+        }
+        assert!(!is_udp(&[0; lb_common::abi::NAME_LEN]));
+    }
 
     #[test]
     fn records_lie_in_the_maps_as_they_are_read() {

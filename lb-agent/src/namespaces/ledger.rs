@@ -94,10 +94,13 @@ impl Ledger {
         let Some(known) = self.known.get_mut(&place.inode) else { return };
         known.looked = Some(now);
         match result {
-            Ok(seen) => {
-                let before = known.seen.and_then(|seen| seen.redirect);
+            Ok(mut seen) => {
+                // Of the same namespace: an inode may be another one's by now.
+                let before = known.seen.filter(|before| before.cookie == seen.cookie);
+                seen.rules = seen.rules.or_else(|| before?.rules);
                 known.seen = Some(seen);
-                if before != seen.redirect && place.inode != own {
+                let changed = before.and_then(|seen| seen.redirect()) != seen.redirect();
+                if changed && place.inode != own {
                     log_redirect(place.inode, known.pid, &seen);
                 }
             }
@@ -135,7 +138,7 @@ impl Ledger {
 
     /// The packet engine serves pods; for the node's own sockets there is nobody else.
     fn is_bypassed(&self, inode: u64) -> bool {
-        let redirect = self.known.get(&inode).and_then(|known| known.seen?.redirect);
+        let redirect = self.known.get(&inode).and_then(|known| known.seen?.redirect());
         inode != self.own && redirect.is_some()
     }
 
@@ -146,7 +149,7 @@ impl Ledger {
 
 fn log_redirect(netns: u64, pid: u32, seen: &Seen) {
     let process = scan::process_name(pid);
-    if let Some(why) = seen.redirect {
+    if let Some(why) = seen.redirect() {
         tracing::info!(netns, pid, process, %why, "bypassed: the packet engine serves its sockets");
     } else {
         tracing::info!(netns, pid, process, "no longer bypassed");
@@ -156,6 +159,7 @@ fn log_redirect(netns: u64, pid: u32, seen: &Seen) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::namespaces::look::Rules;
     use crate::namespaces::redirect::Redirect;
 
     const OWN: u64 = 1;
@@ -164,8 +168,8 @@ mod tests {
         Found { namespaces: namespaces.iter().copied().collect(), ..Found::default() }
     }
 
-    fn seen(cookie: u64, redirect: Option<Redirect>) -> Seen {
-        Seen { cookie, v4: Some([10, 0, 0, 7].into()), v6: None, redirect }
+    fn seen(cookie: u64, rules: Option<Rules>) -> Seen {
+        Seen { cookie, v4: Some([10, 0, 0, 7].into()), v6: None, rules }
     }
 
     fn inodes(places: &[Place]) -> Vec<u64> {
@@ -205,18 +209,26 @@ mod tests {
         let now = Instant::now();
         let mut ledger = Ledger::new(OWN, Scope::All);
         ledger.found(&found(&[(2, 20), (3, 30)]), now);
-        let redirects = [None, Some(Redirect::Nftables), Some(Redirect::Nftables), None];
+        let redirect = Some(Rules::Redirect(Redirect::Nftables));
+        let rules = [None, redirect, redirect, Some(Rules::None)];
         for place in ledger.due(now) {
             let at = usize::try_from(place.inode).unwrap();
             assert_eq!(place.pid.is_none(), place.inode == OWN);
-            ledger.seen(&place, Ok(seen(place.inode, redirects[at])), now);
+            ledger.seen(&place, Ok(seen(place.inode, rules[at])), now);
         }
         let flags: Vec<_> = ledger.records().values().map(|record| record.flags).collect();
         assert_eq!(flags, [0, NetnsFlags::BYPASS, 0]);
         let served = [1, 2, 3].map(|inode| ledger.is_served(inode));
         assert_eq!(served, [true, false, true]);
-        ledger.seen(&Place { inode: 2, pid: Some(20) }, Ok(seen(2, None)), now);
+        let place = Place { inode: 2, pid: Some(20) };
+        ledger.seen(&place, Ok(seen(2, None)), now);
+        assert!(!ledger.is_served(2), "its rules could not be read this time");
+        ledger.seen(&place, Ok(seen(2, Some(Rules::None))), now);
         assert!(ledger.is_served(2), "its rules are gone");
+        ledger.seen(&place, Ok(seen(2, redirect)), now);
+        ledger.seen(&place, Ok(seen(99, None)), now);
+        assert!(ledger.is_served(2), "another namespace has its inode");
+        ledger.seen(&place, Ok(seen(2, None)), now);
         assert_eq!(ledger.records()[&2].flags, 0);
         assert_eq!(ledger.records()[&2].v4.to_ne_bytes(), [10, 0, 0, 7]);
     }

@@ -20,12 +20,30 @@ pub(super) struct Seen {
     pub(super) v4: Option<Ipv4Addr>,
     /// The same of IPv6.
     pub(super) v6: Option<Ipv6Addr>,
-    /// Rules that redirect what its processes send.
-    pub(super) redirect: Option<Redirect>,
+    /// Rules that redirect what its processes send; nothing where that could not be told, or was not
+    /// asked.
+    pub(super) rules: Option<Rules>,
+}
+
+/// What rules do with what processes send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// They redirect it.
+    Redirect(Redirect),
+    /// They do not.
+    None,
 }
 
 impl Seen {
-    /// Its element of `NETNS`. `bypassed`: the socket engine is to leave its sockets alone.
+    /// The rules by which it redirects, if it is known to.
+    pub(super) fn redirect(&self) -> Option<Redirect> {
+        match self.rules {
+            Some(Rules::Redirect(redirect)) => Some(redirect),
+            Some(Rules::None) | None => None,
+        }
+    }
+
+    /// Its element of `NETNS`.
     pub(super) fn record(&self, flags: u32) -> NetnsRecord {
         let v4 = self.v4.map_or(0, |addr| u32::from_ne_bytes(addr.octets()));
         let v6 = self.v6.map_or([0; 4], |addr| crate::plan::words(addr.into()));
@@ -43,11 +61,18 @@ pub(super) fn look(rules: bool) -> io::Result<Seen> {
     // Nothing is sent there: ranges for documentation (RFC 5737, RFC 3849), which are nobody's.
     let v4 = used(Ipv4Addr::new(198, 51, 100, 1).into()).or_else(|| first(true));
     let v6 = used(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()).or_else(|| first(false));
+    let rules = rules.then(redirect::find).and_then(|found| match found {
+        Ok(found) => Some(found.map_or(Rules::None, Rules::Redirect)),
+        Err(error) => {
+            tracing::debug!(cookie, %error, "rules of nat cannot be read");
+            None
+        }
+    });
     Ok(Seen {
         cookie,
         v4: v4.and_then(|addr| if let IpAddr::V4(addr) = addr { Some(addr) } else { None }),
         v6: v6.and_then(|addr| if let IpAddr::V6(addr) = addr { Some(addr) } else { None }),
-        redirect: if rules { redirect::find()? } else { None },
+        rules,
     })
 }
 

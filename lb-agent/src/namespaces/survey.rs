@@ -69,7 +69,7 @@ pub fn survey(folder: &Path, node_cgroup: &Path) -> Result<Survey, Error> {
         for (place, result) in visit(&places, |_| look::look(true)) {
             let (Ok(seen), Some(pid)) = (result, place.pid) else { continue };
             if is_bypassed(seen.cookie) {
-                let why = seen.redirect.map_or_else(
+                let why = seen.redirect().map_or_else(
                     || "it redirected what it sends when the agent last looked".to_owned(),
                     |redirect| redirect.to_string(),
                 );
