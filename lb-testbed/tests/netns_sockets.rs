@@ -153,6 +153,43 @@ fn u2_u7_sockets_on_a_removed_backend_end_and_all_others_stay() -> Result<()> {
     Ok(())
 }
 
+/// Contract U-8: a socket that connects by what was in force a moment ago is found as well.
+#[test]
+fn u8_no_socket_that_connects_while_a_backend_goes_stays_on_it() -> Result<()> {
+    const SOCKETS: usize = 600;
+    if !require::root_or_skip("u8_no_socket_that_connects_while_a_backend_goes_stays_on_it") {
+        return Ok(());
+    }
+    let mut rig = Rig::new(Topology::Bridge)?;
+    let vip = rig.vip(Family::V4);
+    let mut client = rig.cluster.peer(CLIENT, Place::InCgroup)?;
+    let mut sockets = Vec::new();
+    rig.change_endpoints(&[NEAR])?;
+    let mark = rig.agents[0].log().mark();
+    let committed = |line: &str| line.contains("committed");
+    // Over and over, until well after the commit; each on whom the programs chose then.
+    let mut after = 0;
+    while after < SOCKETS / 4 && sockets.len() < SOCKETS {
+        sockets.push(client.udp_connected(vip)?);
+        let log = rig.agents[0].log();
+        after += usize::from(log.wait_from(mark, "commit", Duration::ZERO, committed).is_ok());
+    }
+    rig.wait_endpoints(&[NEAR])?;
+    let mut left = sockets.len();
+    for sock in &sockets {
+        let what = format!("socket {} of {left} to leave the backend that is gone", sock.id);
+        wait::until(&what, ENDED_WITHIN, || match client.ask(sock, "who") {
+            Ok(reply) => reply.server == "near",
+            Err(error) => matches!(
+                peer::errno(&error),
+                Some(libc::ECONNABORTED | libc::EDESTADDRREQ | libc::ENOTCONN)
+            ),
+        })?;
+        left -= 1;
+    }
+    Ok(())
+}
+
 /// Contract U-6 and the deletion of a Service.
 #[test]
 fn u6_sockets_end_when_nobody_serves_any_more_and_when_the_service_goes() -> Result<()> {
