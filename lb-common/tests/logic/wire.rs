@@ -1,7 +1,13 @@
 //! Headers of every shape: each is translated to exactly the packet that a builder makes of the
 //! other addresses, or passes as it is.
 
-use lb_common::{abi::Counter, parse::Link, verdict::Verdict};
+use lb_common::{
+    abi::Counter,
+    host::{Words, words},
+    parse::Link,
+    tables::FlowTables,
+    verdict::Verdict,
+};
 use lb_testbed::packet::{Packet, TcpFlags};
 
 use crate::setup::{
@@ -29,8 +35,12 @@ fn goes_to_the_pod(net: Net, protocol: Protocol, packet: &Packet) {
 fn passes(net: Net, packet: &Packet, reason: Verdict) {
     let (world, _) = World::single(net, Protocol::Tcp);
     for hook in [Hook::Ingress, Hook::Egress] {
-        // Without any flow egress does not look at a packet.
+        // Without any flow egress does not look at a packet, nor at one from who is no flow's backend.
         world.ingress(&opening(net, Protocol::Tcp));
+        match words(packet.src) {
+            Words::V4(ip) => world.tables.note_flows(&ip),
+            Words::V6(ip) => world.tables.note_flows(&ip),
+        }
         let (verdict, bytes) = world.run(hook, &packet.build(), Link::Ethernet);
         assert_eq!(verdict, reason, "{hook:?}");
         assert_eq!(bytes, packet.build());
