@@ -150,7 +150,8 @@ fn at(frontend: &Frontend) -> String {
     match frontend.kind {
         Kind::ClusterIp => format!("{at}/{protocol}"),
         Kind::External => format!("{at}/{protocol} (external)"),
-        Kind::NodePort => format!("*:{port}/{protocol} (node port)"),
+        Kind::NodePort if frontend.address.is_ipv4() => format!("*:{port}/{protocol} (node port)"),
+        Kind::NodePort => format!("[*]:{port}/{protocol} (node port)"),
     }
 }
 

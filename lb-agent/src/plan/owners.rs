@@ -10,7 +10,7 @@ use lb_common::abi::FrontendWord;
 
 use super::report::Report;
 use super::table::{Batch, FrontKey, FrontendChange, family_index};
-use super::{Planner, Port, PortIndex, Work};
+use super::{Planner, Port, PortIndex, Work, self_test};
 use crate::model::{DesiredPort, FrontendKind, PortKey, Protocol};
 
 /// A service port that wants a frontend.
@@ -109,7 +109,9 @@ impl Planner {
         let before = std::mem::replace(&mut entry.owner, owner);
         if let Some(before) = before {
             self.owned[family] -= 1;
-            self.addresses.release(&front, before.kind);
+            if self.has_address(before.index) {
+                self.addresses.release(&front, before.kind);
+            }
             work.dirty.insert(before.index);
             if let Some(port) = self.port_mut(before.index) {
                 port.owned.remove(&front);
@@ -117,12 +119,20 @@ impl Planner {
         }
         if let Some(owner) = owner {
             self.owned[family] += 1;
-            self.addresses.hold(&front, owner.kind);
+            if self.has_address(owner.index) {
+                self.addresses.hold(&front, owner.kind);
+            }
             work.dirty.insert(owner.index);
             if let Some(port) = self.port_mut(owner.index) {
                 port.owned.insert(front);
             }
         }
+    }
+
+    /// Whether a service port makes something of its addresses. The self-test does not: whoever uses
+    /// that address in spite of what it is for reaches all of its other ports.
+    fn has_address(&self, index: PortIndex) -> bool {
+        self.port(index).is_some_and(|port| !self_test::is(&port.key))
     }
 
     pub(super) fn frontend_change(&mut self, front: FrontKey, batch: &mut Batch) {

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::model::{DesiredPort, Family, Frontend, PortKey, Protocol};
+use crate::model::{DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol};
 
 /// The namespace in `NAMES`: not one that the API would take, so that no Service is mistaken for it.
 pub const NAMESPACE: &str = "Millrace";
@@ -18,8 +18,13 @@ pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 /// The discard port (RFC 863).
 pub const PORT: u16 = 9;
 
+/// Whether a service port is one of [`ports`].
+pub fn is(key: &PortKey) -> bool {
+    &*key.namespace == NAMESPACE
+}
+
 /// The service ports to program beside those of the cluster. Any real Service with such an address
-/// is older, and so has it.
+/// is older, and so has it; to have one as an externalIP is the weakest claim.
 pub fn ports() -> [(PortKey, DesiredPort); 2] {
     let port = |family, addr: IpAddr| {
         let key = PortKey {
@@ -31,7 +36,7 @@ pub fn ports() -> [(PortKey, DesiredPort); 2] {
         };
         let desired = DesiredPort {
             created_s: i64::MAX,
-            frontends: vec![Frontend::cluster_ip(addr, PORT)],
+            frontends: vec![Frontend { addr, port: PORT, kind: FrontendKind::ExternalIp }],
             backends: Vec::new(),
             internal_local: false,
             external_local: false,

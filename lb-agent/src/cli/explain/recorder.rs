@@ -136,6 +136,9 @@ impl<R: Reader> ServiceTables for Recorder<'_, R> {
     }
 
     fn backend(&self, id: BackendId) -> Option<Backend> {
+        if id == 0 {
+            return None; // No question, but what a client without a record has.
+        }
         let backend = self.reader.backend(id);
         let text = match backend.and_then(|backend| view::backend(id, &backend)) {
             Some(shown) => format!(

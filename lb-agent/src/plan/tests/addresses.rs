@@ -10,10 +10,10 @@ use super::world::*;
 use crate::datapath::Datapath as _;
 use crate::datapath::fake::Fake;
 use crate::diff::{self, Op};
-use crate::model::{DesiredPort, Family, Frontend, FrontendKind, Protocol};
+use crate::model::{DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol};
 use crate::plan::{
     AddressChange, Capacity, Error, FrontKey, FrontendChange, NodeFacts, Planner, Report,
-    address_word,
+    address_word, self_test,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -183,6 +183,22 @@ fn ranges_of_services_are_listed_the_largest_first_and_what_does_not_fit_is_told
     assert!(batch.is_empty() && batch.reports.is_empty(), "{batch:?}");
     let batch = planner.plan_node(facts(vec![]));
     assert_eq!(batch.service_cidrs, [(Family::V4, vec![]), (Family::V6, vec![])]);
+}
+
+#[test]
+fn the_self_test_makes_nothing_of_its_address_and_yields_to_any_service() {
+    let (mut planner, mut fake) = (Planner::new(ROOMY), Fake::new(ROOMY));
+    fake.apply(&diff::operations(planner.plan_all(self_test::ports())));
+    assert_eq!((fake.frontends.len(), fake.addresses.len()), (2, 0));
+    let (mut planner, retired) = Planner::adopt(ROOMY, &fake.snapshot().unwrap());
+    assert!(retired.is_empty() && planner.plan_all(self_test::ports()).is_empty());
+    let addr = IpAddr::from(self_test::VIP4);
+    let own = Frontend { addr, port: self_test::PORT, kind: FrontendKind::ExternalIp };
+    let real = PortKey { protocol: Protocol::Udp, ..key(0) };
+    let batch = planner.plan([(real, Some(with(&[own])))]);
+    assert!(matches!(batch.frontends[..], [FrontendChange::Put(_, word)] if word.id() == 3));
+    let word = address_word(&addr, AddressFlags::VIP);
+    assert_eq!(batch.addresses, [AddressChange::Put(addr, word)]);
 }
 
 /// Which records of `AFFINITY` a program would follow: service port, backend, generation.
