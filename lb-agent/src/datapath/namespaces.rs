@@ -4,14 +4,14 @@
 //! They are opened a second time for the thread that looks after namespaces, which shares nothing
 //! with the loop.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::abi::{
-    AddressFlags, AddressWord, BYPASS_CGROUPS, BackendFlags, BackendId, BackendWord, BypassCgroup,
-    FrontendKey, FrontendWord, MetaWord, Name, NetnsRecord, ServicePortId, map, proto,
+    BYPASS_CGROUPS, BackendFlags, BackendId, BackendWord, BypassCgroup, FrontendKey, FrontendWord,
+    MetaWord, Name, NetnsRecord, ServicePortId, map, proto,
 };
 
 use super::batch::{Batch, Cursor, Hash};
@@ -120,22 +120,6 @@ impl NamespaceMaps {
         })
     }
 
-    /// The frontends of UDP by which a socket with this peer would be served, the first that is there
-    /// before the others: as it is, or as a `NodePort` of this node (C-2). `in_node`: the socket is in
-    /// the node's own namespace.
-    pub fn front_keys(&self, peer: SocketAddr, in_node: bool) -> Vec<FrontKey> {
-        let mut keys = vec![front_key(peer)];
-        let served = AddressFlags::NODE | if in_node { AddressFlags::LOOPBACK } else { 0 };
-        if self.address_flags(peer.ip()) & served != 0 {
-            let any: IpAddr = match peer {
-                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            keys.push(front_key(SocketAddr::new(any, peer.port())));
-        }
-        keys
-    }
-
     /// The service port that a frontend leads to.
     pub fn service_port(&self, key: &FrontKey) -> Option<ServicePortId> {
         let mut bytes = Vec::new();
@@ -152,16 +136,6 @@ impl NamespaceMaps {
         let old = self.maps.meta().get(word as usize).copied().unwrap_or(0);
         self.maps.set_meta(word, old.saturating_add(value));
     }
-
-    fn address_flags(&self, address: IpAddr) -> u32 {
-        let mut bytes = Vec::new();
-        super::maps::address_bytes(address, &mut bytes);
-        let fd = match address {
-            IpAddr::V4(_) => &self.maps.addresses4,
-            IpAddr::V6(_) => &self.maps.addresses6,
-        };
-        read_word(fd, &bytes).map_or(0, |word| AddressWord(word).flags())
-    }
 }
 
 /// One element of a hash of words; one that cannot be read is none.
@@ -170,7 +144,7 @@ fn read_word(map: &OwnedFd, key: &[u8]) -> Option<u64> {
     Some(u64::from_ne_bytes(value.try_into().ok()?))
 }
 
-/// The key of a frontend of UDP.
+/// The key of the frontend of UDP at an address.
 pub fn front_key(addr: SocketAddr) -> FrontKey {
     let (ip, port) = (plan::words(addr.ip()), addr.port().to_be());
     match addr {

@@ -22,7 +22,7 @@ use super::ledger::Ledger;
 use super::sock_diag::{Connected, SockDiag};
 use super::visit::{Place, visit};
 use crate::datapath::Error;
-use crate::datapath::namespaces::{NamespaceMaps, UdpSocket};
+use crate::datapath::namespaces::{NamespaceMaps, UdpSocket, front_key};
 use crate::plan::words;
 
 /// How often a socket is looked for that has a record. It may not be connected yet, or not any more,
@@ -196,15 +196,11 @@ impl Looks<'_> {
         if changed.is_empty() {
             return false;
         }
-        let keys = self.maps.front_keys(socket.peer, self.in_node);
+        let key = front_key(socket.peer);
         // What a pod sends to a new VIP is taken up by the packet engine.
-        let concerns =
-            |key| changed.gone.contains(key) || self.in_node && changed.new.contains(key);
-        keys.iter().any(concerns)
-            || keys
-                .iter()
-                .find_map(|key| self.maps.service_port(key))
-                .is_some_and(|id| changed.ports.contains(&id))
+        changed.gone.contains(&key)
+            || self.in_node && changed.new.contains(&key)
+            || self.maps.service_port(&key).is_some_and(|id| changed.ports.contains(&id))
     }
 }
 
