@@ -18,13 +18,17 @@ mod pipeline;
 mod properties;
 #[path = "oracle/run.rs"]
 mod run;
+#[path = "oracle/udp.rs"]
+mod udp;
 
+use decide::Decider;
 use lb_testbed::oracle::{
     View,
     generate::{NODE, history},
 };
 use pipeline::Agent;
 use run::{Tally, Weight};
+use udp::Senders;
 
 /// Rules that decide for a client on the node.
 const MET: [&str; 11] =
@@ -65,5 +69,29 @@ fn affinity_agrees_with_the_contract() {
     run::check("affinity", Weight::Cheap, &["A-4"], history(4), |history| {
         let agent = Agent::with_history(&history);
         compare::affinity(&agent, &View::new(&history.end(), NODE))
+    });
+}
+
+/// U-2, U-4, U-6, U-7: what keeps sending stays with an endpoint that serves, whatever else changes,
+/// and moves on from one that does not.
+#[test]
+fn udp_flows_agree_with_the_contract() {
+    let rules = ["stays", "moves", "tries again"];
+    run::check("udp", Weight::Usual, &rules, history(6), |history| {
+        let mut agent = Agent::new(&history.config, &history.service_cidrs);
+        let mut cluster = history.beginning();
+        let mut senders = Senders::default();
+        let mut tally = Tally::default();
+        for burst in &history.bursts {
+            agent.take(burst);
+            for event in burst {
+                event.apply(&mut cluster);
+            }
+            let view = View::new(&cluster, NODE);
+            let decider = Decider::new(&agent.tables);
+            senders.go_on(&decider, &view, &mut tally)?;
+            senders.begin(&decider, &view);
+        }
+        Ok(tally)
     });
 }

@@ -31,6 +31,11 @@ pub(crate) fn clients(family: Family) -> Vec<Client> {
     ]
 }
 
+/// Clients of every kind on the node that can ask for an address.
+pub(crate) fn clients_for(to: IpAddr) -> Vec<Client> {
+    clients(Family::of(to))
+}
+
 /// One question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Question {
@@ -87,7 +92,7 @@ impl Question {
 
 /// What the engine itself makes of what is expected of the node: V-12 and V-13 act where a packet
 /// leaves the node (departure d), and SCTP keeps its ports.
-fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became> {
+pub(crate) fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became> {
     match &expected.verdict {
         _ if matches!(expected.rule, "V-12" | "V-13") => [Became::Untouched].into(),
         Verdict::PassUntouched => [Became::Untouched].into(),

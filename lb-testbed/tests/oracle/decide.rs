@@ -98,16 +98,32 @@ impl<'a> Decider<'a> {
         random: u32,
     ) -> Became {
         self.next.set(self.next.get() + 1);
-        self.decisions.set(self.decisions.get() + 1);
         self.tables.clear_random();
         self.tables.push_random(random);
-        let outcome = match (way, words(to.ip())) {
-            (Way::Packet, _) => self.packet(client, to, protocol),
-            (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol),
-            (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol),
-        };
+        let became = self.again(way, client, to, protocol, self.next.get());
         self.tables.clear_random();
-        outcome
+        if way != Way::Packet {
+            socket::release(self.tables);
+            self.tables.free_socket();
+        }
+        became
+    }
+
+    /// What becomes of what this flow or socket sends: one that has sent before, if `id` is the same.
+    pub(crate) fn again(
+        &self,
+        way: Way,
+        client: &Client,
+        to: SocketAddr,
+        protocol: Protocol,
+        id: u64,
+    ) -> Became {
+        self.decisions.set(self.decisions.get() + 1);
+        match (way, words(to.ip())) {
+            (Way::Packet, _) => self.packet(client, to, protocol, id),
+            (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol, id),
+            (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol, id),
+        }
     }
 
     /// What may become of connections whose expectation names `endpoints` endpoints; clients were
@@ -138,18 +154,19 @@ impl<'a> Decider<'a> {
         ip: [u32; N],
         to: SocketAddr,
         protocol: Protocol,
+        cookie: u64,
     ) -> Became
     where
         HostTables: FrontendTables<N> + SocketTables,
     {
-        self.tables.set_cookie(self.next.get());
+        self.tables.set_cookie(cookie);
         self.tables.set_netns(self.netns(client));
         let to = Address { ip, port: to.port().to_be() };
         let outcome = match way {
             Way::Send => socket::sendmsg(self.tables, &to),
             _ => socket::connect(self.tables, protocol.number(), &to),
         };
-        let outcome = match outcome {
+        match outcome {
             Outcome::Pass => Became::Untouched,
             Outcome::Reject => Became::Rejected,
             Outcome::Drop => Became::Dropped,
@@ -162,10 +179,7 @@ impl<'a> Decider<'a> {
                 let ip = lb_agent::plan::address(&lb_common::select::widen(&at.ip), N == V6);
                 Became::To(SocketAddr::new(ip, u16::from_be(at.port)), Source::Kept)
             }
-        };
-        socket::release(self.tables);
-        self.tables.free_socket();
-        outcome
+        }
     }
 
     /// The network namespace of a client. That of a pod is known by its address, as the agent tells.
@@ -181,8 +195,8 @@ impl<'a> Decider<'a> {
         cookie | 2
     }
 
-    fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol) -> Became {
-        let sport = 1024 + u16::try_from(self.next.get() % 60_000).unwrap();
+    fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol, id: u64) -> Became {
+        let sport = 1024 + u16::try_from(id % 60_000).unwrap();
         let from = SocketAddr::new(client.ip, sport);
         let sent = traffic::packet(transport(protocol), from, to, SYN).build();
         let mut bytes = sent.clone();

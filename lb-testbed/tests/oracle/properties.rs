@@ -212,7 +212,7 @@ fn property_6_nobody_anywhere_is_a_reject_at_every_frontend() {
         let mut tally = Tally::default();
         for ((to, protocol), (_, index)) in compare::frontends(&view) {
             let nobody = !view.ports[index].lists.all.values().any(Record::counts);
-            for client in compare::clients(Family::of(to.ip())) {
+            for client in compare::clients_for(to.ip()) {
                 for way in super::decide::Way::of(&client, protocol) {
                     let became = decider.once(*way, &client, to, protocol, 0);
                     prop_assert_eq!(became == Became::Rejected, nobody, "{} {}", to, protocol);
@@ -284,7 +284,7 @@ fn property_9_an_established_tcp_flow_is_never_retargeted() {
             }
             for ((to, protocol), _) in compare::frontends(&view) {
                 if protocol == Protocol::Tcp {
-                    for client in compare::clients(Family::of(to.ip())) {
+                    for client in compare::clients_for(to.ip()) {
                         flows.open(&agent.tables, &client, to)?;
                     }
                 }
