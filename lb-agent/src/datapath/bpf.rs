@@ -121,7 +121,7 @@ impl BpfDatapath {
         &self.maps
     }
 
-    /// System calls made so far, for benchmarks.
+    /// System calls that this thread has made so far, for benchmarks.
     pub fn calls() -> sys::Calls {
         sys::calls()
     }
