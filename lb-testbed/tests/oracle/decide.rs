@@ -18,6 +18,8 @@ use lb_testbed::{
     traffic::{self, SYN},
 };
 
+use super::pipeline::Agent;
+
 /// The cookie of the node's own network namespace in the tables.
 const NODE_NETNS: u64 = 1;
 
@@ -78,14 +80,21 @@ impl fmt::Debug for Became {
 /// Asks the decisions, each time as a new socket or flow.
 pub(crate) struct Decider<'a> {
     tables: &'a HostTables,
-    next: Cell<u64>,
+    /// The last sender: its source port or socket cookie is its own.
+    next: &'a Cell<u64>,
     /// How often it was asked.
     pub(crate) decisions: Cell<u64>,
 }
 
 impl<'a> Decider<'a> {
-    pub(crate) fn new(tables: &'a HostTables) -> Self {
-        Self { tables, next: Cell::new(10), decisions: Cell::new(0) }
+    pub(crate) fn new(agent: &'a Agent) -> Self {
+        Self { tables: &agent.tables, next: &agent.senders, decisions: Cell::new(0) }
+    }
+
+    /// A flow or socket that was not there before.
+    pub(crate) fn sender(&self) -> u64 {
+        self.next.set(self.next.get() + 1);
+        self.next.get()
     }
 
     /// What becomes of one connection; `random` picks among the endpoints.
@@ -97,10 +106,10 @@ impl<'a> Decider<'a> {
         protocol: Protocol,
         random: u32,
     ) -> Became {
-        self.next.set(self.next.get() + 1);
+        let id = self.sender();
         self.tables.clear_random();
         self.tables.push_random(random);
-        let became = self.again(way, client, to, protocol, self.next.get());
+        let became = self.again(way, client, to, protocol, id);
         self.tables.clear_random();
         if way != Way::Packet {
             socket::release(self.tables);

@@ -30,7 +30,6 @@ struct Sender {
 pub(crate) struct Senders {
     /// By source port of a pod's flow, or cookie of a socket.
     all: BTreeMap<u64, Sender>,
-    next: u64,
 }
 
 impl Senders {
@@ -112,14 +111,14 @@ impl Senders {
             for client in compare::clients_for(to.ip()) {
                 let question = Question { client: (client.place, client.ip), to, protocol };
                 for way in question.ways().filter(|way| *way != Way::Connect) {
-                    self.next += 1;
-                    let became = decider.again(way, &client, to, protocol, self.next);
+                    let id = decider.sender();
+                    let became = decider.again(way, &client, to, protocol, id);
                     let held = match became {
                         Became::To(at, _) => Some((at, view.ports[port].id.clone())),
                         _ => None,
                     };
                     let sender = Sender { way, client: client.clone(), to, last: became, held };
-                    self.all.insert(self.next, sender);
+                    self.all.insert(id, sender);
                 }
             }
         }
