@@ -5,6 +5,7 @@
 //! ([`Case::on_host`]) and through the kernel programs (`tests/golden.rs`).
 
 mod bad;
+mod destinations;
 mod headers;
 mod lives;
 
@@ -73,6 +74,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = lives::cases();
     cases.extend(headers::cases());
     cases.extend(bad::cases());
+    cases.extend(destinations::cases());
     cases
 }
 
