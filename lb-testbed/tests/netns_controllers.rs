@@ -23,7 +23,7 @@ use lb_testbed::{
 use serde_json::{Value, json};
 
 /// How long controllers may take to do their part.
-const CONTROLLERS_WITHIN: Duration = Duration::from_secs(60);
+const CONTROLLERS_WITHIN: Duration = Duration::from_mins(1);
 const ZONE: &str = "topology.kubernetes.io/zone";
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;
