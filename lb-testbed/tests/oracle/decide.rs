@@ -37,7 +37,10 @@ pub(crate) enum Way {
 impl Way {
     /// Who decides.
     pub(crate) fn engine(self) -> Engine {
-        if self == Self::Packet { Engine::Packet } else { Engine::Socket }
+        match self {
+            Self::Connect | Self::Send => Engine::Socket,
+            Self::Packet => Engine::Packet,
+        }
     }
 
     /// The ways that a client has.
@@ -111,7 +114,7 @@ impl<'a> Decider<'a> {
         self.tables.push_random(random);
         let became = self.again(way, client, to, protocol, id);
         self.tables.clear_random();
-        if way != Way::Packet {
+        if way.engine() == Engine::Socket {
             socket::release(self.tables);
             self.tables.free_socket();
         }
@@ -205,8 +208,7 @@ impl<'a> Decider<'a> {
     }
 
     fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol, id: u64) -> Became {
-        let sport = 1024 + u16::try_from(id % 60_000).unwrap();
-        let from = SocketAddr::new(client.ip, sport);
+        let from = sender(client, id);
         let sent = traffic::packet(transport(protocol), from, to, SYN).build();
         let mut bytes = sent.clone();
         let verdict = decide::ingress(&mut SlicePacket(&mut bytes), self.tables, Link::Ethernet);
@@ -215,7 +217,7 @@ impl<'a> Decider<'a> {
         match verdict {
             verdict::Verdict::Translated | verdict::Verdict::Reflected => {
                 packet::checksums_ok(&bytes, packet::Link::Ethernet).expect("right checksums");
-                let kept = (reads.src, ports[0]) == (client.ip, sport);
+                let kept = (reads.src, ports[0]) == (from.ip(), from.port());
                 let source = if kept { Source::Kept } else { Source::Rewritten };
                 Became::To(SocketAddr::new(reads.dst, ports[1]), source)
             }
@@ -231,6 +233,11 @@ impl<'a> Decider<'a> {
             }
         }
     }
+}
+
+/// Where a flow comes from.
+fn sender(client: &Client, id: u64) -> SocketAddr {
+    SocketAddr::new(client.ip, 1024 + u16::try_from(id % 60_000).unwrap_or(0))
 }
 
 /// The transport of a packet.
