@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -37,6 +38,7 @@ const SYNC_WITHIN: Duration = Duration::from_mins(3);
 const FAMILY: &str = "ip_family=\"IPv4\"";
 const LAST_SYNC: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
 const DURATION_SUM: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum";
+const FULL_COUNT: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds_count";
 const DURATION_COUNT: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count";
 
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
@@ -79,6 +81,7 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
         "{PROGRAM} has programmed {programmed} of {wanted} Services with endpoints"
     );
 
+    let full_syncs = metric(&api, FULL_COUNT)?;
     let mut times = Vec::new();
     let mut progress = Progress::new(format!("a changed endpoint, {PROGRAM}"), changes);
     for change in 1..=changes {
@@ -86,12 +89,14 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
         times.push(change_once(&api, change)?);
     }
     running(&mut proxy)?;
+    let full_syncs = metric(&api, FULL_COUNT)? - full_syncs;
     let method = |what: &str| {
         format!(
-            "{what}; {} Services with {ENDPOINTS} endpoints each, told by kube-apiserver; {} in \
-             nftables mode with its defaults, in a namespace of its own",
+            "{what}; {} Services with {ENDPOINTS} endpoints each, told by kube-apiserver; {PROGRAM} {} in \
+             nftables mode with its defaults and nft {}, in a namespace of its own",
             api.services,
-            version()
+            version(&api::assets().unwrap_or_default().join(PROGRAM)),
+            version(Path::new("nft"))
         )
     };
     Ok(vec![
@@ -105,7 +110,10 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
                 "time of a sync for IPv4 after one of {ENDPOINTS} endpoints was replaced, by its \
                  metrics, the second that it waits before excluded; {changes} changes, median"
             )))
-            .note(format!("slowest {:.1} ms", largest(&times))),
+            .note(format!(
+                "slowest {:.1} ms; {full_syncs:.0} of the syncs were full ones",
+                largest(&times)
+            )),
     ])
 }
 
@@ -175,9 +183,12 @@ fn metric(api: &Api, name: &str) -> Result<f64> {
         .with_context(|| format!("no {name} in the metrics of {PROGRAM}"))
 }
 
-fn version() -> String {
-    let program = api::assets().unwrap_or_default().join(PROGRAM);
+/// The version that a program tells, as the first word with a digit behind a `v`.
+fn version(program: &Path) -> String {
     let said = Command::new(program).arg("--version").output().map(|output| output.stdout);
-    let said = String::from_utf8_lossy(&said.unwrap_or_default()).trim().to_owned();
-    said.rsplit(' ').next().map_or_else(|| PROGRAM.to_owned(), |v| format!("{PROGRAM} {v}"))
+    let said = String::from_utf8_lossy(&said.unwrap_or_default()).into_owned();
+    let is_version = |word: &&str| {
+        word.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    said.split_whitespace().find(is_version).unwrap_or("of some version").to_owned()
 }
