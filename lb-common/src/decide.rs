@@ -131,7 +131,7 @@ where
 
 /// The one place where drops are counted.
 #[inline(always)]
-fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict {
+pub(crate) fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict {
     if let Some(counter) = verdict.drop_counter() {
         tables.count(counter);
     }

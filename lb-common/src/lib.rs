@@ -24,10 +24,12 @@ pub mod abi;
 pub mod csum;
 pub mod decide;
 pub mod flow;
+pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod packet;
 pub mod parse;
+pub mod refuse;
 pub mod rewrite;
 pub mod select;
 pub mod socket;

@@ -32,6 +32,10 @@ pub enum Verdict {
     Rewrite = 37,
     /// Drop: the flow tables refused a record.
     TableFull = 38,
+    /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
+    UndefinedPort = 48,
+    /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).
+    Unallocated = 49,
 }
 
 impl Verdict {
@@ -52,7 +56,16 @@ impl Verdict {
             Self::SctpPort => Some(Counter::DropSctpPort),
             Self::Rewrite => Some(Counter::DropRewrite),
             Self::TableFull => Some(Counter::DropTableFull),
+            Self::UndefinedPort => Some(Counter::DropUndefinedPort),
+            Self::Unallocated => Some(Counter::DropUnallocated),
         }
+    }
+
+    /// Whether the sender of a dropped packet is told (V-3, V-6, V-12), as far as that may be: by
+    /// silence it would wait in vain.
+    #[inline(always)]
+    pub const fn is_reject(self) -> bool {
+        matches!(self, Self::NoBackend | Self::NoFlow | Self::UndefinedPort)
     }
 }
 

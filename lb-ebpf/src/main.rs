@@ -72,6 +72,44 @@ pub fn tc_translate_egress_l3(ctx: TcContext) -> i32 {
     tc::run(ctx, Link::None, |p, t, link| decide::translate_egress(p, t, link))
 }
 
+#[classifier]
+pub fn tc_refuse(ctx: TcContext) -> i32 {
+    tc::refuse(ctx, Link::Ethernet)
+}
+
+#[classifier]
+pub fn tc_refuse_l3(ctx: TcContext) -> i32 {
+    tc::refuse(ctx, Link::None)
+}
+
+#[classifier]
+pub fn tc_uplink_egress(ctx: TcContext) -> i32 {
+    tc::guard(&ctx, Link::Ethernet, ProgramSlot::RefuseEgress);
+    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| decide::look_at_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_refuse_egress(ctx: TcContext) -> i32 {
+    match tc::leaving(&ctx, Link::Ethernet) {
+        Some(action) => action,
+        None => tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| decide::look_at_egress(p, t, link)),
+    }
+}
+
+#[classifier]
+pub fn tc_uplink_egress_l3(ctx: TcContext) -> i32 {
+    tc::guard(&ctx, Link::None, ProgramSlot::RefuseEgressL3);
+    tc::look(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| decide::look_at_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_refuse_egress_l3(ctx: TcContext) -> i32 {
+    match tc::leaving(&ctx, Link::None) {
+        Some(action) => action,
+        None => tc::look(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| decide::look_at_egress(p, t, link)),
+    }
+}
+
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     xdp_hook::run(ctx)

@@ -7,7 +7,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
     COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS, FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey,
-    FrontendKey, Ip, META_WORDS, Name, NetnsRecord, ProgramSlot, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
+    FrontendKey, Ip, META_WORDS, Name, NetnsRecord, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
     SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 
@@ -80,5 +80,7 @@ pub static UDP_SOCKETS: HashMap<u64, SocketRecord> = HashMap::with_max_entries(U
 pub static SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entries(PEERS, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
+#[map]
+pub static REJECTS: PerCpuArray<RefusalWord> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();

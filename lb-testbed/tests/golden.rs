@@ -39,15 +39,25 @@ impl Engine {
             (_, Hook::Egress, Link::Ethernet) => "tc_egress",
             (_, Hook::Ingress, Link::None) => "tc_ingress_l3",
             (_, Hook::Egress, Link::None) => "tc_egress_l3",
+            (_, Hook::Uplink, Link::Ethernet) => "tc_uplink_egress",
+            (_, Hook::Uplink, Link::None) => "tc_uplink_egress_l3",
         }
     }
 }
 
-const PROGRAMS: [&str; 5] =
-    ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3", "xdp_ingress"];
+const PROGRAMS: [&str; 7] = [
+    "tc_ingress",
+    "tc_egress",
+    "tc_ingress_l3",
+    "tc_egress_l3",
+    "tc_uplink_egress",
+    "tc_uplink_egress_l3",
+    "xdp_ingress",
+];
 
-/// What the program returns for a verdict.
-fn action(program: &str, verdict: Verdict) -> i32 {
+/// What the program returns for a packet.
+fn action(program: &str, shot: &Shot) -> i32 {
+    let verdict = shot.verdict;
     let dropped = verdict.drop_counter().is_some();
     if program == "xdp_ingress" {
         // XDP_TX, XDP_DROP, XDP_PASS
@@ -60,7 +70,7 @@ fn action(program: &str, verdict: Verdict) -> i32 {
         }
     } else {
         // TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC: the next program sees the packet
-        if verdict == Verdict::Reflected {
+        if verdict == Verdict::Reflected || shot.answered {
             7
         } else if dropped {
             2
@@ -88,7 +98,7 @@ fn every_program_loads() -> Result<()> {
     for (what, settings) in settings() {
         let mut kernel = Kernel::prepare(&settings)?;
         let names = kernel.names();
-        ensure!(names.len() == 18, "programs: {names:?}");
+        ensure!(names.len() == 24, "programs: {names:?}");
         println!("with {what}:");
         for name in names {
             match kernel.load(&name).with_context(|| format!("with {what}"))? {
@@ -184,10 +194,14 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
                 let what = format!("step {index}, {program}");
                 let (verdict, output) = shot.on_host(&tables);
                 shot.check(&format!("{what} on the host"), verdict, &output)?;
+                // XDP drops what it refuses.
+                let shot =
+                    &if program == "xdp_ingress" { shot.without_answer() } else { shot.clone() };
                 let before = kernel.counters()?;
                 // What leaves has no such sum, and without an Ethernet header the test run sums up
                 // from a wrong place.
                 let summed = engine == Engine::TcSummed
+                    && !shot.answered
                     && (shot.hook, shot.link) == (Hook::Ingress, Link::Ethernet);
                 let ran = if summed {
                     kernel.run_summed(program, &shot.input)
@@ -198,8 +212,7 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
                     Err(error) if refused(&error, shot) => continue,
                     ran => ran.context(what.clone())?,
                 };
-                let (returned, expected) =
-                    (ran.verdict.cast_signed(), action(program, shot.verdict));
+                let (returned, expected) = (ran.verdict.cast_signed(), action(program, shot));
                 ensure!(returned == expected, "{what}: returned {returned} for {verdict:?}");
                 shot.check_bytes(&what, &ran.data)?;
                 let counts = golden::difference(&before, &kernel.counters()?);

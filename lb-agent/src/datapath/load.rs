@@ -172,7 +172,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 31] = [
+pub(super) const PINNED: [&str; 32] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
@@ -203,6 +203,7 @@ pub(super) const PINNED: [&str; 31] = [
     map::SOCKETS,
     map::UDP_SOCKETS,
     map::SOCKET_PEERS,
+    map::REJECTS,
     map::COUNTERS,
 ];
 

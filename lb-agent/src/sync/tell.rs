@@ -27,7 +27,7 @@ impl<D: Datapath> Sync<D> {
     }
 
     /// Says once that all is in force: the lists are programmed, and programs are on the cgroup and
-    /// on every pod port that there is.
+    /// on every interface that has a part.
     pub(super) fn tell_synced(&mut self) {
         let attached = self.attached && self.sockets_failed.is_none();
         if !(self.synced && attached && self.interfaces_listed) {
@@ -38,7 +38,7 @@ impl<D: Datapath> Sync<D> {
                 services = self.store.counts().services,
                 service_ports = self.planner.programmed(),
                 unprogrammed = self.planner.failed(),
-                pod_ports = self.pod_ports.len(),
+                interfaces = self.interfaces.len(),
                 since_start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "synced"
             );

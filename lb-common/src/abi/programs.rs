@@ -13,6 +13,14 @@ pub enum ProgramSlot {
     TranslateIngressL3 = 2,
     /// The second half of `tc_egress_l3`.
     TranslateEgressL3 = 3,
+    /// Answers what `tc_ingress` refuses.
+    RefuseIngress = 4,
+    /// Answers what `tc_ingress_l3` refuses.
+    RefuseIngressL3 = 5,
+    /// Decides on what `tc_uplink_egress` suspects.
+    RefuseEgress = 6,
+    /// Decides on what `tc_uplink_egress_l3` suspects.
+    RefuseEgressL3 = 7,
 }
 
 impl ProgramSlot {
@@ -20,11 +28,15 @@ impl ProgramSlot {
     pub const COUNT: u32 = 32;
 
     /// All slots in use.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 8] = [
         Self::TranslateIngress,
         Self::TranslateEgress,
         Self::TranslateIngressL3,
         Self::TranslateEgressL3,
+        Self::RefuseIngress,
+        Self::RefuseIngressL3,
+        Self::RefuseEgress,
+        Self::RefuseEgressL3,
     ];
 
     /// The program that belongs there.
@@ -34,6 +46,10 @@ impl ProgramSlot {
             Self::TranslateEgress => "tc_translate_egress",
             Self::TranslateIngressL3 => "tc_translate_ingress_l3",
             Self::TranslateEgressL3 => "tc_translate_egress_l3",
+            Self::RefuseIngress => "tc_refuse",
+            Self::RefuseIngressL3 => "tc_refuse_l3",
+            Self::RefuseEgress => "tc_refuse_egress",
+            Self::RefuseEgressL3 => "tc_refuse_egress_l3",
         }
     }
 }

@@ -7,10 +7,10 @@ use std::vec::Vec;
 
 use super::{Capacities, HostTables, WhenFull};
 use crate::abi::{
-    AddressWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, V4, V6, filter_bit,
-    flow_source,
+    AddressWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, SERVICE_CIDRS, ServiceCidr,
+    V4, V6, filter_bit, flow_source,
 };
-use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert};
+use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert};
 
 /// A looked-up flow record; it stays readable after its removal, as an element of a map does.
 #[derive(Clone)]
@@ -41,6 +41,7 @@ impl<const N: usize> FlowRef<N> for HostFlow<N> {
 pub(super) struct Family<const N: usize> {
     pub(super) frontends: RefCell<HashMap<FrontendKey<N>, FrontendWord>>,
     pub(super) addresses: RefCell<HashMap<Ip<N>, AddressWord>>,
+    pub(super) service_cidrs: RefCell<Vec<ServiceCidr<N>>>,
     /// How many of the next frontend lookups answer with another key's word.
     pub(super) torn: Cell<u32>,
     main: FlowStore<N>,
@@ -52,6 +53,7 @@ impl<const N: usize> Family<N> {
         Self {
             frontends: RefCell::default(),
             addresses: RefCell::default(),
+            service_cidrs: RefCell::default(),
             torn: Cell::new(0),
             main: FlowStore::default(),
             half_open: FlowStore::default(),
@@ -167,6 +169,14 @@ impl HostTables {
         self.family().frontends.borrow().iter().map(|(key, word)| (*key, *word)).collect()
     }
 
+    /// The ranges that Services get their addresses from.
+    pub fn service_cidrs<const N: usize>(&self) -> Vec<ServiceCidr<N>>
+    where
+        Self: OfFamily<N>,
+    {
+        self.family().service_cidrs.borrow().clone()
+    }
+
     /// All addresses of a family that mean something by themselves.
     pub fn addresses<const N: usize>(&self) -> Vec<(Ip<N>, AddressWord)>
     where
@@ -250,6 +260,18 @@ where
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
         self.cost(|costs| costs.lookups += 1);
         self.family().addresses.borrow().get(ip).copied()
+    }
+}
+
+impl<const N: usize> GuardTables<N> for HostTables
+where
+    Self: OfFamily<N>,
+{
+    /// As the map, it has zeros behind what was stored.
+    fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {
+        let ranges = self.family().service_cidrs.borrow();
+        let none = ServiceCidr { addr: [0; N], mask: [0; N] };
+        (index < SERVICE_CIDRS).then(|| ranges.get(index as usize).copied().unwrap_or(none))
     }
 }
 

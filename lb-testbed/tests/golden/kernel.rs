@@ -11,10 +11,10 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FrontendKey, Ip, Live, V4, V6,
-        flow_port, flow_source, map,
+        Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FrontendKey, Ip, Live, SERVICE_CIDRS,
+        ServiceCidr, V4, V6, flow_port, flow_source, map,
     },
-    host::HostTables,
+    host::{HostTables, OfFamily},
     tables::FlowTable,
 };
 use lb_object::Settings;
@@ -44,6 +44,8 @@ macro_rules! plain {
 plain!(
     Ip<V4>,
     Ip<V6>,
+    ServiceCidr<V4>,
+    ServiceCidr<V6>,
     Backend,
     FrontendKey<V4>,
     FrontendKey<V6>,
@@ -172,6 +174,8 @@ impl Kernel {
         let backends = tables.backends().into_iter().map(Plain);
         self.store_or(map::BACKENDS, backends, Plain(empty))?;
         self.fill_filter(tables)?;
+        self.fill_ranges::<V4>(map::SERVICE_CIDRS4, tables)?;
+        self.fill_ranges::<V6>(map::SERVICE_CIDRS6, tables)?;
         let frontends = tables.frontends::<V4>().into_iter().map(|(key, word)| (key, word.0));
         self.fill_hash(map::FRONTENDS4, frontends.collect())?;
         let frontends = tables.frontends::<V6>().into_iter().map(|(key, word)| (key, word.0));
@@ -204,6 +208,21 @@ impl Kernel {
         flows.extend(self.flows_of::<V6>(map::HALF_OPEN6, FlowTable::HalfOpen)?);
         flows.sort();
         Ok(flows)
+    }
+
+    fn fill_ranges<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
+    where
+        Plain<ServiceCidr<N>>: aya::Pod,
+        HostTables: OfFamily<N>,
+    {
+        let ranges = tables.service_cidrs::<N>();
+        let none = ServiceCidr { addr: [0; N], mask: [0; N] };
+        let mut array = self.array::<Plain<ServiceCidr<N>>>(name)?;
+        for index in 0..SERVICE_CIDRS {
+            let range = ranges.get(index as usize).copied().unwrap_or(none);
+            array.set(index, Plain(range), 0)?;
+        }
+        Ok(())
     }
 
     /// Only the words that are not 0, or were not: there are many.
