@@ -58,7 +58,7 @@ impl Memory {
             for ((to, protocol), (_, index)) in compare::frontends(view) {
                 for client in clients(Family::of(to.ip())) {
                     let question = Question { client: (client.place, client.ip), to, protocol };
-                    for way in question.ways() {
+                    for way in question.ways().filter(|way| *way != Way::Leave) {
                         self.ask(
                             &decider,
                             view,

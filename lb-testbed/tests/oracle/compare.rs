@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::abi::{AddressFlags, FactsFlags};
 use lb_testbed::oracle::{
-    Client, Expectation, Place, Verdict, View,
+    Client, Engine, Expectation, Place, Verdict, View,
     cluster::{Family, Protocol},
     generate::{Owner, address, destination_ports, destinations},
     services::{Kind, Port},
@@ -87,15 +87,17 @@ impl Question {
         let to = self.to.ip();
         let stays = to.is_loopback() || to == self.client.1;
         let all = Way::of(&self.client(), self.protocol).iter().copied();
-        all.filter(move |way| *way != Way::Packet || !stays)
+        all.filter(move |way| way.engine() == Engine::Socket || !stays)
     }
 }
 
-/// What the engine itself makes of what is expected of the node: V-12 and V-13 act where a packet
-/// leaves the node (departure d), and SCTP keeps its ports.
+/// What the engine itself makes of what is expected of the node: V-12 acts where a packet leaves the
+/// node and not at a socket (departure d), and SCTP keeps its ports.
 pub(crate) fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became> {
     match &expected.verdict {
-        _ if matches!(expected.rule, "V-12" | "V-13") => [Became::Untouched].into(),
+        _ if expected.engine == Engine::Socket && expected.rule == "V-12" => {
+            [Became::Untouched].into()
+        }
         Verdict::PassUntouched => [Became::Untouched].into(),
         Verdict::Reject => [Became::Rejected].into(),
         Verdict::Drop => [Became::Dropped].into(),

@@ -4,7 +4,7 @@ use std::{cell::Cell, collections::BTreeSet, fmt, net::SocketAddr};
 
 use lb_common::{
     abi::{NetnsRecord, V4, V6},
-    decide,
+    decide, guard,
     host::{HostTables, Words, words},
     packet::SlicePacket,
     parse::Link,
@@ -30,8 +30,10 @@ pub(crate) enum Way {
     Connect,
     /// `sendmsg` on an unconnected socket.
     Send,
-    /// A packet at the pod's interface.
+    /// A packet at the pod's interface, and, if nobody takes it there, where it leaves the node.
     Packet,
+    /// A packet of the node itself where it leaves the node.
+    Leave,
 }
 
 impl Way {
@@ -39,7 +41,7 @@ impl Way {
     pub(crate) fn engine(self) -> Engine {
         match self {
             Self::Connect | Self::Send => Engine::Socket,
-            Self::Packet => Engine::Packet,
+            Self::Packet | Self::Leave => Engine::Packet,
         }
     }
 
@@ -49,9 +51,10 @@ impl Way {
             (Place::Pod, Protocol::Tcp) => &[Self::Connect, Self::Packet],
             (Place::Pod, Protocol::Udp) => &[Self::Connect, Self::Send, Self::Packet],
             (Place::Pod, Protocol::Sctp) => &[Self::Packet],
-            (Place::Host, Protocol::Tcp) => &[Self::Connect],
-            (Place::Host, Protocol::Udp) => &[Self::Connect, Self::Send],
-            (Place::Host, Protocol::Sctp) | (Place::Elsewhere, _) => &[],
+            (Place::Host, Protocol::Tcp) => &[Self::Connect, Self::Leave],
+            (Place::Host, Protocol::Udp) => &[Self::Connect, Self::Send, Self::Leave],
+            (Place::Host, Protocol::Sctp) => &[Self::Leave],
+            (Place::Elsewhere, _) => &[],
         }
     }
 }
@@ -132,6 +135,7 @@ impl<'a> Decider<'a> {
     ) -> Became {
         self.decisions.set(self.decisions.get() + 1);
         match (way, words(to.ip())) {
+            (Way::Leave, _) => self.leaving(client, to, protocol, id),
             (Way::Packet, _) => self.packet(client, to, protocol, id),
             (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol, id),
             (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol, id),
@@ -224,13 +228,30 @@ impl<'a> Decider<'a> {
             other => {
                 assert_eq!(bytes, sent, "{other:?} must not write");
                 match other {
-                    verdict::Verdict::NotService => Became::Untouched,
+                    verdict::Verdict::NotService => self.leaving(client, to, protocol, id),
                     verdict::Verdict::NoBackend => Became::Rejected,
                     verdict::Verdict::NoLocalBackend => Became::Dropped,
                     verdict::Verdict::SctpPort => Became::SctpPort,
                     other => panic!("{other:?} of {client:?} to {to} {protocol}"),
                 }
             }
+        }
+    }
+}
+
+impl Decider<'_> {
+    /// What becomes of a packet at the uplink's egress (V-12, V-13).
+    fn leaving(&self, client: &Client, to: SocketAddr, protocol: Protocol, id: u64) -> Became {
+        let mut bytes = traffic::packet(transport(protocol), sender(client, id), to, SYN).build();
+        let mut packet = SlicePacket(&mut bytes);
+        if !guard::suspects(&mut packet, self.tables, Link::Ethernet) {
+            return Became::Untouched;
+        }
+        match guard::leaving(&packet, self.tables, Link::Ethernet) {
+            None => Became::Untouched,
+            Some(verdict::Verdict::UndefinedPort) => Became::Rejected,
+            Some(verdict::Verdict::Unallocated) => Became::Dropped,
+            Some(other) => panic!("{other:?} of {client:?} to {to} {protocol} where it leaves"),
         }
     }
 }

@@ -164,7 +164,9 @@ impl Agent {
 /// Makes the same store in the tables of the decisions.
 fn store(tables: &HostTables, maps: &Fake, step: Step) {
     match step {
-        Step::Name(..) | Step::Meta(..) | Step::ServiceCidr(..) => {}
+        Step::Name(..) | Step::Meta(..) | Step::ServiceCidr(_, _, None) => {}
+        // They are written once in these tests.
+        Step::ServiceCidr(_, _, Some((addr, prefix))) => tables.add_service_cidr(addr, prefix),
         Step::BackendAddress(id, _) | Step::BackendWord(id, _) => {
             tables.store_backend(id, maps.backends[id as usize]);
         }
