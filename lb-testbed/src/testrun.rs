@@ -2,6 +2,8 @@
 //! which measurements are compared with.
 #![expect(unsafe_code, reason = "bpf() reads and writes through addresses in its argument")]
 
+pub mod kernel;
+
 use std::{
     ffi::{CStr, c_int},
     ops::Range,

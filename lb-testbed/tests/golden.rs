@@ -4,21 +4,22 @@
 //! Needs root and nothing else: no file beside it, no mount. The BPF test run of an L3 program needs
 //! no Ethernet header: the kernel only steps over the first 14 bytes and back.
 
-#[path = "golden/kernel.rs"]
-mod kernel;
 #[path = "golden/verifier.rs"]
 mod verifier;
 
 use std::{io::ErrorKind, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel::{Kernel, flows_on_host};
 use lb_common::{host::HostTables, verdict::Verdict};
 use lb_object::Settings;
 use lb_testbed::{
     golden::{self, Case, Hook, Shot, Step},
     packet::Link,
-    require, testrun,
+    require,
+    testrun::{
+        self,
+        kernel::{Kernel, flows_on_host},
+    },
 };
 
 /// Which programs see the packets that arrive.

@@ -14,9 +14,6 @@ mod compare;
 mod decide;
 #[path = "oracle/flows.rs"]
 mod flows;
-#[path = "golden/kernel.rs"]
-#[expect(dead_code, reason = "golden packets need more of it")]
-mod kernel;
 #[path = "oracle/meaning.rs"]
 mod meaning;
 #[path = "oracle/pipeline.rs"]

@@ -19,11 +19,9 @@ use aya_obj::{
 use lb_object::Settings;
 use lb_testbed::{
     require,
-    testrun::{self, Kind},
+    testrun::{self, Kind, kernel::Kernel},
 };
 use serde::{Deserialize, Serialize};
-
-use crate::kernel::Kernel;
 
 const RECORD: &str = include_str!("../../../docs/verifier.json");
 const VARIABLE: &str = "MILLRACE_RECORD";
