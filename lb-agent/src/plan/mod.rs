@@ -13,6 +13,7 @@
 //! - A full map costs the service port that does not fit, and nothing else: a new one is not
 //!   programmed, one that is programmed loses the endpoints that went and gets as many new ones as
 //!   there is room for. The rest is tried again when something became free.
+//! - A namespace that has a great part of the backends leaves some to the others.
 //! - What goes out of use waits for a grace period: apply the batch, wait, then [`Planner::release`].
 
 mod address;
@@ -26,6 +27,7 @@ mod owners;
 mod port;
 mod report;
 pub mod self_test;
+mod shares;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -47,6 +49,7 @@ use self::addresses::Addresses;
 use self::ids::{Freed, IdPool, Quarantine, RangePool};
 use self::owners::{Claim, Front, claimed};
 use self::port::{Pools, Table};
+use self::shares::Shares;
 use self::work::Work;
 use crate::model::{DesiredPort, Family, PortKey, Protocol};
 
@@ -89,6 +92,7 @@ pub struct Planner {
     /// Frontends found in the maps that lead nowhere.
     stray: BTreeSet<FrontKey>,
     programmed: usize,
+    shares: Shares,
 }
 
 impl Planner {
@@ -115,6 +119,7 @@ impl Planner {
             room: false,
             stray: BTreeSet::new(),
             programmed: 0,
+            shares: Shares::default(),
         }
     }
 

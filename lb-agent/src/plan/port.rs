@@ -77,7 +77,8 @@ impl Pools {
 
 /// Brings `table` to what `desired` says. Where a map is full, one that is programmed loses the
 /// backends that went and gets as many of the new ones as there is room for: a set must not go on
-/// leading to pods that are gone. Why the others are left out is told beside the change.
+/// leading to pods that are gone. Why the others are left out is told beside the change. New ones
+/// leave so many ids of backends to others.
 ///
 /// # Errors
 ///
@@ -86,18 +87,20 @@ pub(super) fn program(
     table: &mut Option<Table>,
     desired: &DesiredPort,
     family: Family,
+    leave: usize,
     pools: &mut Pools,
 ) -> Result<(PortChange, Option<Error>), Error> {
     let all = useful(desired, family);
     let held: &[Held] = table.as_ref().map_or(&[], |table| &table.backends);
     let new = walk(held, &all).filter(|step| matches!(step, Step::Comes(_))).count();
-    let mut left_out = check_room(table.is_none(), new, pools).err();
+    let free = pools.backends.available().saturating_sub(leave);
+    let mut left_out = check_room(table.is_none(), new, free, pools).err();
     if table.is_none()
         && let Some(full) = left_out
     {
         return Err(full);
     }
-    let mut room = new.min(pools.backends.available());
+    let mut room = new.min(free);
     let mut wanted = within(held, &all, room);
     let mut last = false;
     loop {
@@ -282,7 +285,7 @@ fn drop_backend(held: &Held, change: &mut PortChange, pools: &mut Pools) {
     pools.free(Freed::Backend(held.id));
 }
 
-fn check_room(is_new: bool, new: usize, pools: &Pools) -> Result<(), Error> {
+fn check_room(is_new: bool, new: usize, free: usize, pools: &Pools) -> Result<(), Error> {
     if is_new && pools.service_ports.available() == 0 {
         return Err(Error::Full {
             map: "FACTS",
@@ -291,7 +294,7 @@ fn check_room(is_new: bool, new: usize, pools: &Pools) -> Result<(), Error> {
             flag: "--max-service-ports",
         });
     }
-    if pools.backends.available() < new {
+    if free < new {
         return Err(Error::Full {
             map: "BACKENDS",
             needed: u32::try_from(new).unwrap_or(u32::MAX),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::owners::claimed;
+use super::shares::held;
 use super::table::{Batch, FrontKey, PortChange};
 use super::{Error, Planner, PortIndex, Report, name, port};
 use crate::model::Family;
@@ -53,7 +54,7 @@ impl Planner {
                     break;
                 }
             }
-            for index in dirty {
+            for index in self.in_turn(dirty) {
                 self.program(index, &mut work, &mut batch);
             }
         }
@@ -85,6 +86,7 @@ impl Planner {
 
     fn program(&mut self, index: PortIndex, work: &mut Work, batch: &mut Batch) {
         work.visited.insert(index);
+        let leave = self.shares.leave(self.port(index), self.capacity.backends);
         let wanted = self.wanted(index);
         let unplaced = wanted.iter().filter(|&front| self.unplaced.contains(front)).count();
         let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
@@ -106,7 +108,12 @@ impl Planner {
             let result = if name.is_none() && port.table.is_none() {
                 Err(Error::NameTooLong)
             } else {
-                port::program(&mut port.table, desired, port.key.family, &mut self.pools)
+                let family = port.key.family;
+                let before = held(port.table.as_ref());
+                let result =
+                    port::program(&mut port.table, desired, family, leave, &mut self.pools);
+                self.shares.count(&port.key.namespace, before, held(port.table.as_ref()));
+                result
             };
             match result {
                 Ok((change, left_out)) => {
@@ -163,6 +170,7 @@ impl Planner {
             && let Some(table) = port.table.take()
         {
             self.programmed -= 1;
+            self.shares.count(&port.key.namespace, table.backends.len(), 0);
             batch.ports.push(port::retire(&table, &mut self.pools));
         }
     }
