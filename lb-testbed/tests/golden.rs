@@ -10,7 +10,11 @@ mod verifier;
 use std::{io::ErrorKind, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::{host::HostTables, verdict::Verdict};
+use lb_common::{
+    abi::{Counter, REFUSALS_PER_TICK},
+    host::HostTables,
+    verdict::Verdict,
+};
 use lb_object::Settings;
 use lb_testbed::{
     golden::{self, Case, Hook, Shot, Step},
@@ -20,6 +24,7 @@ use lb_testbed::{
         self,
         kernel::{Kernel, flows_on_host},
     },
+    traffic::{PORT, Protocol, SPORT, SYN, V4, at, packet},
 };
 
 /// Which programs see the packets that arrive.
@@ -177,6 +182,36 @@ fn m_c_the_mark_of_a_packet_stays() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// A flood of what is refused is answered as often as a tick allows, on each CPU, and then dropped.
+#[test]
+fn v_a_refusals_are_answered_so_often_and_no_more() -> Result<()> {
+    const FLOOD: u64 = 20_000;
+    if !require::bpf_or_skip("v_a_refusals_are_answered_so_often_and_no_more") {
+        return Ok(());
+    }
+    let mut kernel = Kernel::prepare(&Settings::probe())?;
+    kernel.load("tc_ingress")?;
+    kernel.fill_program_array()?;
+    let tables = HostTables::new();
+    let vip = at(V4.vip, PORT);
+    tables.add_service_port(Protocol::Udp.number(), &[vip], &[]);
+    kernel.fill(&tables)?;
+    let refused = packet(Protocol::Udp, at(V4.client, SPORT), vip, SYN).build();
+    for _ in 0..FLOOD {
+        let ran = kernel.run("tc_ingress", &refused)?;
+        // TC_ACT_REDIRECT, TC_ACT_SHOT
+        let answered = ran.verdict == 7;
+        ensure!(answered || (ran.verdict, &ran.data) == (2, &refused), "{}", ran.verdict);
+    }
+    let counters = kernel.counters()?;
+    let count = |wanted| counters.iter().find(|(c, _)| *c == wanted).map_or(0, |(_, n)| *n);
+    let told = count(Counter::RefusalAnswered);
+    ensure!(told >= u64::from(REFUSALS_PER_TICK), "{counters:?}");
+    ensure!(count(Counter::RefusalSuppressed) == FLOOD - told && told < FLOOD, "{counters:?}");
+    ensure!(count(Counter::DropNoBackend) == FLOOD, "{counters:?}");
     Ok(())
 }
 

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv6Addr, SocketAddr},
-    time::Duration,
 };
 
 use anyhow::Result;

@@ -68,7 +68,7 @@ counters! {
     DropTableFull = 24, "drop_table_full";
     /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
     DropUndefinedPort = 32, "drop_undefined_port";
-    /// Drop: to an address of a ServiceCIDR that no Service has (V-13).
+    /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).
     DropUnallocated = 33, "drop_unallocated_address";
     /// Refused packets whose sender was told, by a reset or an ICMP error.
     RefusalAnswered = 34, "refusal_answered";
