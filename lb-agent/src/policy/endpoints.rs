@@ -138,6 +138,7 @@ impl Sets {
                 [BackendFlags::IN_LOCAL, BackendFlags::IN_CLUSTER].map(|flag| lacks(backend, flag))
             });
             backends.truncate(most);
+            backends.shrink_to_fit(); // It is kept.
             backends.sort_by_key(|backend| (backend.addr, backend.port));
         }
         backends
