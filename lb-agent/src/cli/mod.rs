@@ -11,6 +11,7 @@ mod output;
 mod run;
 mod self_test;
 mod services;
+mod sizes;
 mod sockets;
 mod status;
 mod table;

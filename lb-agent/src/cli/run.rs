@@ -7,17 +7,17 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use lb_agent::convert::Converter;
 use lb_agent::datapath::roles::Overrides;
-use lb_agent::datapath::{self, BpfDatapath, Config, Datapath, Sizes, interfaces};
+use lb_agent::datapath::{self, BpfDatapath, Config, Datapath, interfaces};
 use lb_agent::health::Health;
 use lb_agent::namespaces;
-use lb_agent::plan::Capacity;
 use lb_agent::policy::node::NodePortAddresses;
-use lb_agent::source::{self, ApiServer, Manifests};
+use lb_agent::source::{self, ApiServer, Manifests, SourceError};
 use lb_agent::sync::{Inputs, Sync};
 use lb_common::abi::BypassCgroup;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
 use tracing_subscriber::EnvFilter;
 
 use super::args::{self, NodeArgs};
@@ -25,6 +25,7 @@ use super::cgroup;
 use super::error::{Error, Exit};
 use super::health::HealthArgs;
 use super::lacking;
+use super::sizes::SizeArgs;
 use super::sockets::SocketArgs;
 
 /// Run the agent: keep what is programmed equal to the cluster's Services and EndpointSlices
@@ -86,49 +87,6 @@ struct SourceArgs {
     /// File that tells how to reach an API server
     #[arg(long, value_name = "PATH", value_parser = existing)]
     kubeconfig: Option<PathBuf>,
-}
-
-/// Sizes of maps. Pinned maps keep theirs: other sizes take effect after `lb-agent cleanup`.
-#[derive(Args, Clone, Copy, Debug)]
-#[expect(clippy::struct_field_names, reason = "the names of flags")]
-#[command(next_help_heading = "Sizes of maps, fixed until `lb-agent cleanup`")]
-struct SizeArgs {
-    /// Service ports: one for each port and IP family of a Service
-    #[arg(long, value_name = "N", default_value_t = tables().service_ports)]
-    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
-    max_service_ports: u32,
-    /// Frontends, for each IP family, and as many addresses
-    #[arg(long, value_name = "N", default_value_t = tables().frontends)]
-    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 22))]
-    max_frontends: u32,
-    /// Backends: endpoints, for each service port that they serve
-    #[arg(long, value_name = "N", default_value_t = tables().backends)]
-    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 24))]
-    max_backends: u32,
-    /// Slots: the sizes of all sets, and as much again for changes; a sixteenth is kept for removals
-    #[arg(long, value_name = "N", default_value_t = tables().slots)]
-    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 26))]
-    max_slots: u32,
-    /// Flow records of the packet engine, two for each connection, for each IP family
-    #[arg(long, value_name = "N", default_value_t = Sizes::default().flows)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
-    max_flows: u32,
-    /// Records of TCP flows that the client has not answered yet, for each IP family
-    #[arg(long, value_name = "N", default_value_t = Sizes::default().half_open)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
-    max_half_open_flows: u32,
-    /// Peers of unconnected UDP sockets, two for each socket and VIP
-    #[arg(long, value_name = "N", default_value_t = Sizes::default().socket_peers)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
-    max_socket_peers: u32,
-    /// Connected UDP sockets
-    #[arg(long, value_name = "N", default_value_t = Sizes::default().udp_sockets)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
-    max_udp_sockets: u32,
-    /// Clients of service ports with session affinity, one for each client and service port
-    #[arg(long, value_name = "N", default_value_t = Sizes::default().affinity)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
-    max_affinity: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -232,12 +190,19 @@ async fn agent(
     let overrides = arguments.interfaces.clone().unwrap_or_default();
     tokio::spawn(interfaces::watch(overrides, changes));
     sync.run(Inputs { source, interfaces, shutdown }).await;
-    if source_task.is_finished()
-        && let Ok(result) = source_task.await
-    {
-        result?;
+    if source_task.is_finished() {
+        ended(source_task.await)?;
     }
     Ok(())
+}
+
+/// How a source ended; one that broke down must not look as if somebody had asked it to stop.
+fn ended(result: Result<Result<(), SourceError>, JoinError>) -> Result<(), Error> {
+    match result {
+        Ok(result) => Ok(result?),
+        Err(error) if error.is_cancelled() => Ok(()),
+        Err(source) => Err(SourceError::Reader { source }.into()),
+    }
 }
 
 /// Ready when SIGTERM or SIGINT arrives.
@@ -276,10 +241,6 @@ fn start_logs(format: LogFormat) {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
-}
-
-fn tables() -> Capacity {
-    Capacity::default()
 }
 
 fn existing(text: &str) -> Result<PathBuf, String> {
@@ -323,33 +284,25 @@ impl SourceArgs {
     }
 }
 
-impl SizeArgs {
-    fn sizes(self) -> Sizes {
-        Sizes {
-            tables: Capacity {
-                service_ports: self.max_service_ports,
-                backends: self.max_backends,
-                slots: self.max_slots,
-                frontends: self.max_frontends,
-                addresses: self.max_frontends,
-            },
-            flows: self.max_flows,
-            half_open: self.max_half_open_flows,
-            socket_peers: self.max_socket_peers,
-            udp_sockets: self.max_udp_sockets,
-            affinity: self.max_affinity,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::Cli;
     use clap::Parser as _;
+    use lb_agent::datapath::Sizes;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
         Cli::try_parse_from([&["lb-agent", "run"], args].concat())
+    }
+
+    #[test]
+    fn a_source_that_panics_is_a_failure() {
+        let result = runtime()
+            .unwrap()
+            .block_on(async { tokio::spawn(async { panic!("on purpose") }).await });
+        let error = ended(result).unwrap_err();
+        assert_eq!(error.exit(), Exit::Failure, "{error}");
+        ended(Ok(Ok(()))).unwrap();
     }
 
     #[test]

@@ -14,6 +14,10 @@ use super::output::{OutputArgs, note};
 use super::table::Table;
 use super::view::{self, Frontend, Kind};
 
+/// What is said where node ports are programmed, and no address is.
+const NOWHERE: &str = "Node ports answer at no address: the Node object of this node was not read, or \
+    tells none; see --node-name and --node-port-addresses of `lb-agent run`\n";
+
 /// Show frontends with their backends, states and ids
 ///
 /// Reads what is pinned, and so what is in force, whether an agent runs or not.
@@ -37,7 +41,7 @@ pub(super) struct Arguments {
     output: OutputArgs,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct Services {
     frontends: Vec<Frontend>,
     /// Where node ports answer.
@@ -75,7 +79,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
 fn text(services: &Services) -> String {
     let mut parts = vec![table(&services.frontends)];
     let has_node_ports = services.frontends.iter().any(|f| f.kind == Kind::NodePort);
-    if has_node_ports && !services.node_port_addresses.is_empty() {
+    if has_node_ports && services.node_port_addresses.is_empty() {
+        parts.push(NOWHERE.to_owned());
+    } else if has_node_ports {
         let shown = services.node_port_addresses.iter().map(|at| {
             let whose = if at.loopback { " (processes of the node itself)" } else { "" };
             format!("{}{whose}", at.address)
@@ -329,6 +335,8 @@ mod tests {
         ] {
             assert!(text.contains(shown), "{shown}: {text}");
         }
+        let nowhere = Services { node_port_addresses: Vec::new(), ..services.clone() };
+        assert!(super::text(&nowhere).contains("at no address: the Node object"));
         let json = serde_json::to_value(&services).unwrap();
         let kinds: Vec<_> =
             json["frontends"].as_array().unwrap().iter().map(|f| f["kind"].clone()).collect();

@@ -80,8 +80,8 @@ pub enum SourceError {
         /// Why.
         source: Box<kube::Error>,
     },
-    /// Reading manifests failed in a way that it never should.
-    #[error("the reader of manifests ended: {source}")]
+    /// Reading failed in a way that it never should.
+    #[error("the reader of Services broke down: {source}; this is a fault of Millrace, report it")]
     Reader {
         /// How it ended.
         source: tokio::task::JoinError,

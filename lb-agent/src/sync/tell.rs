@@ -45,6 +45,12 @@ impl<D: Datapath> Sync<D> {
                 since_start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "synced"
             );
+            if self.store.node().is_none() {
+                tracing::warn!(
+                    "the Node object of this node was not read so far: no node port answers at its \
+                     addresses, and no hint names its zone; if it does not come, check --node-name"
+                );
+            }
         }
     }
 
