@@ -267,14 +267,19 @@ where
     let mut bytes = probe.bytes();
     let recorder = Recorder::new(reader, &question.asker, client.port.is_some());
     let mut verdict = decide::ingress(&mut SlicePacket(&mut bytes), &recorder, Link::None);
+    let mut notes = recorder.notes();
     if verdict == Verdict::NotService {
-        // It goes on its way, and meets the guard of the uplink there.
+        // It goes on its way, and meets the guard of the uplink there; what that asks is only told
+        // where it stops the packet.
+        let recorder = Recorder::new(reader, &question.asker, client.port.is_some());
         let packet = &mut SlicePacket(&mut bytes);
-        if guard::suspects(packet, &recorder, Link::None) {
-            verdict = guard::leaving(packet, &recorder, Link::None).unwrap_or(verdict);
+        if guard::suspects(packet, &recorder, Link::None)
+            && let Some(stopped) = guard::leaving(packet, &recorder, Link::None)
+        {
+            verdict = stopped;
+            notes.steps.extend(recorder.notes().steps);
         }
     }
-    let notes = recorder.notes();
     let known = notes.known_flow;
     let after = match verdict {
         Verdict::Translated | Verdict::Reflected => packet::addresses(&mut bytes),

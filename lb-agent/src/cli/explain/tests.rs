@@ -170,6 +170,21 @@ fn what_is_no_services_ends_at_the_first_question_that_tells() {
 }
 
 #[test]
+fn v_12_v_13_what_may_not_leave_the_node_is_explained() {
+    let host = host();
+    host.0.set_address(at(VIP).ip(), AddressFlags::CLUSTER_IP);
+    host.0.add_service_cidr(at(VIP).ip(), 24);
+    let other_port = ask(&host, "10.96.0.10:81", None);
+    assert_eq!(verdicts(&other_port), ["not_service", "undefined_port"]);
+    assert!(show::text(&other_port).contains("none of its Service's ports"));
+    assert!(steps(&other_port, 1).ends_with(&["service_cidr", "address", "count"]));
+    let nobody = ask(&host, "10.96.0.200:80", None);
+    assert_eq!(verdicts(&nobody), ["not_service", "unallocated"]);
+    assert!(show::text(&nobody).contains("10.96.0.0/24"));
+    assert_eq!(verdicts(&ask(&host, "10.96.1.1:80", None)), ["not_service", "not_service"]);
+}
+
+#[test]
 fn a_service_without_endpoints_is_refused_by_both_engines() {
     let host = host();
     let rejected = ask(&host, "10.96.0.11:80", None);
