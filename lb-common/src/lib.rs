@@ -24,8 +24,10 @@ pub mod abi;
 pub mod csum;
 pub mod decide;
 pub mod flow;
+pub mod fragment;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod icmp;
 pub mod packet;
 pub mod parse;
 pub mod rewrite;

@@ -16,8 +16,9 @@ mod tables;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
-use lb_common::abi::{ProgramSlot, V4, V6};
-use lb_common::decide;
+use lb_common::abi::{FlowKind, ProgramSlot, V4, V6};
+use lb_common::decide::{self, Next};
+use lb_common::{fragment, icmp};
 use lb_common::parse::Link;
 
 use ctx::{sock_addr, tc, xdp as xdp_hook};
@@ -34,7 +35,12 @@ static LICENSE: [u8; 4] = *b"GPL\0";
 
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateIngress, |p, t, link| decide::look_at_ingress(p, t, link))
+    let next = |next| match next {
+        Next::Translate => ProgramSlot::TranslateIngress,
+        Next::Icmp => ProgramSlot::IcmpIngress,
+        Next::Fragment => ProgramSlot::FragmentIngress,
+    };
+    tc::look(ctx, Link::Ethernet, next, |p, t, link| decide::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -43,8 +49,25 @@ pub fn tc_translate_ingress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub fn tc_icmp_ingress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::ingress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_ingress(ctx: TcContext) -> i32 {
+    tc::run_or(ctx, Link::Ethernet, ProgramSlot::TranslateIngress, |p, t, link| {
+        fragment::follow(p, t, link, FlowKind::INGRESS)
+    })
+}
+
+#[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::None, ProgramSlot::TranslateIngressL3, |p, t, link| decide::look_at_ingress(p, t, link))
+    let next = |next| match next {
+        Next::Translate => ProgramSlot::TranslateIngressL3,
+        Next::Icmp => ProgramSlot::IcmpIngressL3,
+        Next::Fragment => ProgramSlot::FragmentIngressL3,
+    };
+    tc::look(ctx, Link::None, next, |p, t, link| decide::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -53,8 +76,25 @@ pub fn tc_translate_ingress_l3(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub fn tc_icmp_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| icmp::ingress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run_or(ctx, Link::None, ProgramSlot::TranslateIngressL3, |p, t, link| {
+        fragment::follow(p, t, link, FlowKind::INGRESS)
+    })
+}
+
+#[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| decide::look_at_egress(p, t, link))
+    let next = |next| match next {
+        Next::Translate => ProgramSlot::TranslateEgress,
+        Next::Icmp => ProgramSlot::IcmpEgress,
+        Next::Fragment => ProgramSlot::FragmentEgress,
+    };
+    tc::look(ctx, Link::Ethernet, next, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
@@ -63,13 +103,42 @@ pub fn tc_translate_egress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub fn tc_icmp_egress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_egress(ctx: TcContext) -> i32 {
+    tc::run_or(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| {
+        fragment::follow(p, t, link, FlowKind::EGRESS)
+    })
+}
+
+#[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| decide::look_at_egress(p, t, link))
+    let next = |next| match next {
+        Next::Translate => ProgramSlot::TranslateEgressL3,
+        Next::Icmp => ProgramSlot::IcmpEgressL3,
+        Next::Fragment => ProgramSlot::FragmentEgressL3,
+    };
+    tc::look(ctx, Link::None, next, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
 pub fn tc_translate_egress_l3(ctx: TcContext) -> i32 {
     tc::run(ctx, Link::None, |p, t, link| decide::translate_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_icmp_egress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| icmp::egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_egress_l3(ctx: TcContext) -> i32 {
+    tc::run_or(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| {
+        fragment::follow(p, t, link, FlowKind::EGRESS)
+    })
 }
 
 #[xdp]

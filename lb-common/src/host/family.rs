@@ -7,8 +7,8 @@ use std::vec::Vec;
 
 use super::{Capacities, HostTables, WhenFull};
 use crate::abi::{
-    AddressWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, V4, V6, filter_bit,
-    flow_source,
+    AddressWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live,
+    V4, V6, filter_bit, flow_source,
 };
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert};
 
@@ -41,6 +41,7 @@ impl<const N: usize> FlowRef<N> for HostFlow<N> {
 pub(super) struct Family<const N: usize> {
     pub(super) frontends: RefCell<HashMap<FrontendKey<N>, FrontendWord>>,
     pub(super) addresses: RefCell<HashMap<Ip<N>, AddressWord>>,
+    fragments: RefCell<HashMap<FragmentKey<N>, FragmentRecord>>,
     /// How many of the next frontend lookups answer with another key's word.
     pub(super) torn: Cell<u32>,
     main: FlowStore<N>,
@@ -52,6 +53,7 @@ impl<const N: usize> Family<N> {
         Self {
             frontends: RefCell::default(),
             addresses: RefCell::default(),
+            fragments: RefCell::default(),
             torn: Cell::new(0),
             main: FlowStore::default(),
             half_open: FlowStore::default(),
@@ -287,6 +289,17 @@ where
         self.cost(|costs| costs.map_updates += 1);
         let (capacity, when_full) = self.capacity(table);
         self.family().store(table).insert(key, flow, replace, capacity, when_full)
+    }
+
+    fn fragment(&self, key: &FragmentKey<N>) -> Option<FragmentRecord> {
+        self.cost(|costs| costs.lookups += 1);
+        self.family().fragments.borrow().get(key).copied()
+    }
+
+    fn set_fragment(&self, key: &FragmentKey<N>, record: &FragmentRecord) -> bool {
+        self.cost(|costs| costs.map_updates += 1);
+        self.family().fragments.borrow_mut().insert(*key, *record);
+        true
     }
 
     fn remove_flow(&self, table: FlowTable, key: &FlowKey<N>) {

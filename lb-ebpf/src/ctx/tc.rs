@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_red
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Counter, ProgramSlot};
 use lb_common::csum;
+use lb_common::decide::Next;
 use lb_common::packet::{ChecksumChange, Packet};
 use lb_common::parse::Link;
 use lb_common::tables::ServiceTables as _;
@@ -210,16 +211,39 @@ impl Packet for Skb {
 pub fn look(
     ctx: TcContext,
     link: Link,
-    next: ProgramSlot,
-    look: impl FnOnce(&mut Skb, &Maps, Link) -> Option<Verdict>,
+    slot: impl FnOnce(Next) -> ProgramSlot,
+    look: impl FnOnce(&mut Skb, &Maps, Link) -> Result<Next, Verdict>,
 ) -> i32 {
     let mut skb = Skb(ctx);
     let maps = maps_of(&skb);
-    if look(&mut skb, &maps, link).is_none() {
-        // SAFETY: a helper on this program's context; it only returns where nothing is in the slot.
-        let _missing = unsafe { maps::PROGRAMS.tail_call(&skb.0, next as u32) };
-        maps.count(Counter::ProgramMissing);
+    match look(&mut skb, &maps, link) {
+        Ok(next) => go_on(&skb, &maps, slot(next)),
+        Err(_) => NEXT,
     }
+}
+
+/// Runs a decision that goes on with another program if it does not end here.
+#[inline(always)]
+pub fn run_or(
+    ctx: TcContext,
+    link: Link,
+    slot: ProgramSlot,
+    decide: impl FnOnce(&mut Skb, &Maps, Link) -> Option<Verdict>,
+) -> i32 {
+    let mut skb = Skb(ctx);
+    let maps = maps_of(&skb);
+    match decide(&mut skb, &maps, link) {
+        Some(verdict) => finish(&skb, &maps, verdict),
+        None => go_on(&skb, &maps, slot),
+    }
+}
+
+/// Goes on with another program; only returns where there is none.
+#[inline(always)]
+fn go_on(skb: &Skb, maps: &Maps, slot: ProgramSlot) -> i32 {
+    // SAFETY: a helper on this program's context.
+    let _missing = unsafe { maps::PROGRAMS.tail_call(&skb.0, slot as u32) };
+    maps.count(Counter::ProgramMissing);
     NEXT
 }
 
@@ -238,8 +262,16 @@ pub fn run(
 ) -> i32 {
     let mut skb = Skb(ctx);
     let maps = maps_of(&skb);
-    let ifindex = maps.ifindex;
     let verdict = decide(&mut skb, &maps, link);
+    finish(&skb, &maps, verdict)
+}
+
+/// Does what a verdict says.
+#[inline(always)]
+fn finish(skb: &Skb, maps: &Maps, verdict: Verdict) -> i32 {
+    let ifindex = maps.ifindex;
+    #[cfg(not(feature = "log"))]
+    let _only_to_log = skb;
     #[cfg(feature = "log")]
     if verdict != Verdict::NotService {
         aya_log_ebpf::debug!(&skb.0, "interface {} verdict {}", ifindex, verdict as u32);

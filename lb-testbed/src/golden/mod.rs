@@ -5,7 +5,9 @@
 //! ([`Case::on_host`]) and through the kernel programs (`tests/golden.rs`).
 
 mod bad;
+mod fragments;
 mod headers;
+mod icmp;
 mod lives;
 
 use anyhow::{Result, ensure};
@@ -65,6 +67,8 @@ pub struct Case {
     pub name: String,
     /// What happens, in order; it begins with empty tables.
     pub steps: Vec<Step>,
+    /// The program at XDP leaves its packets to the one at tc.
+    pub tc_only: bool,
 }
 
 /// All cases.
@@ -73,6 +77,8 @@ pub fn cases() -> Vec<Case> {
     let mut cases = lives::cases();
     cases.extend(headers::cases());
     cases.extend(bad::cases());
+    cases.extend(icmp::cases());
+    cases.extend(fragments::cases());
     cases
 }
 
@@ -92,7 +98,7 @@ pub fn established_costs() -> Result<Costs> {
 
 impl Case {
     fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), steps: Vec::new() }
+        Self { name: name.into(), steps: Vec::new(), tc_only: false }
     }
 
     fn change(mut self, change: impl Fn(&HostTables) + 'static) -> Self {
@@ -144,6 +150,12 @@ impl Case {
         if let Some(Step::Shot(shot)) = self.steps.last_mut() {
             shot.established = true;
         }
+        self
+    }
+
+    /// The program at XDP leaves its packets to the one at tc.
+    fn tc_only(mut self) -> Self {
+        self.tc_only = true;
         self
     }
 

@@ -11,8 +11,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FrontendKey, Live, V4, V6, flow_port,
-        flow_source, map,
+        Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FragmentKey, FragmentRecord,
+        FrontendKey, Live, V4, V6, flow_port, flow_source, map,
     },
     host::{HostTables, OfFamily},
     tables::FlowTable,
@@ -41,7 +41,18 @@ macro_rules! plain {
     };
 }
 
-plain!(Backend, FrontendKey<V4>, FrontendKey<V6>, FlowKey<V4>, FlowKey<V6>, Flow<V4>, Flow<V6>);
+plain!(
+    FragmentKey<V4>,
+    FragmentKey<V6>,
+    FragmentRecord,
+    Backend,
+    FrontendKey<V4>,
+    FrontendKey<V6>,
+    FlowKey<V4>,
+    FlowKey<V6>,
+    Flow<V4>,
+    Flow<V6>
+);
 
 /// The programs. Nothing is pinned: all is gone when this is dropped.
 pub(crate) struct Kernel {
@@ -72,7 +83,14 @@ impl Kernel {
         ] {
             loader.map_max_entries(name, ENTRIES);
         }
-        for name in [map::FLOWS4, map::FLOWS6, map::HALF_OPEN4, map::HALF_OPEN6] {
+        for name in [
+            map::FLOWS4,
+            map::FLOWS6,
+            map::HALF_OPEN4,
+            map::HALF_OPEN6,
+            map::FRAGMENTS4,
+            map::FRAGMENTS6,
+        ] {
             loader.map_max_entries(name, LRU_ENTRIES);
         }
         let ebpf = loader.load(&object).context("create the maps")?;
@@ -147,6 +165,8 @@ impl Kernel {
         for name in [map::FLOWS6, map::HALF_OPEN6] {
             self.empty::<FlowKey<V6>, Plain<Flow<V6>>>(name)?;
         }
+        self.empty::<FragmentKey<V4>, Plain<FragmentRecord>>(map::FRAGMENTS4)?;
+        self.empty::<FragmentKey<V6>, Plain<FragmentRecord>>(map::FRAGMENTS6)?;
         self.array::<u64>(map::FLOW_PORTS)?.set(flow_port(INTERFACE), 0, 0)?;
         self.fill(&HostTables::new())
     }
@@ -162,6 +182,8 @@ impl Kernel {
         let backends = tables.backends().into_iter().map(Plain);
         self.store_or(map::BACKENDS, backends, Plain(empty))?;
         self.fill_filter(tables)?;
+        self.fill_addresses::<V4>(map::ADDRESSES4, tables)?;
+        self.fill_addresses::<V6>(map::ADDRESSES6, tables)?;
         self.fill_frontends::<V4>(map::FRONTENDS4, tables)?;
         self.fill_frontends::<V6>(map::FRONTENDS6, tables)
     }
@@ -244,6 +266,24 @@ impl Kernel {
             flows.push(describe(table, &key, flow));
         }
         Ok(flows)
+    }
+
+    fn fill_addresses<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
+    where
+        [u32; N]: aya::Pod,
+        HostTables: OfFamily<N>,
+    {
+        let wanted = tables.addresses::<N>();
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map = HashMap::<_, [u32; N], u64>::try_from(map)?;
+        let present = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for ip in present.iter().filter(|ip| !wanted.iter().any(|(wanted, _)| wanted == *ip)) {
+            map.remove(ip)?;
+        }
+        for (ip, word) in wanted {
+            map.insert(ip, word.0, 0)?;
+        }
+        Ok(())
     }
 
     fn fill_frontends<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
