@@ -323,6 +323,8 @@ impl<D: Datapath> Sync<D> {
         if dirty.node {
             self.tell_node();
         }
+        // Before the first plan, these are all Services.
+        self.tell_refusals(&dirty.services);
         let batch = if self.synced && !sweep { self.plan(&dirty) } else { self.plan_all() };
         self.log_plan(&batch.reports);
         let first = !std::mem::replace(&mut self.synced, true);
@@ -348,7 +350,6 @@ impl<D: Datapath> Sync<D> {
 
     fn plan_all(&mut self) -> Batch {
         let keys: Vec<ObjectKey> = self.store.services().map(|s| s.key.clone()).collect();
-        self.tell_refusals(&keys);
         let store = &self.store;
         let services = keys.iter().flat_map(|key| policy::service_ports(store, key));
         // What was last read of these is in the maps only.
@@ -358,7 +359,6 @@ impl<D: Datapath> Sync<D> {
     }
 
     fn plan(&mut self, dirty: &Dirty) -> Batch {
-        self.tell_refusals(&dirty.services);
         let mut updates: Vec<(PortKey, Option<DesiredPort>)> = Vec::new();
         for service in &dirty.services {
             let ports = policy::service_ports(&self.store, service);

@@ -18,8 +18,8 @@ use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use lb_common::abi::{FlowKind, ProgramSlot, V4, V6};
 use lb_common::decide::{self, Next};
-use lb_common::{fragment, icmp};
 use lb_common::parse::Link;
+use lb_common::{fragment, icmp};
 
 use ctx::{sock_addr, tc, xdp as xdp_hook};
 

@@ -6,8 +6,9 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
-    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS, FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey,
-    FragmentKey, FragmentRecord, FrontendKey, Ip, META_WORDS, Name, NetnsRecord, ProgramSlot, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
+    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS,
+    FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, Ip,
+    META_WORDS, Name, NetnsRecord, ProgramSlot, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
     SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 

@@ -4,9 +4,9 @@
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
-    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
-    Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live, ServicePortId, SetWord, V4, V6, FLOW_SOURCE_FLAGS, filter_bit,
-    flow_port, flow_source,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter,
+    FLOW_SOURCE_FLAGS, FactsWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
+    FrontendWord, Ip, Live, ServicePortId, SetWord, V4, V6, filter_bit, flow_port, flow_source,
 };
 use lb_common::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables};
 

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::{
     cgroup::Cgroup,
+    etcd::Etcd,
     manifest::{self, Manifest},
     netns::Netns,
     process::{Launch, Process},
@@ -39,6 +40,7 @@ pub struct ApiServer {
     controllers: Option<Process>,
     server: Process,
     etcd: Process,
+    address: IpAddr,
     netns_path: PathBuf,
     own_netns: Option<Netns>,
     cgroup: Cgroup,
@@ -66,6 +68,11 @@ impl ApiServer {
     /// User `system:kube-proxy`: exactly what a node proxy may do.
     pub fn proxy_kubeconfig(&self) -> PathBuf {
         self.scratch.path().join("proxy.kubeconfig")
+    }
+
+    /// What it stores its objects in. To be used in its namespace.
+    pub fn etcd(&self) -> Etcd {
+        Etcd::at(self.address, ETCD_PORT)
     }
 
     /// The file of the namespace it is in.
@@ -145,6 +152,7 @@ impl ApiServer {
             controllers: None,
             server,
             etcd,
+            address,
             netns_path,
             own_netns,
             cgroup,

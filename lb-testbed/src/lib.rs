@@ -13,6 +13,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
 pub mod demo;
+pub mod etcd;
 pub mod foreign;
 pub mod golden;
 pub mod id;

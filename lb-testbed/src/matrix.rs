@@ -1,4 +1,11 @@
-//! The table that namespace tests run over: engine × transport × family × topology.
+//! The table that namespace tests run over: engine × transport × family × topology; and, below,
+//! the whole matrix of the contract.
+
+pub mod cell;
+pub mod run;
+pub mod seen;
+pub mod table;
+pub mod world;
 
 use std::fmt;
 

@@ -97,20 +97,9 @@ impl Rig {
         self.agents.iter().try_for_each(|agent| agent.wait_synced(crate::agent::SYNC_WITHIN))
     }
 
-    /// How to start the agent of a node, with maps no larger than tests need: the kernel clears and
-    /// accounts for every byte, for every agent.
+    /// How to start the agent of a node.
     pub fn agent(&self, node: usize, source: Source) -> Result<AgentSpec> {
-        let sizes = [
-            ("--max-service-ports", "1024"),
-            ("--max-frontends", "1024"),
-            ("--max-backends", "4096"),
-            ("--max-slots", "8192"),
-            ("--max-flows", "32768"),
-            ("--max-half-open-flows", "8192"),
-            ("--max-socket-peers", "4096"),
-        ];
-        let spec = self.cluster.agent(node, source)?;
-        Ok(sizes.iter().fold(spec, |spec, (flag, size)| spec.arg(flag).arg(size)))
+        Ok(with_small_maps(self.cluster.agent(node, source)?))
     }
 
     /// `web` in a family.
@@ -185,6 +174,21 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// An agent with maps no larger than tests need: the kernel clears and accounts for every byte, for
+/// every agent.
+pub fn with_small_maps(spec: AgentSpec) -> AgentSpec {
+    let sizes = [
+        ("--max-service-ports", "1024"),
+        ("--max-frontends", "1024"),
+        ("--max-backends", "4096"),
+        ("--max-slots", "8192"),
+        ("--max-flows", "32768"),
+        ("--max-half-open-flows", "8192"),
+        ("--max-socket-peers", "4096"),
+    ];
+    sizes.iter().fold(spec, |spec, (flag, size)| spec.arg(flag).arg(size))
 }
 
 /// Whether the output of `services --output json` shows an address as backend of a Service; `None`

@@ -90,6 +90,17 @@ impl Synthetic {
         to.flush()
     }
 
+    /// Gives every object as JSON of its own, in kubectl's order.
+    pub fn each_json(&self, mut take: impl FnMut(&str) -> io::Result<()>) -> io::Result<()> {
+        self.check()?;
+        let mut text = String::new();
+        self.each(&mut |object| {
+            text.clear();
+            json(object, 0, &mut text);
+            take(&text)
+        })
+    }
+
     /// The clusterIP of a Service.
     pub fn cluster_ip_v4(service: usize) -> Ipv4Addr {
         Ipv4Addr::from_bits(0xac10_0000 | low_bits(service + 1))

@@ -3,7 +3,7 @@
 //! decisions of both engines are asked about every client, address, port and protocol.
 //!
 //! `MILLRACE_ORACLE_CASES` sets the number of histories that each property is tried on (default
-//! 300), `MILLRACE_ORACLE_SEED` the seed, which is printed with the number of decisions compared
+//! 150), `MILLRACE_ORACLE_SEED` the seed, which is printed with the number of decisions compared
 //! (`--nocapture` shows both). Shrunk failures are kept beside the test, and tried first ever after.
 
 #[path = "oracle/compare.rs"]
@@ -18,13 +18,18 @@ mod pipeline;
 mod properties;
 #[path = "oracle/run.rs"]
 mod run;
+#[path = "oracle/udp.rs"]
+mod udp;
 
+use compare::Asked;
+use decide::Decider;
 use lb_testbed::oracle::{
     View,
     generate::{NODE, history},
 };
 use pipeline::Agent;
 use run::{Tally, Weight};
+use udp::Senders;
 
 /// Rules that decide for a client on the node.
 const MET: [&str; 11] =
@@ -34,7 +39,7 @@ const MET: [&str; 11] =
 /// what the oracle captures, with the same endpoints.
 #[test]
 fn tables_agree_with_the_contract_after_every_burst() {
-    run::check("tables", Weight::Cheap, &[], history(8), |history| {
+    run::check("tables", Weight::Usual, &[], history(8), |history| {
         let mut agent = Agent::new(&history.config, &history.service_cidrs);
         let mut cluster = history.beginning();
         let mut tally = Tally::default();
@@ -53,17 +58,52 @@ fn tables_agree_with_the_contract_after_every_burst() {
 /// node and every destination.
 #[test]
 fn decisions_agree_with_the_contract() {
-    run::check("decisions", Weight::Usual, &MET, history(4), |history| {
-        let agent = Agent::with_history(&history);
-        compare::decisions(&agent, &View::new(&history.end(), NODE))
+    run::check("decisions", Weight::Main, &MET, history(4), |history| {
+        let mut agent = Agent::new(&history.config, &history.service_cidrs);
+        let mut cluster = history.beginning();
+        let mut tally = Tally::default();
+        for (index, burst) in history.bursts.iter().enumerate() {
+            agent.take(burst);
+            for event in burst {
+                event.apply(&mut cluster);
+            }
+            let last = index + 1 == history.bursts.len();
+            let asked = if last { Asked::Everything } else { Asked::Frontends };
+            tally.add(&compare::decisions(&agent, &View::new(&cluster, NODE), asked)?);
+        }
+        Ok(tally)
     });
 }
 
 /// a client goes where its entry says, by every frontend and both engines.
 #[test]
 fn affinity_agrees_with_the_contract() {
-    run::check("affinity", Weight::Cheap, &["A-4"], history(4), |history| {
+    run::check("affinity", Weight::Usual, &["A-4"], history(4), |history| {
         let agent = Agent::with_history(&history);
         compare::affinity(&agent, &View::new(&history.end(), NODE))
+    });
+}
+
+/// U-2, U-4, U-6, U-7: what keeps sending stays with an endpoint that serves, whatever else changes,
+/// and moves on from one that does not.
+#[test]
+fn udp_flows_agree_with_the_contract() {
+    let rules = ["stays", "moves", "tries again"];
+    run::check("udp", Weight::Usual, &rules, history(6), |history| {
+        let mut agent = Agent::new(&history.config, &history.service_cidrs);
+        let mut cluster = history.beginning();
+        let mut senders = Senders::default();
+        let mut tally = Tally::default();
+        for burst in &history.bursts {
+            agent.take(burst);
+            for event in burst {
+                event.apply(&mut cluster);
+            }
+            let view = View::new(&cluster, NODE);
+            let decider = Decider::new(&agent);
+            senders.go_on(&decider, &view, &mut tally)?;
+            senders.begin(&decider, &view);
+        }
+        Ok(tally)
     });
 }

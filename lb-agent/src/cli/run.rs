@@ -212,7 +212,7 @@ async fn agent(
         scope: config.scope,
         bypass,
     };
-    let namespaces = namespaces::start(&namespaces, Datapath::grace(&datapath))?;
+    let namespaces = namespaces::start(&namespaces, datapath.maps(), Datapath::grace(&datapath))?;
     // What maps have, which need not be what was asked for.
     let capacity = datapath.maps().capacity()?;
     let sync = Sync::new(datapath, capacity)?

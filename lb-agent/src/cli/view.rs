@@ -87,6 +87,10 @@ pub(super) struct Backend {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) states: Vec<&'static str>,
+    /// New connections go to it, but for those that the local set is for.
+    pub(super) in_cluster: bool,
+    /// New connections that the local set is for go to it.
+    pub(super) in_local: bool,
 }
 
 /// All frontends, by Service.
@@ -136,6 +140,8 @@ pub(super) fn backend(id: BackendId, found: &lb_common::abi::Backend) -> Option<
         address: plan::address(&found.addr, word.has(BackendFlags::IPV6)),
         port: u16::from_be(word.port()),
         states: states(word),
+        in_cluster: word.has(BackendFlags::IN_CLUSTER),
+        in_local: word.has(BackendFlags::IN_LOCAL),
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::Ebpf;
 
@@ -53,7 +54,7 @@ pub struct BpfDatapath {
     folder: PathBuf,
     cgroup: File,
     ebpf: Ebpf,
-    maps: Maps,
+    maps: Arc<Maps>,
     grace: Grace,
     /// Indices of the interfaces that have programs, or a part of them.
     attached: BTreeSet<u32>,
@@ -89,7 +90,7 @@ impl BpfDatapath {
         }
         lb_object::fill_program_array(&mut ebpf)
             .map_err(|source| Error::Program { name: "tc_translate", source: Box::new(source) })?;
-        let maps = Maps::open(&folder)?;
+        let maps = Arc::new(Maps::open(&folder)?);
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
         // From an earlier run; those that are gone by now are found out by the first list.
         let attached = hooks::pinned_interfaces(&folder)
@@ -116,12 +117,12 @@ impl BpfDatapath {
         self
     }
 
-    /// The maps.
-    pub fn maps(&self) -> &Maps {
+    /// The maps, for who shares them: each mapping of their memory counts as this process's.
+    pub fn maps(&self) -> &Arc<Maps> {
         &self.maps
     }
 
-    /// System calls made so far, for benchmarks.
+    /// System calls that this thread has made so far, for benchmarks.
     pub fn calls() -> sys::Calls {
         sys::calls()
     }

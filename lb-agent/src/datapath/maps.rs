@@ -18,8 +18,8 @@ use lb_common::abi::{
 };
 use lb_common::select::narrow;
 
+pub(super) use self::hashes::key_bytes;
 use self::hashes::run;
-pub(super) use self::hashes::{address_bytes, key_bytes};
 use super::Error;
 use super::mmap::MmapArray;
 use super::sys;

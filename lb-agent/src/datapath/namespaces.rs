@@ -1,12 +1,13 @@
 //! The maps that tell programs of network namespaces and cgroups, and that tell the agent who talks
 //! to which backend.
 //!
-//! They are opened a second time for the thread that looks after namespaces, which shares nothing
-//! with the loop.
+//! They belong to the thread that looks after namespaces, which shares with the loop only the maps
+//! that are memory.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::abi::{
@@ -40,19 +41,19 @@ pub struct UdpSocket {
 #[derive(Debug)]
 pub struct NamespaceMaps {
     folder: PathBuf,
-    maps: Maps,
+    maps: Arc<Maps>,
     netns: HashMap<MapData, u64, [u8; RECORD]>,
     udp_sockets: OwnedFd,
 }
 
 impl NamespaceMaps {
-    /// Opens what is pinned in a folder.
-    pub fn open(folder: &Path) -> Result<Self, Error> {
+    /// Opens what is pinned in a folder, and shares what is open already.
+    pub fn open(folder: &Path, maps: Arc<Maps>) -> Result<Self, Error> {
         let path = folder.join(map::UDP_SOCKETS);
         let what = format!("open the pinned map {}", path.display());
         Ok(Self {
             folder: folder.to_owned(),
-            maps: Maps::open(folder)?,
+            maps,
             netns: netns(folder)?,
             udp_sockets: sys::object_get(&path).map_err(Error::system(what))?,
         })

@@ -4,20 +4,22 @@
 //! Every attribute is a struct of integers without padding, laid out as the kernel's union member of
 //! that command; what the kernel knows beyond its end is zero to it.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_map_type};
 
 use super::process::c_path;
 pub use super::process::{file_system, lock};
 
-static BPF_CALLS: AtomicU64 = AtomicU64::new(0);
-static MEMBARRIER_CALLS: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// Of each thread, so that what others do meanwhile is not taken for a part of a commit.
+    static CALLS: Cell<Calls> = const { Cell::new(Calls { bpf: 0, membarrier: 0 }) };
+}
 
-/// System calls made by this module since the process started.
+/// System calls made by this module on one thread since that started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Calls {
     /// bpf(2).
@@ -26,19 +28,16 @@ pub struct Calls {
     pub membarrier: u64,
 }
 
-/// System calls so far.
+/// System calls of this thread so far.
 pub fn calls() -> Calls {
-    Calls {
-        bpf: BPF_CALLS.load(Ordering::Relaxed),
-        membarrier: MEMBARRIER_CALLS.load(Ordering::Relaxed),
-    }
+    CALLS.get()
 }
 
 /// # Safety
 ///
 /// Every pointer in `attr` must be valid for what `cmd` reads and writes through it.
 pub(super) unsafe fn bpf<A>(cmd: bpf_cmd, attr: &mut A) -> io::Result<i32> {
-    BPF_CALLS.fetch_add(1, Ordering::Relaxed);
+    CALLS.set(Calls { bpf: calls().bpf + 1, ..calls() });
     let attr: *mut A = attr;
     // SAFETY: the attribute is a live struct of integers of the size given; the caller answers for
     // the pointers in it.
@@ -391,7 +390,7 @@ pub fn map_in_map_update(outer: BorrowedFd<'_>, inner: BorrowedFd<'_>) -> io::Re
 /// Waits until every CPU has left whatever it ran in the kernel: `MEMBARRIER_CMD_GLOBAL` is
 /// `synchronize_rcu`, and BPF programs run inside of RCU read sections.
 pub fn membarrier() -> io::Result<()> {
-    MEMBARRIER_CALLS.fetch_add(1, Ordering::Relaxed);
+    CALLS.set(Calls { membarrier: calls().membarrier + 1, ..calls() });
     // SAFETY: no pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

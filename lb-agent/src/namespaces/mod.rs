@@ -56,15 +56,14 @@ pub struct Config {
 /// How the loop tells what has happened.
 #[derive(Debug)]
 pub struct Handle {
-    maps: Maps,
+    maps: Arc<Maps>,
     signal: Arc<Signal>,
 }
 
 /// Stores what is to be left alone, and starts the thread. Call it before hooks are attached, on a
 /// thread in the node's network namespace.
-pub fn start(config: &Config, grace: Grace) -> Result<Handle, Error> {
-    let of_handle = Maps::open(&config.folder)?;
-    let mut maps = NamespaceMaps::open(&config.folder)?;
+pub fn start(config: &Config, shared: &Arc<Maps>, grace: Grace) -> Result<Handle, Error> {
+    let mut maps = NamespaceMaps::open(&config.folder, Arc::clone(shared))?;
     maps.set_bypass_cgroups(&config.bypass)?;
     maps.maps().set_meta(MetaWord::SocketScope, config.scope.word());
     let signal = Arc::new(Signal::default());
@@ -73,7 +72,7 @@ pub fn start(config: &Config, grace: Grace) -> Result<Handle, Error> {
         .name("namespaces".into())
         .spawn(move || keeper.run())
         .map_err(Error::system("start the thread that looks after namespaces"))?;
-    Ok(Handle { maps: of_handle, signal })
+    Ok(Handle { maps: Arc::clone(shared), signal })
 }
 
 impl Handle {

@@ -94,7 +94,6 @@ fn lacking() -> Vec<(&'static str, &'static str)> {
              and its packets for two clients",
         ));
     }
-    // Whoever may not end sockets cannot tell whether others may.
     if let Ok(Support::Not) = SockDiag::open().and_then(|mut diag| diag.support()) {
         lacking.push((
             "CONFIG_INET_DIAG_DESTROY",

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 
 use lb_common::abi::{AddressFlags, AddressWord, SERVICE_CIDRS};
 
-use super::table::{AddressChange, Batch, FrontKey, address_flags, address_word, family_index};
+use super::address::{address_flags, address_word, family_index, mask};
+use super::table::{AddressChange, Batch, FrontKey};
 use super::{Error, Planner, Report, Work};
 use crate::model::{Family, FrontendKind};
 
@@ -303,7 +304,7 @@ fn by_family(cidrs: &[Cidr]) -> [Vec<Cidr>; 2] {
 
 /// The first address of a range.
 fn first_of(addr: IpAddr, prefix: u8) -> IpAddr {
-    match (addr, super::table::mask(&addr, prefix)) {
+    match (addr, mask(&addr, prefix)) {
         (IpAddr::V4(addr), IpAddr::V4(mask)) => (addr & mask).into(),
         (IpAddr::V6(addr), IpAddr::V6(mask)) => (addr & mask).into(),
         (addr, _) => addr,

@@ -13,10 +13,10 @@ use lb_common::abi::{
     SetWord,
 };
 
+use super::address::family_index;
 use super::ids::{IdPool, Quarantine, Range, RangePool};
 use super::owners::Claim;
 use super::port::{Held, Pools, Set, Table};
-use super::table::family_index;
 use super::{
     Capacity, Front, FrontKey, Planner, Port, PortRow, Retired, SetRow, Snapshot, address, name,
     self_test,

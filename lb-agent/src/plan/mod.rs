@@ -15,6 +15,7 @@
 //!   there is room for. The rest is tried again when something became free.
 //! - What goes out of use waits for a grace period: apply the batch, wait, then [`Planner::release`].
 
+mod address;
 mod addresses;
 mod adopt;
 #[cfg(test)]
@@ -32,11 +33,12 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+pub use self::address::{address, address_flags, address_word, mask, words};
 pub use self::addresses::{Cidr, NodeFacts};
 pub use self::report::{Error, Report};
 pub use self::table::{
     AddressChange, Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired,
-    SetChange, SetRow, Snapshot, address, address_flags, address_word, mask, words,
+    SetChange, SetRow, Snapshot,
 };
 
 use self::addresses::Addresses;

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::FrontendWord;
 
+use super::address::family_index;
 use super::report::Report;
-use super::table::{Batch, FrontKey, FrontendChange, family_index};
+use super::table::{Batch, FrontKey, FrontendChange};
 use super::{Planner, Port, PortIndex, Work, self_test};
 use crate::model::{DesiredPort, FrontendKind, PortKey, Protocol};
 

@@ -13,8 +13,9 @@ use lb_common::abi::{
 };
 
 use super::Error;
+use super::address::words;
 use super::ids::{Freed, IdPool, Quarantine, Range, RangePool};
-use super::table::{PortChange, SetChange, words};
+use super::table::{PortChange, SetChange};
 use crate::model::{DesiredBackend, DesiredPort, Family};
 
 /// Flags of a backend that is in a set.

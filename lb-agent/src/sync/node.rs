@@ -158,5 +158,10 @@ mod tests {
         assert_eq!(sync.counts().object_reports, reports);
         sync.step([changes(vec![service(&[])])]);
         assert_eq!(sync.refusals.len(), 0);
+        sync.step([changes(all())]);
+        assert_eq!(sync.refusals.len(), 1, "told again, because it is new");
+        let gone = Change::ReplaceServices { services: Vec::new(), keep: Vec::new() };
+        sync.step([changes(vec![gone]), synced()]);
+        assert_eq!(sync.refusals.len(), 0, "gone with its Service");
     }
 }

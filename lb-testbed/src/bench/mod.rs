@@ -3,6 +3,7 @@
 //! What is built for a measurement is removed by guards, as in tests. Values are recorded, never
 //! asserted.
 
+mod api;
 mod connect;
 mod counts;
 mod crr;
@@ -59,6 +60,11 @@ pub fn groups() -> &'static [Group] {
         Group { ids: &crr::IDS, what: "connections per second", measure: crr::measure },
         Group { ids: &scale::COLD_IDS, what: "a cold start", measure: scale::cold_start },
         Group { ids: &scale::CHANGE_IDS, what: "a changed endpoint", measure: scale::change },
+        Group {
+            ids: &api::IDS,
+            what: "ten thousand Services by an API server",
+            measure: api::measure,
+        },
         Group { ids: &peers::IDS, what: "kube-proxy", measure: peers::measure },
     ]
 }

@@ -27,15 +27,15 @@ use crate::{
 pub(super) const COLD_IDS: [&str; 2] = ["cold_start_10k_s", "cold_start_10k_peak_mib"];
 pub(super) const CHANGE_IDS: [&str; 2] = ["change_10k_syscalls", "change_10k_ms"];
 
-const SERVICES: u32 = 10_000;
-const ENDPOINTS: u8 = 10;
-const SYNC_WITHIN: Duration = Duration::from_mins(2);
-const COMMIT_WITHIN: Duration = Duration::from_secs(30);
-/// What the agent logs when it begins to read a file, and when it has committed.
-const READING: &str = "reading";
-const COMMITTED: &str = "committed";
+pub(super) const SERVICES: u32 = 10_000;
+pub(super) const ENDPOINTS: u8 = 10;
+pub(super) const SYNC_WITHIN: Duration = Duration::from_mins(2);
+pub(super) const COMMIT_WITHIN: Duration = Duration::from_secs(30);
+/// What the agent logs when it begins to read a file or an event, and when it has committed.
+pub(super) const READING: &str = "reading";
+pub(super) const COMMITTED: &str = "committed";
 /// What it logs once when all is in force.
-const SYNCED: &str = "synced";
+pub(super) const SYNCED: &str = "synced";
 
 pub(super) fn cold_start(plan: &Plan) -> Result<Vec<Figure>> {
     let (services, runs) = (plan.pick(SERVICES, 200), plan.pick(5, 1));
@@ -203,7 +203,7 @@ fn change_once(agent: &Agent, path: &Path, change: u32) -> Result<Commit> {
 }
 
 /// How the agent was built, as far as its path tells: a debug build says nothing about speed.
-fn build() -> Result<&'static str> {
+pub(super) fn build() -> Result<&'static str> {
     let is_release = crate::agent::binary()?.components().any(|part| part.as_os_str() == "release");
     Ok(if is_release { "release build" } else { "not a release build" })
 }
@@ -256,12 +256,12 @@ fn cluster() -> Result<Cluster> {
     Cluster::build(Spec { nodes: 1, pods_per_node: 1, topology: Topology::Routed })
 }
 
-fn unload(mut agent: Agent) -> Result<()> {
+pub(super) fn unload(mut agent: Agent) -> Result<()> {
     agent.stop()?;
     agent.command("cleanup", &[]).map(drop)
 }
 
-fn peak_mib(pid: u32) -> Result<f64> {
+pub(super) fn peak_mib(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -270,7 +270,7 @@ fn peak_mib(pid: u32) -> Result<f64> {
 }
 
 /// A number in a log line, as `name=7` or `"name":7`.
-fn number(line: &str, name: &str) -> Option<u64> {
+pub(super) fn number(line: &str, name: &str) -> Option<u64> {
     line.match_indices(name).find_map(|(at, _)| {
         let before = line[..at].chars().next_back();
         if before.is_some_and(|before| before.is_alphanumeric() || before == '_') {
@@ -285,7 +285,7 @@ fn number(line: &str, name: &str) -> Option<u64> {
 }
 
 /// Seconds since midnight of the first time of day in a log line, as `T12:34:56.123456`.
-fn seconds(line: &str) -> Option<f64> {
+pub(super) fn seconds(line: &str) -> Option<f64> {
     line.match_indices('T').find_map(|(at, _)| {
         let text = line.get(at + 1..)?;
         let end = text.find(|c: char| !c.is_ascii_digit() && c != ':' && c != '.')?;

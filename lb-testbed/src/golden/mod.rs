@@ -5,6 +5,7 @@
 //! ([`Case::on_host`]) and through the kernel programs (`tests/golden.rs`).
 
 mod bad;
+mod destinations;
 mod fragments;
 mod headers;
 mod icmp;
@@ -77,6 +78,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = lives::cases();
     cases.extend(headers::cases());
     cases.extend(bad::cases());
+    cases.extend(destinations::cases());
     cases.extend(icmp::cases());
     cases.extend(fragments::cases());
     cases

@@ -12,9 +12,9 @@ use aya::{
 use lb_common::{
     abi::{
         Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FragmentKey, FragmentRecord,
-        FrontendKey, Live, V4, V6, flow_port, flow_source, map,
+        FrontendKey, Ip, Live, V4, V6, flow_port, flow_source, map,
     },
-    host::{HostTables, OfFamily},
+    host::HostTables,
     tables::FlowTable,
 };
 use lb_object::Settings;
@@ -45,6 +45,8 @@ plain!(
     FragmentKey<V4>,
     FragmentKey<V6>,
     FragmentRecord,
+    Ip<V4>,
+    Ip<V6>,
     Backend,
     FrontendKey<V4>,
     FrontendKey<V6>,
@@ -182,10 +184,14 @@ impl Kernel {
         let backends = tables.backends().into_iter().map(Plain);
         self.store_or(map::BACKENDS, backends, Plain(empty))?;
         self.fill_filter(tables)?;
-        self.fill_addresses::<V4>(map::ADDRESSES4, tables)?;
-        self.fill_addresses::<V6>(map::ADDRESSES6, tables)?;
-        self.fill_frontends::<V4>(map::FRONTENDS4, tables)?;
-        self.fill_frontends::<V6>(map::FRONTENDS6, tables)
+        let frontends = tables.frontends::<V4>().into_iter().map(|(key, word)| (key, word.0));
+        self.fill_hash(map::FRONTENDS4, frontends.collect())?;
+        let frontends = tables.frontends::<V6>().into_iter().map(|(key, word)| (key, word.0));
+        self.fill_hash(map::FRONTENDS6, frontends.collect())?;
+        let addresses = tables.addresses::<V4>().into_iter().map(|(ip, word)| (ip, word.0));
+        self.fill_hash(map::ADDRESSES4, addresses.collect())?;
+        let addresses = tables.addresses::<V6>().into_iter().map(|(ip, word)| (ip, word.0));
+        self.fill_hash(map::ADDRESSES6, addresses.collect())
     }
 
     /// All counters that are not 0, summed over the CPUs.
@@ -268,32 +274,12 @@ impl Kernel {
         Ok(flows)
     }
 
-    fn fill_addresses<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
+    fn fill_hash<K: PartialEq + Copy>(&mut self, name: &str, wanted: Vec<(K, u64)>) -> Result<()>
     where
-        [u32; N]: aya::Pod,
-        HostTables: OfFamily<N>,
+        Plain<K>: aya::Pod,
     {
-        let wanted = tables.addresses::<N>();
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
-        let mut map = HashMap::<_, [u32; N], u64>::try_from(map)?;
-        let present = map.keys().collect::<Result<Vec<_>, _>>()?;
-        for ip in present.iter().filter(|ip| !wanted.iter().any(|(wanted, _)| wanted == *ip)) {
-            map.remove(ip)?;
-        }
-        for (ip, word) in wanted {
-            map.insert(ip, word.0, 0)?;
-        }
-        Ok(())
-    }
-
-    fn fill_frontends<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
-    where
-        Plain<FrontendKey<N>>: aya::Pod,
-        HostTables: OfFamily<N>,
-    {
-        let wanted = tables.frontends::<N>();
-        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
-        let mut map = HashMap::<_, Plain<FrontendKey<N>>, u64>::try_from(map)?;
+        let mut map = HashMap::<_, Plain<K>, u64>::try_from(map)?;
         let present = map.keys().collect::<Result<Vec<_>, _>>()?;
         for Plain(key) in present {
             if !wanted.iter().any(|(wanted, _)| *wanted == key) {
@@ -301,7 +287,7 @@ impl Kernel {
             }
         }
         for (key, word) in wanted {
-            map.insert(Plain(key), word.0, 0)?;
+            map.insert(Plain(key), word, 0)?;
         }
         Ok(())
     }

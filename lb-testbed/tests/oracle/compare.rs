@@ -31,6 +31,11 @@ pub(crate) fn clients(family: Family) -> Vec<Client> {
     ]
 }
 
+/// Clients of every kind on the node that can ask for an address.
+pub(crate) fn clients_for(to: IpAddr) -> Vec<Client> {
+    clients(Family::of(to))
+}
+
 /// One question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Question {
@@ -87,7 +92,7 @@ impl Question {
 
 /// What the engine itself makes of what is expected of the node: V-12 and V-13 act where a packet
 /// leaves the node (departure d), and SCTP keeps its ports.
-fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became> {
+pub(crate) fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became> {
     match &expected.verdict {
         _ if matches!(expected.rule, "V-12" | "V-13") => [Became::Untouched].into(),
         Verdict::PassUntouched => [Became::Untouched].into(),
@@ -106,15 +111,26 @@ fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became
     }
 }
 
-/// Asks everything, as clients that never asked before.
-pub(crate) fn decisions(agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// What the oracle captures.
+    Frontends,
+    /// And everything else.
+    Everything,
+}
+
+/// Asks as clients that never asked before.
+pub(crate) fn decisions(agent: &Agent, view: &View, asked: Asked) -> Result<Tally, TestCaseError> {
     let mut tally = Tally::default();
-    let decider = Decider::new(&agent.tables);
+    let everything = asked == Asked::Everything;
+    let decider = Decider::new(agent);
     let captured = frontends(view);
     for question in Family::BOTH.into_iter().flat_map(questions_by_turns) {
         let (question, of_turn) = question;
         let client = question.client();
-        let asked = of_turn || captured.contains_key(&(question.to, question.protocol));
+        let asked =
+            (everything && of_turn) || captured.contains_key(&(question.to, question.protocol));
         for way in question.ways().filter(|_| asked) {
             let expected = view.expect(way.engine(), &client, question.to, question.protocol);
             let endpoints = expected.endpoints().len();
@@ -139,7 +155,7 @@ pub(crate) fn decisions(agent: &Agent, view: &View) -> Result<Tally, TestCaseErr
 /// says, whatever the frontend and the engine.
 pub(crate) fn affinity(agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
     let mut tally = Tally::default();
-    let decider = Decider::new(&agent.tables);
+    let decider = Decider::new(agent);
     agent.tables.advance_seconds(100_000);
     let mut entries: BTreeMap<(usize, IpAddr), SocketAddr> = BTreeMap::new();
     let all = frontends(view);
@@ -264,7 +280,7 @@ pub(crate) fn outcomes(
     view: &View,
     family: Family,
 ) -> BTreeMap<Question, BTreeSet<Became>> {
-    let decider = Decider::new(&agent.tables);
+    let decider = Decider::new(agent);
     let mut all: BTreeMap<Question, BTreeSet<Became>> = BTreeMap::new();
     for question in questions(family) {
         let client = question.client();

@@ -18,6 +18,8 @@ use lb_testbed::{
     traffic::{self, SYN},
 };
 
+use super::pipeline::Agent;
+
 /// The cookie of the node's own network namespace in the tables.
 const NODE_NETNS: u64 = 1;
 
@@ -78,14 +80,21 @@ impl fmt::Debug for Became {
 /// Asks the decisions, each time as a new socket or flow.
 pub(crate) struct Decider<'a> {
     tables: &'a HostTables,
-    next: Cell<u64>,
+    /// The last sender: its source port or socket cookie is its own.
+    next: &'a Cell<u64>,
     /// How often it was asked.
     pub(crate) decisions: Cell<u64>,
 }
 
 impl<'a> Decider<'a> {
-    pub(crate) fn new(tables: &'a HostTables) -> Self {
-        Self { tables, next: Cell::new(10), decisions: Cell::new(0) }
+    pub(crate) fn new(agent: &'a Agent) -> Self {
+        Self { tables: &agent.tables, next: &agent.senders, decisions: Cell::new(0) }
+    }
+
+    /// A flow or socket that was not there before.
+    pub(crate) fn sender(&self) -> u64 {
+        self.next.set(self.next.get() + 1);
+        self.next.get()
     }
 
     /// What becomes of one connection; `random` picks among the endpoints.
@@ -97,17 +106,33 @@ impl<'a> Decider<'a> {
         protocol: Protocol,
         random: u32,
     ) -> Became {
-        self.next.set(self.next.get() + 1);
-        self.decisions.set(self.decisions.get() + 1);
+        let id = self.sender();
         self.tables.clear_random();
         self.tables.push_random(random);
-        let outcome = match (way, words(to.ip())) {
-            (Way::Packet, _) => self.packet(client, to, protocol),
-            (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol),
-            (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol),
-        };
+        let became = self.again(way, client, to, protocol, id);
         self.tables.clear_random();
-        outcome
+        if way != Way::Packet {
+            socket::release(self.tables);
+            self.tables.free_socket();
+        }
+        became
+    }
+
+    /// What becomes of what this flow or socket sends: one that has sent before, if `id` is the same.
+    pub(crate) fn again(
+        &self,
+        way: Way,
+        client: &Client,
+        to: SocketAddr,
+        protocol: Protocol,
+        id: u64,
+    ) -> Became {
+        self.decisions.set(self.decisions.get() + 1);
+        match (way, words(to.ip())) {
+            (Way::Packet, _) => self.packet(client, to, protocol, id),
+            (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol, id),
+            (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol, id),
+        }
     }
 
     /// What may become of connections whose expectation names `endpoints` endpoints; clients were
@@ -138,18 +163,19 @@ impl<'a> Decider<'a> {
         ip: [u32; N],
         to: SocketAddr,
         protocol: Protocol,
+        cookie: u64,
     ) -> Became
     where
         HostTables: FrontendTables<N> + SocketTables,
     {
-        self.tables.set_cookie(self.next.get());
+        self.tables.set_cookie(cookie);
         self.tables.set_netns(self.netns(client));
         let to = Address { ip, port: to.port().to_be() };
         let outcome = match way {
             Way::Send => socket::sendmsg(self.tables, &to),
             _ => socket::connect(self.tables, protocol.number(), &to),
         };
-        let outcome = match outcome {
+        match outcome {
             Outcome::Pass => Became::Untouched,
             Outcome::Reject => Became::Rejected,
             Outcome::Drop => Became::Dropped,
@@ -162,10 +188,7 @@ impl<'a> Decider<'a> {
                 let ip = lb_agent::plan::address(&lb_common::select::widen(&at.ip), N == V6);
                 Became::To(SocketAddr::new(ip, u16::from_be(at.port)), Source::Kept)
             }
-        };
-        socket::release(self.tables);
-        self.tables.free_socket();
-        outcome
+        }
     }
 
     /// The network namespace of a client. That of a pod is known by its address, as the agent tells.
@@ -181,8 +204,8 @@ impl<'a> Decider<'a> {
         cookie | 2
     }
 
-    fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol) -> Became {
-        let sport = 1024 + u16::try_from(self.next.get() % 60_000).unwrap();
+    fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol, id: u64) -> Became {
+        let sport = 1024 + u16::try_from(id % 60_000).unwrap();
         let from = SocketAddr::new(client.ip, sport);
         let sent = traffic::packet(transport(protocol), from, to, SYN).build();
         let mut bytes = sent.clone();

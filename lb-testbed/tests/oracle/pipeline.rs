@@ -2,6 +2,7 @@
 //! memory, and once more where decisions can be run on it.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
@@ -43,6 +44,8 @@ pub(crate) struct Agent {
     interfaces: Vec<IpAddr>,
     /// The same tables, with flows, sockets and affinity beside them.
     pub(crate) tables: HostTables,
+    /// How many flows and sockets there were.
+    pub(crate) senders: Cell<u64>,
 }
 
 impl Agent {
@@ -61,6 +64,7 @@ impl Agent {
             },
             interfaces: Vec::new(),
             tables: HostTables::new(),
+            senders: Cell::new(0),
         };
         if !service_cidrs.is_empty() {
             let change = agent.convert(&render::service_cidr("kubernetes", service_cidrs), true);

@@ -1,5 +1,6 @@
 //! `test`: every check and every test, cheapest first, each as one stage of a report.
 
+mod matrix;
 mod report;
 
 use std::fs;
@@ -34,11 +35,18 @@ pub(crate) struct Arguments {
     /// Leave out the virtual machines
     #[arg(long)]
     no_vm: bool,
+    /// Run only the matrix of the Service contract, real clients against real Services, and show
+    /// what became of each
+    #[arg(long, conflicts_with = "filter")]
+    matrix: bool,
 }
 
 /// Runs the command.
 pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     let facts = Facts::gather();
+    if arguments.matrix {
+        return matrix::show(&facts);
+    }
     let datapath = facts.problems(&DATAPATH);
     if !facts.root && datapath.is_empty() {
         say("sudo", "tests of the kernel programs need root");

@@ -126,7 +126,7 @@ pub(in crate::datapath) fn key_bytes(key: &FrontKey, bytes: &mut Vec<u8>) {
 }
 
 /// The bytes of an address, as they lie in a map.
-pub(in crate::datapath) fn address_bytes(addr: IpAddr, bytes: &mut Vec<u8>) {
+fn address_bytes(addr: IpAddr, bytes: &mut Vec<u8>) {
     match addr {
         IpAddr::V4(addr) => bytes.extend(addr.octets()),
         IpAddr::V6(addr) => bytes.extend(addr.octets()),

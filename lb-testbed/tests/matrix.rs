@@ -1,0 +1,41 @@
+//! The contract's matrix with real sockets: every kind of client on a node × every kind of address
+//! × both policies × every place of endpoints × TCP, UDP × IPv4, IPv6 × both engines. What must
+//! become of each comes from the oracle alone; `cargo xtask test --matrix` shows the table.
+
+use anyhow::Result;
+use lb_testbed::{
+    matrix::{Engine, run, seen::Seen, table::Cell},
+    oracle::Verdict,
+    require,
+};
+
+/// Rules that decide some cell.
+const MET: [&str; 8] = ["V-1", "V-2", "V-3", "V-4", "V-6", "V-7", "V-9", "V-10"];
+
+/// Rules V-1 to V-4, V-6, V-7, V-9, V-10, V-c, V-g, T-2 to T-4, C-2, M-1, M-2, M-4, M-5, M-8 with
+/// departures b and c.
+#[test]
+fn v_1_to_v_10_every_kind_of_connection_becomes_what_the_contract_says() -> Result<()> {
+    let test = "v_1_to_v_10_every_kind_of_connection_becomes_what_the_contract_says";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let table = run::all()?;
+    println!("{table}");
+    // Packets are dropped in silence where they should be refused, all of them, until programs send
+    // errors.
+    let refused = |cell: &&Cell| {
+        cell.row.engine == Engine::Packet && cell.expected.verdict == Verdict::Reject
+    };
+    let silent = table.cells.iter().filter(refused).all(|cell| cell.seen == Seen::Dropped);
+    let differing = table.differing().filter(|cell| !silent || !refused(cell));
+    assert_eq!(differing.count(), 0, "{table}");
+    for rule in MET {
+        let met = table.cells.iter().any(|cell| cell.expected.rule == rule);
+        assert!(met, "no cell is decided by {rule}");
+    }
+    let translated =
+        table.cells.iter().filter(|cell| matches!(cell.expected.verdict, Verdict::Translate(_)));
+    assert!(translated.count() * 2 > table.cells.len(), "hardly anybody is served");
+    Ok(())
+}
