@@ -323,6 +323,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::SctpPort => "sctp_port",
         Verdict::Rewrite => "rewrite",
         Verdict::TableFull => "table_full",
+        Verdict::EarlyFragment => "early_fragment",
     }
 }
 
@@ -346,6 +347,7 @@ fn meaning(verdict: Verdict, to: Option<SocketAddr>) -> String {
         }
         Verdict::Rewrite => "dropped: the packet ends inside its headers".into(),
         Verdict::TableFull => "dropped: the flow table is full".into(),
+        Verdict::EarlyFragment => "dropped: a fragment before the first one".into(),
     }
 }
 
