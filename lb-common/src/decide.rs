@@ -30,7 +30,7 @@ pub enum Next {
     Translate,
     /// [`icmp::ingress`] or [`icmp::egress`].
     Icmp,
-    /// [`fragment::follow`], then as for [`Next::Translate`] if it says so.
+    /// [`fragment::ingress`] or [`fragment::egress`].
     Fragment,
 }
 
@@ -45,10 +45,7 @@ where
         Err(verdict) => verdict,
         Ok(Next::Translate) => translate_ingress(packet, tables, link),
         Ok(Next::Icmp) => icmp::ingress(packet, tables, link),
-        Ok(Next::Fragment) => match fragment::follow(packet, tables, link, FlowKind::INGRESS) {
-            Some(verdict) => verdict,
-            None => translate_ingress(packet, tables, link),
-        },
+        Ok(Next::Fragment) => fragment::ingress(packet, tables, link),
     }
 }
 
@@ -63,10 +60,7 @@ where
         Err(verdict) => verdict,
         Ok(Next::Translate) => translate_egress(packet, tables, link),
         Ok(Next::Icmp) => icmp::egress(packet, tables, link),
-        Ok(Next::Fragment) => match fragment::follow(packet, tables, link, FlowKind::EGRESS) {
-            Some(verdict) => verdict,
-            None => translate_egress(packet, tables, link),
-        },
+        Ok(Next::Fragment) => fragment::egress(packet, tables, link),
     }
 }
 

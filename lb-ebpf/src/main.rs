@@ -16,7 +16,7 @@ mod tables;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
-use lb_common::abi::{FlowKind, ProgramSlot, V4, V6};
+use lb_common::abi::{ProgramSlot, V4, V6};
 use lb_common::decide::{self, Next};
 use lb_common::parse::Link;
 use lb_common::{fragment, icmp};
@@ -55,9 +55,7 @@ pub fn tc_icmp_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_ingress(ctx: TcContext) -> i32 {
-    tc::run_or(ctx, Link::Ethernet, ProgramSlot::TranslateIngress, |p, t, link| {
-        fragment::follow(p, t, link, FlowKind::INGRESS)
-    })
+    tc::run(ctx, Link::Ethernet, |p, t, link| fragment::ingress(p, t, link))
 }
 
 #[classifier]
@@ -82,9 +80,7 @@ pub fn tc_icmp_ingress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_ingress_l3(ctx: TcContext) -> i32 {
-    tc::run_or(ctx, Link::None, ProgramSlot::TranslateIngressL3, |p, t, link| {
-        fragment::follow(p, t, link, FlowKind::INGRESS)
-    })
+    tc::run(ctx, Link::None, |p, t, link| fragment::ingress(p, t, link))
 }
 
 #[classifier]
@@ -109,9 +105,7 @@ pub fn tc_icmp_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_egress(ctx: TcContext) -> i32 {
-    tc::run_or(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| {
-        fragment::follow(p, t, link, FlowKind::EGRESS)
-    })
+    tc::run(ctx, Link::Ethernet, |p, t, link| fragment::egress(p, t, link))
 }
 
 #[classifier]
@@ -136,9 +130,7 @@ pub fn tc_icmp_egress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_egress_l3(ctx: TcContext) -> i32 {
-    tc::run_or(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| {
-        fragment::follow(p, t, link, FlowKind::EGRESS)
-    })
+    tc::run(ctx, Link::None, |p, t, link| fragment::egress(p, t, link))
 }
 
 #[xdp]

@@ -222,22 +222,6 @@ pub fn look(
     }
 }
 
-/// Runs a decision that goes on with another program if it does not end here.
-#[inline(always)]
-pub fn run_or(
-    ctx: TcContext,
-    link: Link,
-    slot: ProgramSlot,
-    decide: impl FnOnce(&mut Skb, &Maps, Link) -> Option<Verdict>,
-) -> i32 {
-    let mut skb = Skb(ctx);
-    let maps = maps_of(&skb);
-    match decide(&mut skb, &maps, link) {
-        Some(verdict) => finish(&skb, &maps, verdict),
-        None => go_on(&skb, &maps, slot),
-    }
-}
-
 /// Goes on with another program; only returns where there is none.
 #[inline(always)]
 fn go_on(skb: &Skb, maps: &Maps, slot: ProgramSlot) -> i32 {
