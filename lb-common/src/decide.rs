@@ -11,14 +11,14 @@
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, client_of, proto};
+use crate::abi::{AddressFlags, Counter, Flow, FlowKind, FrontendKey, V4, V6, client_of, proto};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, touch};
 use crate::packet::Packet;
 use crate::parse::{
     Header, Headers, Ipv, Link, Network, Shape, destination_of, headers, network, source_of,
 };
 use crate::rewrite::{apply, swap_ethernet};
-use crate::select::{choose_for, destination, scope_on_node, still_serves};
+use crate::select::{address_flags, choose_for, destination, scope_on_node, still_serves};
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, ServiceTables};
 use crate::verdict::{NoBackend, Verdict};
 use crate::{fragment, icmp};
@@ -360,7 +360,10 @@ fn fresh<const N: usize, T: FlowTables<N>>(
         return Some(Verdict::NotService);
     };
     if headers.is_tcp() && !headers.opens() {
-        return Some(Verdict::NoFlow);
+        // To an address of the node it may answer a connection that the node made from that very
+        // port, and if not, the node resets it.
+        let of_node = address_flags(tables, &key.dst) & AddressFlags::NODE != 0;
+        return Some(if of_node { Verdict::NotService } else { Verdict::NoFlow });
     }
     let scope = scope_on_node(tables, found);
     let choice = match choose_for(tables, found.id, scope, || client_of(&key.src)) {

@@ -15,6 +15,7 @@ use crate::parse::{
     split_ports,
 };
 use crate::rewrite::swap_ethernet;
+use crate::select::address_flags;
 use crate::tables::{FlowRef, FlowTable, FlowTables};
 use crate::verdict::Verdict;
 
@@ -228,7 +229,7 @@ where
         return Verdict::Fragment;
     }
     let Some(dst) = destination_of::<N, P>(packet, l3 & 0xff) else { return Verdict::Unparsed };
-    let flags = tables.address(&dst).map_or(0, |word| word.flags_for(&dst));
+    let flags = address_flags(tables, &dst);
     let vip = flags & (AddressFlags::CLUSTER_IP | AddressFlags::VIP) != 0;
     let node = flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0;
     if vip && !node { Verdict::EarlyFragment } else { Verdict::Fragment }

@@ -14,6 +14,7 @@ use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
 };
 use crate::rewrite::swap_ethernet;
+use crate::select::address_flags;
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables};
 use crate::verdict::Verdict;
 
@@ -101,6 +102,11 @@ where
     let Some(quote) = read_quote::<N, P>(packet, l3 & 0xff, at, kind) else {
         return Verdict::NotTransport;
     };
+    // An error goes to who sent what it quotes. One that does not is forged, or none of ours: others
+    // may have let it pass for its quote alone.
+    if destination_of::<N, P>(packet, l3 & 0xff) != Some(quote.key.dst) {
+        return Verdict::NotService;
+    }
     let mut flow = Flow::empty();
     if !known(tables, &quote.key, &mut flow) {
         return Verdict::NotService;
@@ -214,19 +220,15 @@ where
         Diff::default().words(&key.dst, &flow.dst).words(&key.src, &flow.src).sum();
     let ports = Diff::default().half(key.dport, flow.dport).half(key.sport, flow.sport).sum();
 
-    // The error itself may come from the backend or go to a VIP, or be between others.
+    // The error itself may come from the backend, or from any router.
     let outer_at = quote.l3().wrapping_add(Ipv::<N>::ADDRESSES);
-    let (src, dst): (Ip<N>, Ip<N>) =
-        (packet.words(outer_at)?, packet.words(outer_at.wrapping_add(width))?);
-    let mut outer = Diff::default();
+    let src: Ip<N> = packet.words(outer_at)?;
+    let mut outer = Diff::default().words(&key.dst, &flow.dst);
     if src == key.src {
         packet.set_words(outer_at, &flow.src)?;
         outer = outer.words(&src, &flow.src);
     }
-    if dst == key.dst {
-        packet.set_words(outer_at.wrapping_add(width), &flow.dst)?;
-        outer = outer.words(&dst, &flow.dst);
-    }
+    packet.set_words(outer_at.wrapping_add(width), &flow.dst)?;
     let outer = outer.sum();
 
     let mut change = Diff::default().word(u32::MAX, ports);
@@ -270,7 +272,7 @@ where
     // the verifier does not know that the answer is the same.
     let Some(src) = source_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
     let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
-    let flags = tables.address(&dst).map_or(0, |word| word.flags_for(&dst));
+    let flags = address_flags(tables, &dst);
     let ours = AddressFlags::CLUSTER_IP | AddressFlags::VIP;
     if flags & ours == 0 || flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0 {
         return Verdict::NotService;

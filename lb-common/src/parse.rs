@@ -225,7 +225,8 @@ impl Header<V4> for Ipv<V4> {
     #[inline(always)]
     fn icmp<P: Packet>(packet: &P, l3: usize) -> Option<usize> {
         let [first] = packet.words(l3)?;
-        Some(l3.wrapping_add((u32::from_be(first) >> 22 & 0x3c) as usize))
+        let header = (u32::from_be(first) >> 22 & 0x3c) as usize;
+        if header < 20 { None } else { Some(l3.wrapping_add(header)) }
     }
 
     /// RFC 792: destination unreachable, time exceeded, parameter problem.

@@ -44,6 +44,8 @@ pub(super) struct Family<const N: usize> {
     fragments: RefCell<HashMap<FragmentKey<N>, FragmentRecord>>,
     /// How many of the next frontend lookups answer with another key's word.
     pub(super) torn: Cell<u32>,
+    /// The same for addresses.
+    torn_addresses: Cell<u32>,
     main: FlowStore<N>,
     half_open: FlowStore<N>,
 }
@@ -55,6 +57,7 @@ impl<const N: usize> Family<N> {
             addresses: RefCell::default(),
             fragments: RefCell::default(),
             torn: Cell::new(0),
+            torn_addresses: Cell::new(0),
             main: FlowStore::default(),
             half_open: FlowStore::default(),
         }
@@ -218,6 +221,14 @@ impl HostTables {
         self.family().torn.set(lookups);
     }
 
+    /// The next `lookups` of addresses do the same.
+    pub fn tear_addresses<const N: usize>(&self, lookups: u32)
+    where
+        Self: OfFamily<N>,
+    {
+        self.family().torn_addresses.set(lookups);
+    }
+
     fn capacity(&self, table: FlowTable) -> (usize, WhenFull) {
         let Capacities { flows, half_open, when_full, .. } = self.capacities.get();
         match table {
@@ -251,7 +262,14 @@ where
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
         self.cost(|costs| costs.lookups += 1);
-        self.family().addresses.borrow().get(ip).copied()
+        let family = self.family();
+        let word = family.addresses.borrow().get(ip).copied()?;
+        let torn = family.torn_addresses.get();
+        if torn == 0 {
+            return Some(word);
+        }
+        family.torn_addresses.set(torn - 1);
+        Some(AddressWord::new(&ip.map(|part| !part), word.flags()))
     }
 }
 

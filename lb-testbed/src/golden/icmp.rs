@@ -110,6 +110,9 @@ fn about_others(net: Net, protocol: Protocol) -> Case {
     let case = single(named(net, protocol, "errors about other packets"), net, protocol);
     let case = begun(case, net, protocol);
     let other = packet(protocol, at(net.client, SPORT + 1), at(net.pod, TARGET), ACK);
+    let ((_, translated), (_, seen)) = (there(net, protocol, ACK), back(net, protocol, ACK));
+    let other_vip = at(net.vip2, 0).ip();
+    let case = case.change(move |tables| tables.set_address(other_vip, AddressFlags::CLUSTER_IP));
     let tunnel = Packet::new(net.client, net.pod).other(47).payload(&[0; 40]);
     let to_big = too_big(net);
     let redirect = if is_v4(net) { (5, 1, [10, 0, 0, 1]) } else { (137, 0, [0; 4]) };
@@ -122,6 +125,17 @@ fn about_others(net: Net, protocol: Protocol) -> Case {
         Hook::Egress,
         &error(net.foreign, net.client, to_big, &tunnel, quote(net, 8)),
         Verdict::NotTransport,
+    )
+    // To somebody who did not send what is quoted: nobody's error is made of a forged one.
+    .stays(
+        Hook::Egress,
+        &error(net.pod, net.foreign, to_big, &translated, quote(net, 8)),
+        Verdict::NotService,
+    )
+    .stays(
+        Hook::Ingress,
+        &error(net.client, net.vip2, to_big, &seen, quote(net, 8)),
+        Verdict::NotService,
     )
     .stays(
         Hook::Egress,
