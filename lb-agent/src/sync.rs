@@ -96,7 +96,8 @@ pub struct Sync<D> {
     attached: bool,
     /// Why a hook of sockets that is needed could not be attached when that was last tried.
     sockets_failed: Option<String>,
-    pod_ports: BTreeMap<u32, Interface>,
+    /// The interfaces that have a part: all that are not ignored.
+    interfaces: BTreeMap<u32, Interface>,
     /// Interfaces whose programs could not be attached or removed.
     unsettled: BTreeSet<u32>,
     interfaces_listed: bool,
@@ -160,7 +161,7 @@ impl<D: Datapath> Sync<D> {
             synced: false,
             attached: false,
             sockets_failed: None,
-            pod_ports: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
             unsettled: BTreeSet::new(),
             interfaces_listed: false,
             addresses: None,

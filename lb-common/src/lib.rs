@@ -25,11 +25,13 @@ pub mod csum;
 pub mod decide;
 pub mod flow;
 pub mod fragment;
+pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;
 pub mod packet;
 pub mod parse;
+pub mod refuse;
 pub mod rewrite;
 pub mod select;
 pub mod socket;

@@ -92,7 +92,8 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
-const ETHERNET: usize = 14;
+/// Bytes of an Ethernet header without VLAN tags.
+pub(crate) const ETHERNET: usize = 14;
 const VLAN: usize = 4;
 
 /// Finds the IP header.

@@ -4,7 +4,8 @@
 use crate::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
     Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live, NetnsRecord,
-    ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord,
+    RefusalWord, ServiceCidr, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer,
+    SocketRecord,
 };
 use crate::select::Choice;
 
@@ -45,6 +46,20 @@ pub trait FrontendTables<const N: usize>: ServiceTables {
     fn may_be_vip(&self, ip: &Ip<N>) -> bool;
     /// What an address is; the caller checks the tag.
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
+}
+
+/// The ranges that Services of one family get their addresses from.
+pub trait GuardTables<const N: usize>: FrontendTables<N> {
+    /// Element of `SERVICE_CIDRS4` or `SERVICE_CIDRS6`; a zero mask ends the list.
+    fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>>;
+}
+
+/// What limits answers to refused packets.
+pub trait RefusalTables: ServiceTables {
+    /// This CPU's word of `REJECTS`.
+    fn refusals(&self) -> Option<RefusalWord>;
+    /// Stores it.
+    fn set_refusals(&self, word: RefusalWord);
 }
 
 /// Which flow table.

@@ -34,6 +34,10 @@ pub enum Verdict {
     TableFull = 38,
     /// Drop: a fragment to a VIP before the first one of its datagram, which has the ports.
     EarlyFragment = 39,
+    /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
+    UndefinedPort = 48,
+    /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).
+    Unallocated = 49,
 }
 
 impl Verdict {
@@ -55,7 +59,16 @@ impl Verdict {
             Self::Rewrite => Some(Counter::DropRewrite),
             Self::TableFull => Some(Counter::DropTableFull),
             Self::EarlyFragment => Some(Counter::DropFragment),
+            Self::UndefinedPort => Some(Counter::DropUndefinedPort),
+            Self::Unallocated => Some(Counter::DropUnallocated),
         }
+    }
+
+    /// Whether the sender of a dropped packet is told (V-3, V-6, V-12), as far as that may be: by
+    /// silence it would wait in vain.
+    #[inline(always)]
+    pub const fn is_reject(self) -> bool {
+        matches!(self, Self::NoBackend | Self::NoFlow | Self::UndefinedPort)
     }
 }
 

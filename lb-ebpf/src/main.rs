@@ -33,14 +33,46 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";
 
-#[classifier]
-pub fn tc_ingress(ctx: TcContext) -> i32 {
-    let next = |next| match next {
+/// What each hook goes on with.
+#[inline(always)]
+fn next_ingress(next: Next) -> ProgramSlot {
+    match next {
         Next::Translate => ProgramSlot::TranslateIngress,
         Next::Icmp => ProgramSlot::IcmpIngress,
         Next::Fragment => ProgramSlot::FragmentIngress,
-    };
-    tc::look(ctx, Link::Ethernet, next, |p, t, link| decide::look_at_ingress(p, t, link))
+    }
+}
+
+#[inline(always)]
+fn next_ingress_l3(next: Next) -> ProgramSlot {
+    match next {
+        Next::Translate => ProgramSlot::TranslateIngressL3,
+        Next::Icmp => ProgramSlot::IcmpIngressL3,
+        Next::Fragment => ProgramSlot::FragmentIngressL3,
+    }
+}
+
+#[inline(always)]
+fn next_egress(next: Next) -> ProgramSlot {
+    match next {
+        Next::Translate => ProgramSlot::TranslateEgress,
+        Next::Icmp => ProgramSlot::IcmpEgress,
+        Next::Fragment => ProgramSlot::FragmentEgress,
+    }
+}
+
+#[inline(always)]
+fn next_egress_l3(next: Next) -> ProgramSlot {
+    match next {
+        Next::Translate => ProgramSlot::TranslateEgressL3,
+        Next::Icmp => ProgramSlot::IcmpEgressL3,
+        Next::Fragment => ProgramSlot::FragmentEgressL3,
+    }
+}
+
+#[classifier]
+pub fn tc_ingress(ctx: TcContext) -> i32 {
+    tc::look(ctx, Link::Ethernet, next_ingress, |p, t, link| decide::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -60,12 +92,7 @@ pub fn tc_fragment_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
-    let next = |next| match next {
-        Next::Translate => ProgramSlot::TranslateIngressL3,
-        Next::Icmp => ProgramSlot::IcmpIngressL3,
-        Next::Fragment => ProgramSlot::FragmentIngressL3,
-    };
-    tc::look(ctx, Link::None, next, |p, t, link| decide::look_at_ingress(p, t, link))
+    tc::look(ctx, Link::None, next_ingress_l3, |p, t, link| decide::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -85,12 +112,7 @@ pub fn tc_fragment_ingress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
-    let next = |next| match next {
-        Next::Translate => ProgramSlot::TranslateEgress,
-        Next::Icmp => ProgramSlot::IcmpEgress,
-        Next::Fragment => ProgramSlot::FragmentEgress,
-    };
-    tc::look(ctx, Link::Ethernet, next, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
@@ -110,12 +132,7 @@ pub fn tc_fragment_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
-    let next = |next| match next {
-        Next::Translate => ProgramSlot::TranslateEgressL3,
-        Next::Icmp => ProgramSlot::IcmpEgressL3,
-        Next::Fragment => ProgramSlot::FragmentEgressL3,
-    };
-    tc::look(ctx, Link::None, next, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
@@ -131,6 +148,48 @@ pub fn tc_icmp_egress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_fragment_egress_l3(ctx: TcContext) -> i32 {
     tc::run(ctx, Link::None, |p, t, link| fragment::egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_refuse(ctx: TcContext) -> i32 {
+    tc::refuse(ctx, Link::Ethernet)
+}
+
+#[classifier]
+pub fn tc_refuse_l3(ctx: TcContext) -> i32 {
+    tc::refuse(ctx, Link::None)
+}
+
+#[classifier]
+pub fn tc_uplink_egress(ctx: TcContext) -> i32 {
+    tc::guard(&ctx, Link::Ethernet, ProgramSlot::RefuseEgress);
+    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_refuse_egress(ctx: TcContext) -> i32 {
+    match tc::leaving(&ctx, Link::Ethernet) {
+        Some(action) => action,
+        None => tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| {
+            decide::look_at_egress(p, t, link)
+        }),
+    }
+}
+
+#[classifier]
+pub fn tc_uplink_egress_l3(ctx: TcContext) -> i32 {
+    tc::guard(&ctx, Link::None, ProgramSlot::RefuseEgressL3);
+    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_refuse_egress_l3(ctx: TcContext) -> i32 {
+    match tc::leaving(&ctx, Link::None) {
+        Some(action) => action,
+        None => tc::look(ctx, Link::None, next_egress_l3, |p, t, link| {
+            decide::look_at_egress(p, t, link)
+        }),
+    }
 }
 
 #[xdp]

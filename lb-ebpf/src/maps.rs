@@ -8,8 +8,8 @@ use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
     COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS,
     FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, Ip,
-    META_WORDS, Name, NetnsRecord, ProgramSlot, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
-    SocketKey, SocketPeer, SocketRecord, V4, V6,
+    META_WORDS, Name, NetnsRecord, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS,
+    ServiceCidr, SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -88,5 +88,7 @@ pub static UDP_SOCKETS: HashMap<u64, SocketRecord> = HashMap::with_max_entries(U
 pub static SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entries(PEERS, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
+#[map]
+pub static REJECTS: PerCpuArray<RefusalWord> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();

@@ -6,9 +6,13 @@ use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter,
     FLOW_SOURCE_FLAGS, FactsWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
-    FrontendWord, Ip, Live, ServicePortId, SetWord, V4, V6, filter_bit, flow_port, flow_source,
+    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, V4, V6, filter_bit,
+    flow_port, flow_source,
 };
-use lb_common::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables};
+use lb_common::tables::{
+    FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert, RefusalTables,
+    ServiceTables,
+};
 
 use crate::maps;
 
@@ -102,6 +106,24 @@ impl ServiceTables for Maps {
     }
 }
 
+impl RefusalTables for Maps {
+    #[inline(always)]
+    fn refusals(&self) -> Option<RefusalWord> {
+        let word = maps::REJECTS.get_ptr(0)?;
+        // SAFETY: this CPU's element. A program that interrupts another one here makes the limit
+        // wrong by one answer.
+        Some(unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_refusals(&self, word: RefusalWord) {
+        if let Some(element) = maps::REJECTS.get_ptr_mut(0) {
+            // SAFETY: as above.
+            unsafe { element.write_volatile(word) };
+        }
+    }
+}
+
 /// A record in a flow table.
 pub struct Record<const N: usize>(*mut Flow<N>);
 
@@ -133,7 +155,7 @@ impl<const N: usize> FlowRef<N> for Record<N> {
 }
 
 macro_rules! tables {
-    ($n:ident, $frontends:ident, $addresses:ident, $flows:ident, $half_open:ident, $fragments:ident) => {
+    ($n:ident, $frontends:ident, $addresses:ident, $cidrs:ident, $flows:ident, $half_open:ident, $fragments:ident) => {
         impl FrontendTables<$n> for Maps {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$n>) -> Option<FrontendWord> {
@@ -149,6 +171,13 @@ macro_rules! tables {
             #[inline(always)]
             fn address(&self, ip: &Ip<$n>) -> Option<AddressWord> {
                 Some(AddressWord(word(maps::$addresses.get_ptr(ip)?)))
+            }
+        }
+
+        impl GuardTables<$n> for Maps {
+            #[inline(always)]
+            fn service_cidr(&self, index: u32) -> Option<ServiceCidr<$n>> {
+                load(&maps::$cidrs, index)
             }
         }
 
@@ -231,8 +260,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, FRONTENDS4, ADDRESSES4, FLOWS4, HALF_OPEN4, FRAGMENTS4);
-tables!(V6, FRONTENDS6, ADDRESSES6, FLOWS6, HALF_OPEN6, FRAGMENTS6);
+tables!(V4, FRONTENDS4, ADDRESSES4, SERVICE_CIDRS4, FLOWS4, HALF_OPEN4, FRAGMENTS4);
+tables!(V6, FRONTENDS6, ADDRESSES6, SERVICE_CIDRS6, FLOWS6, HALF_OPEN6, FRAGMENTS6);
 
 /// One load of a hash element that is a word.
 #[inline(always)]

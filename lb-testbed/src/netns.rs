@@ -126,6 +126,12 @@ impl Netns {
         })?
     }
 
+    /// Has an interface inside fill in checksums of what it sends, or not.
+    pub fn offload_checksums(&self, interface: &str, on: bool) -> Result<()> {
+        self.run(|| sys::offload_checksums(interface, on))?
+            .with_context(|| format!("set who fills in the checksums of {interface}"))
+    }
+
     /// The index of an interface inside.
     pub fn ifindex(&self, interface: &str) -> Result<u32> {
         let output = self.ip_output(&["-o", "link", "show", "dev", interface])?;

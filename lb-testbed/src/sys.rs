@@ -66,6 +66,31 @@ pub(crate) fn may_make_namespaces() -> bool {
     std::thread::spawn(|| unshare_net().is_ok()).join().unwrap_or(false)
 }
 
+/// Has an interface of the calling thread's namespace fill in checksums of what it sends, or not.
+pub(crate) fn offload_checksums(interface: &str, on: bool) -> io::Result<()> {
+    // linux/ethtool.h, linux/sockios.h
+    const SET_TX_CHECKSUMS: u32 = 0x17;
+    const ETHTOOL: c_ulong = 0x8946;
+    let mut request = Offload { name: [0; 16], value: ptr::null(), pad: [0; 16] };
+    let value = [SET_TX_CHECKSUMS, u32::from(on)];
+    request.value = value.as_ptr();
+    for (to, from) in request.name.iter_mut().take(15).zip(interface.bytes()) {
+        *to = from;
+    }
+    let socket = std::net::UdpSocket::bind("[::]:0")?;
+    // SAFETY: a request of the kernel's size with a terminated name; it points to two words that live
+    // until the call returns.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), ETHTOOL, &raw mut request) }).map(drop)
+}
+
+/// `struct ifreq` with a pointer to a `struct ethtool_value`.
+#[repr(C)]
+struct Offload {
+    name: [u8; 16],
+    value: *const u32,
+    pad: [u8; 16],
+}
+
 /// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     // SAFETY: no arguments, cannot fail.

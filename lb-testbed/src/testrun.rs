@@ -2,6 +2,8 @@
 //! which measurements are compared with.
 #![expect(unsafe_code, reason = "bpf() reads and writes through addresses in its argument")]
 
+pub mod kernel;
+
 use std::{
     ffi::{CStr, c_int},
     ops::Range,
@@ -106,7 +108,7 @@ fn run_whole(
         repeat: input.repeat,
         ctx_size_in: len(input.context)?,
         ctx_in: if input.context.is_empty() { 0 } else { address(input.context) },
-        // Asked for without need, the kernel takes an XDP context of zeros, and with it no data.
+        // Asked for without one that was given, XDP's says that the packet is empty.
         ctx_size_out: if input.context.is_empty() { 0 } else { len(&context)? },
         ctx_out: if input.context.is_empty() { 0 } else { context.as_mut_ptr() as u64 },
         flags,

@@ -9,7 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_agent::datapath::status;
+use lb_agent::datapath::{
+    Interface,
+    roles::Role,
+    status::{self, HookStatus},
+};
 use lb_testbed::{
     agent::{Agent, Source, binary},
     cluster::{Family, Place, Topology},
@@ -92,6 +96,14 @@ fn idle_port() -> u16 {
     80
 }
 
+/// What runs on an interface of the first node that has this role.
+fn on_interface(node: &Node, name: &str, role: Role) -> Result<Vec<HookStatus>> {
+    let netns = &node.rig.cluster.nodes()[0].netns;
+    let interface =
+        Interface { index: netns.ifindex(name)?, name: name.to_owned(), role, ethernet: true };
+    netns.run(|| status::interface_hooks(node.bpffs(), &interface))
+}
+
 /// The texts in a field of each element of a list.
 fn each<'a>(list: &'a Value, field: &str) -> Vec<&'a str> {
     let items = list.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -123,6 +135,12 @@ fn a_node_in_service_is_healthy_and_each_command_shows_why() -> Result<()> {
         .filter(|interface| interface["role"] == "pod-port")
         .collect();
     assert_eq!(pod_ports.len(), 2, "{status}");
+    let uplink = status["interfaces"].as_array().and_then(|all| {
+        all.iter().find(|interface| interface["role"] == "uplink" && interface["name"] == "eth0")
+    });
+    let hooks = &uplink.context("no uplink")?["hooks"];
+    assert_eq!(each(hooks, "program"), ["tc_uplink_egress"]);
+    assert_eq!(hooks[0]["runs"], true, "{hooks}");
     for port in pod_ports {
         let hooks = port["hooks"].as_array().context("hooks")?;
         assert_eq!(each(&port["hooks"], "program"), ["tc_egress", "tc_ingress"]);
@@ -183,7 +201,8 @@ fn explain_tells_the_truth_about_hits_misses_and_services_without_endpoints() ->
         }
         let other_port = SocketAddr::new(vip.ip(), 4711);
         let miss = explain(&node, &[&other_port.to_string()])?;
-        assert_eq!(verdicts(&miss), ["not_service", "not_service"]);
+        // Untouched where it leaves the pod, refused where it would leave the node (V-12).
+        assert_eq!(verdicts(&miss), ["not_service", "undefined_port"]);
         assert_eq!(
             miss["same_address"],
             serde_json::json!([format!("{vip}/tcp"), format!("{vip}/udp")])
@@ -270,11 +289,10 @@ fn status_notices_a_dead_agent_and_cleanup_leaves_nothing() -> Result<()> {
     let place = &node.rig.cluster.nodes()[0];
     let mut hooks = status::socket_hooks(node.bpffs(), place.cgroup.path())?;
     for pod in &place.pods {
-        let (name, index) = (&pod.host_interface, place.netns.ifindex(&pod.host_interface)?);
-        let of = || status::interface_hooks(node.bpffs(), index, name, true);
-        hooks.extend(place.netns.run(of)?);
+        hooks.extend(on_interface(&node, &pod.host_interface, Role::PodPort)?);
     }
-    assert_eq!(hooks.len(), 9 + 2 * 2);
+    hooks.extend(on_interface(&node, "eth0", Role::Uplink)?);
+    assert_eq!(hooks.len(), 9 + 2 * 2 + 1);
     for hook in hooks {
         assert_eq!((&hook.programs[..], &hook.error), (&[][..], &None), "{hook:?}");
     }

@@ -348,17 +348,17 @@ fn interface_programs_are_first_on_ingress_and_last_on_egress() -> Result<()> {
         ensure!(
             before.iter().all(|(name, link)| after[name].0 == link.0 && after[name].1 != link.1)
         );
-        for hook in status::interface_hooks(&bpffs, veth.index, "v0", true) {
+        for hook in status::interface_hooks(&bpffs, &veth) {
             assert_eq!(hook.programs.len(), 2);
             let place = usize::from(hook.name != "tc_ingress");
             assert_eq!(hook.ours, Some(place), "{hook:?}");
         }
-        for hook in status::interface_hooks(&bpffs, tun.index, "t0", false) {
+        for hook in status::interface_hooks(&bpffs, &tun) {
             assert_eq!(hook.ours, Some(0), "{hook:?}");
             assert_eq!(hook.programs[0].name, hook.name);
         }
         real.detach(veth.index)?;
-        for hook in status::interface_hooks(&bpffs, veth.index, "v0", true) {
+        for hook in status::interface_hooks(&bpffs, &veth) {
             assert_eq!((hook.programs.len(), hook.ours), (1, None));
         }
         Ok(())
@@ -369,6 +369,47 @@ fn interface_programs_are_first_on_ingress_and_last_on_egress() -> Result<()> {
     real.detach(tun.index)?;
     ensure!(links(&rig.folder())?.is_empty());
     Ok(())
+}
+
+/// V-12, V-13: an uplink is guarded, and what a pod port has is taken off when it becomes one.
+#[test]
+fn an_interface_that_changes_its_role_gets_other_programs() -> Result<()> {
+    if !require::root_or_skip("an_interface_that_changes_its_role_gets_other_programs") {
+        return Ok(());
+    }
+    let rig = Rig::new()?;
+    rig.netns.ip("link add v0 type veth peer name v1\ntuntap add t0 mode tun")?;
+    let bpffs = rig.config().bpffs;
+    let veth = interface(&rig.netns, "v0", true)?;
+    let tun = interface(&rig.netns, "t0", false)?;
+    rig.netns.run(|| -> Result<()> {
+        for tcx in [true, false] {
+            let real = rig.open()?;
+            let mut real = if tcx { real } else { real.without_tcx() };
+            for (name, pod_port) in [("", &veth), ("_l3", &tun)] {
+                for role in [Role::PodPort, Role::Uplink, Role::Overlay, Role::PodPort] {
+                    let now = Interface { role, ..pod_port.clone() };
+                    real.attach(&now)?;
+                    let hooks = status::interface_hooks(&bpffs, &now);
+                    ensure!(hooks.iter().all(|hook| hook.ours.is_some()), "{role}: {hooks:?}");
+                    let wanted: &[&str] = match role {
+                        Role::PodPort => &["tc_egress", "tc_ingress"],
+                        _ => &["tc_uplink_egress"],
+                    };
+                    let names: Vec<&str> = hooks.iter().map(|hook| hook.name).collect();
+                    let wanted: Vec<String> =
+                        wanted.iter().map(|program| format!("{program}{name}")).collect();
+                    assert_eq!(names, wanted, "{role}");
+                    // Nothing of the earlier role is left.
+                    let both = status::interface_hooks(&bpffs, pod_port);
+                    let ours = both.iter().filter(|hook| hook.ours.is_some()).count();
+                    assert_eq!(ours, names.len(), "{role}: {both:?}");
+                }
+                real.detach(pod_port.index)?;
+            }
+        }
+        Ok(())
+    })?
 }
 
 #[test]
@@ -392,7 +433,7 @@ fn what_fails_half_way_is_not_forgotten() -> Result<()> {
         fs::remove_dir(&obstacle)?;
         real.detach(veth.index)?;
         ensure!(real.attached().is_empty());
-        for hook in status::interface_hooks(&rig.config().bpffs, veth.index, "v0", true) {
+        for hook in status::interface_hooks(&rig.config().bpffs, &veth) {
             ensure!(hook.programs.is_empty(), "{hook:?}");
         }
         Ok(())

@@ -4,21 +4,27 @@
 //! Needs root and nothing else: no file beside it, no mount. The BPF test run of an L3 program needs
 //! no Ethernet header: the kernel only steps over the first 14 bytes and back.
 
-#[path = "golden/kernel.rs"]
-mod kernel;
 #[path = "golden/verifier.rs"]
 mod verifier;
 
 use std::{io::ErrorKind, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, ensure};
-use kernel::{Kernel, flows_on_host};
-use lb_common::{host::HostTables, verdict::Verdict};
+use lb_common::{
+    abi::{Counter, REFUSALS_PER_TICK},
+    host::HostTables,
+    verdict::Verdict,
+};
 use lb_object::Settings;
 use lb_testbed::{
     golden::{self, Case, Hook, Shot, Step},
     packet::Link,
-    require, testrun,
+    require,
+    testrun::{
+        self,
+        kernel::{Kernel, flows_on_host},
+    },
+    traffic::{PORT, Protocol, SPORT, SYN, V4, at, packet},
 };
 
 /// Which programs see the packets that arrive.
@@ -39,15 +45,25 @@ impl Engine {
             (_, Hook::Egress, Link::Ethernet) => "tc_egress",
             (_, Hook::Ingress, Link::None) => "tc_ingress_l3",
             (_, Hook::Egress, Link::None) => "tc_egress_l3",
+            (_, Hook::Uplink, Link::Ethernet) => "tc_uplink_egress",
+            (_, Hook::Uplink, Link::None) => "tc_uplink_egress_l3",
         }
     }
 }
 
-const PROGRAMS: [&str; 5] =
-    ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3", "xdp_ingress"];
+const PROGRAMS: [&str; 7] = [
+    "tc_ingress",
+    "tc_egress",
+    "tc_ingress_l3",
+    "tc_egress_l3",
+    "tc_uplink_egress",
+    "tc_uplink_egress_l3",
+    "xdp_ingress",
+];
 
-/// What the program returns for a verdict.
-fn action(program: &str, verdict: Verdict) -> i32 {
+/// What the program returns for a packet.
+fn action(program: &str, shot: &Shot) -> i32 {
+    let verdict = shot.verdict;
     let dropped = verdict.drop_counter().is_some();
     if program == "xdp_ingress" {
         // XDP_TX, XDP_DROP, XDP_PASS
@@ -60,7 +76,7 @@ fn action(program: &str, verdict: Verdict) -> i32 {
         }
     } else {
         // TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC: the next program sees the packet
-        if verdict == Verdict::Reflected {
+        if verdict == Verdict::Reflected || shot.answered {
             7
         } else if dropped {
             2
@@ -72,7 +88,9 @@ fn action(program: &str, verdict: Verdict) -> i32 {
 
 /// What the running kernel has, and what every kernel has.
 fn settings() -> Vec<(&'static str, Settings)> {
-    let (probed, none) = (Settings::probe(), Settings::default());
+    let probed = Settings::probe();
+    // Whether refused packets are answered is a matter of the architecture as well.
+    let none = Settings { answers: probed.answers, ..Settings::default() };
     let mut settings = vec![("all that this kernel has", probed)];
     if probed != none {
         settings.push(("what every kernel has", none));
@@ -88,7 +106,7 @@ fn every_program_loads() -> Result<()> {
     for (what, settings) in settings() {
         let mut kernel = Kernel::prepare(&settings)?;
         let names = kernel.names();
-        ensure!(names.len() == 26, "programs: {names:?}");
+        ensure!(names.len() == 32, "programs: {names:?}");
         println!("with {what}:");
         for name in names {
             match kernel.load(&name).with_context(|| format!("with {what}"))? {
@@ -169,6 +187,36 @@ fn m_c_the_mark_of_a_packet_stays() -> Result<()> {
     Ok(())
 }
 
+/// A flood of what is refused is answered as often as a tick allows, on each CPU, and then dropped.
+#[test]
+fn v_a_refusals_are_answered_so_often_and_no_more() -> Result<()> {
+    const FLOOD: u64 = 20_000;
+    if !require::bpf_or_skip("v_a_refusals_are_answered_so_often_and_no_more") {
+        return Ok(());
+    }
+    let mut kernel = Kernel::prepare(&Settings::probe())?;
+    kernel.load("tc_ingress")?;
+    kernel.fill_program_array()?;
+    let tables = HostTables::new();
+    let vip = at(V4.vip, PORT);
+    tables.add_service_port(Protocol::Udp.number(), &[vip], &[]);
+    kernel.fill(&tables)?;
+    let refused = packet(Protocol::Udp, at(V4.client, SPORT), vip, SYN).build();
+    for _ in 0..FLOOD {
+        let ran = kernel.run("tc_ingress", &refused)?;
+        // TC_ACT_REDIRECT, TC_ACT_SHOT
+        let answered = ran.verdict == 7;
+        ensure!(answered || (ran.verdict, &ran.data) == (2, &refused), "{}", ran.verdict);
+    }
+    let counters = kernel.counters()?;
+    let count = |wanted| counters.iter().find(|(c, _)| *c == wanted).map_or(0, |(_, n)| *n);
+    let told = count(Counter::RefusalAnswered);
+    ensure!(told >= u64::from(REFUSALS_PER_TICK), "{counters:?}");
+    ensure!(count(Counter::RefusalSuppressed) == FLOOD - told && told < FLOOD, "{counters:?}");
+    ensure!(count(Counter::DropNoBackend) == FLOOD, "{counters:?}");
+    Ok(())
+}
+
 /// Runs a case through the programs, and beside them through the host's decisions.
 fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
     kernel.reset()?;
@@ -184,10 +232,14 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
                 let what = format!("step {index}, {program}");
                 let (verdict, output) = shot.on_host(&tables);
                 shot.check(&format!("{what} on the host"), verdict, &output)?;
+                // XDP drops what it refuses.
+                let shot =
+                    &if program == "xdp_ingress" { shot.without_answer() } else { shot.clone() };
                 let before = kernel.counters()?;
                 // What leaves has no such sum, and without an Ethernet header the test run sums up
                 // from a wrong place.
                 let summed = engine == Engine::TcSummed
+                    && !shot.answered
                     && (shot.hook, shot.link) == (Hook::Ingress, Link::Ethernet);
                 let ran = if summed {
                     kernel.run_summed(program, &shot.input)
@@ -198,8 +250,7 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
                     Err(error) if refused(&error, shot) => continue,
                     ran => ran.context(what.clone())?,
                 };
-                let (returned, expected) =
-                    (ran.verdict.cast_signed(), action(program, shot.verdict));
+                let (returned, expected) = (ran.verdict.cast_signed(), action(program, shot));
                 ensure!(returned == expected, "{what}: returned {returned} for {verdict:?}");
                 shot.check_bytes(&what, &ran.data)?;
                 let counts = golden::difference(&before, &kernel.counters()?);

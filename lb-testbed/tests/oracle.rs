@@ -6,21 +6,32 @@
 //! 150), `MILLRACE_ORACLE_SEED` the seed, which is printed with the number of decisions compared
 //! (`--nocapture` shows both). Shrunk failures are kept beside the test, and tried first ever after.
 
+#[path = "oracle/affinity.rs"]
+mod affinity;
 #[path = "oracle/compare.rs"]
 mod compare;
 #[path = "oracle/decide.rs"]
 mod decide;
 #[path = "oracle/flows.rs"]
 mod flows;
+#[path = "oracle/meaning.rs"]
+mod meaning;
 #[path = "oracle/pipeline.rs"]
 mod pipeline;
 #[path = "oracle/properties.rs"]
 mod properties;
+#[path = "oracle/read.rs"]
+mod read;
 #[path = "oracle/run.rs"]
 mod run;
+#[path = "oracle/sample.rs"]
+mod sample;
 #[path = "oracle/udp.rs"]
 mod udp;
+#[path = "oracle/whole_loop.rs"]
+mod whole_loop;
 
+use affinity::Memory;
 use compare::Asked;
 use decide::Decider;
 use lb_testbed::oracle::{
@@ -30,6 +41,7 @@ use lb_testbed::oracle::{
 use pipeline::Agent;
 use run::{Tally, Weight};
 use udp::Senders;
+use whole_loop::Loop;
 
 /// Rules that decide for a client on the node.
 const MET: [&str; 11] =
@@ -48,13 +60,31 @@ fn tables_agree_with_the_contract_after_every_burst() {
             for event in burst {
                 event.apply(&mut cluster);
             }
-            tally.add(&compare::tables(&agent, &View::new(&cluster, NODE))?);
+            tally.add(&compare::tables(&agent.meaning(), &View::new(&cluster, NODE))?);
         }
         Ok(tally)
     });
 }
 
-/// C-2, V-1 to V-12, M-1, M-8 with the departures: what both engines decide for every client on the
+/// The same by way of the agent's loop, with the machine's interfaces (G-2, N-4, T-11).
+#[test]
+fn the_loop_programs_what_the_contract_says() {
+    run::check("loop", Weight::Usual, &[], history(6), |history| {
+        let mut agent = Loop::new(&history);
+        let mut cluster = history.beginning();
+        let mut tally = Tally::default();
+        for burst in &history.bursts {
+            agent.take(burst);
+            for event in burst {
+                event.apply(&mut cluster);
+            }
+            tally.add(&compare::tables(&agent.meaning(), &View::new(&cluster, NODE))?);
+        }
+        Ok(tally)
+    });
+}
+
+/// C-2, V-1 to V-13, M-1, M-8 with the departures: what both engines decide for every client on the
 /// node and every destination.
 #[test]
 fn decisions_agree_with_the_contract() {
@@ -75,12 +105,23 @@ fn decisions_agree_with_the_contract() {
     });
 }
 
-/// a client goes where its entry says, by every frontend and both engines.
+/// a client goes where its entry says, by every frontend and both engines, until its
+/// time is over or its endpoint is gone.
 #[test]
 fn affinity_agrees_with_the_contract() {
     run::check("affinity", Weight::Usual, &["A-4"], history(4), |history| {
-        let agent = Agent::with_history(&history);
-        compare::affinity(&agent, &View::new(&history.end(), NODE))
+        let mut agent = Agent::new(&history.config, &history.service_cidrs);
+        let mut cluster = history.beginning();
+        let mut memory = Memory::default();
+        let mut tally = Tally::default();
+        for burst in &history.bursts {
+            agent.take(burst);
+            for event in burst {
+                event.apply(&mut cluster);
+            }
+            memory.walk(&agent, &View::new(&cluster, NODE), &mut tally)?;
+        }
+        Ok(tally)
     });
 }
 

@@ -20,7 +20,9 @@ Figures:
   connect4_miss_ratio, connect4_hit_ratio
   crr_socket_ratio, crr_packet_ratio
   cold_start_10k_s, cold_start_10k_peak_mib
-  change_10k_syscalls, change_10k_ms";
+  change_10k_syscalls, change_10k_ms
+  api_10k_synced_s, api_10k_peak_mib, api_10k_change_ms      with KUBEBUILDER_ASSETS
+  kube_proxy_sync_10k_s, kube_proxy_change_10k_ms            with KUBEBUILDER_ASSETS and nft";
 
 /// Measure what Millrace costs, and record it
 ///

@@ -29,6 +29,16 @@ pub struct Config {
     pub node_netns: u64,
 }
 
+/// The programs at the hooks of interfaces; those that they go on with are loaded with `PROGRAMS`.
+const INTERFACE_PROGRAMS: [&str; 6] = [
+    "tc_ingress",
+    "tc_egress",
+    "tc_ingress_l3",
+    "tc_egress_l3",
+    "tc_uplink_egress",
+    "tc_uplink_egress_l3",
+];
+
 /// A hook that could not be had, and what that costs.
 #[derive(Debug)]
 pub struct Lacking {
@@ -85,7 +95,7 @@ impl BpfDatapath {
                 (result, _) => result?,
             }
         }
-        for name in ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3"] {
+        for name in INTERFACE_PROGRAMS {
             load::load_program(&mut ebpf, name)?;
         }
         lb_object::fill_program_array(&mut ebpf)

@@ -17,6 +17,7 @@ use aya::programs::tc::{
 use aya::programs::{Program, ProgramError, TcAttachType, tc};
 use aya_obj::generated::{BPF_F_AFTER, BPF_F_BEFORE, bpf_attach_type};
 
+use super::roles::Role;
 use super::sys::{self, Target};
 use super::{Error, Interface, load};
 
@@ -89,14 +90,20 @@ impl Direction {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
 
-    /// The program for a kind of interface.
-    pub const fn program(self, ethernet: bool) -> &'static str {
-        match (self, ethernet) {
-            (Self::Ingress, true) => "tc_ingress",
-            (Self::Ingress, false) => "tc_ingress_l3",
-            (Self::Egress, true) => "tc_egress",
-            (Self::Egress, false) => "tc_egress_l3",
-        }
+    /// The program for an interface of this role, with an Ethernet header or without; nothing where
+    /// none belongs.
+    pub const fn program(self, role: Role, ethernet: bool) -> Option<&'static str> {
+        Some(match (role, self, ethernet) {
+            (Role::PodPort, Self::Ingress, true) => "tc_ingress",
+            (Role::PodPort, Self::Ingress, false) => "tc_ingress_l3",
+            (Role::PodPort, Self::Egress, true) => "tc_egress",
+            (Role::PodPort, Self::Egress, false) => "tc_egress_l3",
+            (Role::Uplink | Role::Overlay, Self::Egress, true) => "tc_uplink_egress",
+            (Role::Uplink | Role::Overlay, Self::Egress, false) => "tc_uplink_egress_l3",
+            (Role::Uplink | Role::Overlay, Self::Ingress, _) | (Role::Ignored(_), _, _) => {
+                return None;
+            }
+        })
     }
 
     /// The kernel's name of the hook.
@@ -207,10 +214,15 @@ pub(super) fn attach_interface(
     tcx: bool,
 ) -> Result<(), Error> {
     for direction in Direction::ALL {
-        let name = direction.program(interface.ethernet);
+        let Some(name) = direction.program(interface.role, interface.ethernet) else {
+            // It may have had another role before.
+            detach_direction(folder, direction, interface.index, Some(&interface.name))
+                .map_err(Error::system(format!("take a program off {}", interface.name)))?;
+            continue;
+        };
         let what = || Error::system(format!("attach {name} to {}", interface.name));
         if !tcx {
-            attach_clsact(folder, ebpf, interface, direction).map_err(what())?;
+            attach_clsact(folder, ebpf, interface, direction, name).map_err(what())?;
             continue;
         }
         let result = attach(
@@ -225,7 +237,7 @@ pub(super) fn attach_interface(
             Ok(()) => {}
             // A kernel that does not know tcx.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                attach_clsact(folder, ebpf, interface, direction).map_err(what())?;
+                attach_clsact(folder, ebpf, interface, direction, name).map_err(what())?;
             }
             Err(error) => return Err(what()(error)),
         }
@@ -265,8 +277,9 @@ fn attach_clsact(
     ebpf: &mut Ebpf,
     interface: &Interface,
     direction: Direction,
+    name: &str,
 ) -> io::Result<()> {
-    let program = ebpf.program_mut(direction.program(interface.ethernet));
+    let program = ebpf.program_mut(name);
     let Some(Program::SchedClassifier(program)) = program else {
         return Err(io::ErrorKind::NotFound.into());
     };
@@ -303,17 +316,26 @@ fn replace_clsact(
 /// Takes the packet engine off an interface, or forgets one that is gone. `name` is that of the
 /// interface if it still exists.
 pub(super) fn detach_interface(folder: &Path, index: u32, name: Option<&str>) -> io::Result<()> {
-    for direction in Direction::ALL {
-        detach(&interface_pin(folder, direction, index))?;
-        let clsact = clsact_pin(folder, direction, index);
-        if clsact.exists() {
-            if let Some(name) = name {
-                let (priority, attach_type) = (direction.priority(), direction.clsact());
-                // Dropping it removes the filter.
-                drop(SchedClassifierLink::attached(name, attach_type, priority, HANDLE, None));
-            }
-            remove(&clsact)?;
+    Direction::ALL
+        .into_iter()
+        .try_for_each(|direction| detach_direction(folder, direction, index, name))
+}
+
+fn detach_direction(
+    folder: &Path,
+    direction: Direction,
+    index: u32,
+    name: Option<&str>,
+) -> io::Result<()> {
+    detach(&interface_pin(folder, direction, index))?;
+    let clsact = clsact_pin(folder, direction, index);
+    if clsact.exists() {
+        if let Some(name) = name {
+            let (priority, attach_type) = (direction.priority(), direction.clsact());
+            // Dropping it removes the filter.
+            drop(SchedClassifierLink::attached(name, attach_type, priority, HANDLE, None));
         }
+        remove(&clsact)?;
     }
     Ok(())
 }

@@ -55,7 +55,8 @@ pub trait Datapath {
     /// The hooks that could not be had so far.
     fn lacking(&self) -> &[Lacking];
 
-    /// Puts the packet engine on a pod port, or replaces its programs in place.
+    /// Puts the packet engine on an interface, as its role wants it, or replaces its programs in
+    /// place.
     fn attach(&mut self, interface: &Interface) -> Result<(), Error>;
 
     /// Forgets an interface that is gone or has another role by now. After a failure, and after that

@@ -8,7 +8,7 @@ use aya_obj::generated::BPF_F_QUERY_EFFECTIVE;
 
 use super::hooks::{self, Direction, SOCKET_HOOKS};
 use super::sys::{self, Target};
-use super::{Error, load};
+use super::{Error, Interface, load};
 
 /// One hook as the kernel sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,20 +52,23 @@ pub fn socket_hooks(bpffs: &Path, cgroup: &Path) -> Result<Vec<HookStatus>, Erro
 }
 
 /// The packet engine on one interface of this thread's network namespace.
-pub fn interface_hooks(bpffs: &Path, index: u32, name: &str, ethernet: bool) -> Vec<HookStatus> {
+pub fn interface_hooks(bpffs: &Path, interface: &Interface) -> Vec<HookStatus> {
     let folder = load::folder(bpffs);
-    let each = Direction::ALL.iter().map(|&direction| {
+    let Interface { index, name, role, ethernet } = interface;
+    let index = *index;
+    let each = Direction::ALL.iter().filter_map(|&direction| {
+        let program = direction.program(*role, *ethernet)?;
         let target = Target::Interface(index);
         let running = sys::program_query(target, direction.attach_type(), 0);
         let pin = hooks::interface_pin(&folder, direction, index);
-        let shown = status(direction.program(ethernet), name.to_owned(), running, &pin, None);
-        match clsact(&folder, direction, index) {
+        let shown = status(program, name.clone(), running, &pin, None);
+        Some(match clsact(&folder, direction, index) {
             // Before Linux 6.6 there is no such query; what we have put there is all that is known.
             Some(program) if shown.ours.is_none() => {
                 HookStatus { programs: vec![program], ours: Some(0), error: None, ..shown }
             }
             _ => shown,
-        }
+        })
     });
     each.collect()
 }

@@ -88,8 +88,13 @@ fn inode(link: &str) -> Option<u64> {
 
 /// What a process is called; empty if it has ended.
 pub(super) fn process_name(pid: u32) -> String {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.trim_end().to_owned()
+    plain(&fs::read(format!("/proc/{pid}/comm")).unwrap_or_default())
+}
+
+/// A name that its owner chose, as logs and terminals may have it.
+fn plain(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name.trim_ascii_end());
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -121,5 +126,12 @@ mod tests {
         }
         assert!(!process_name(std::process::id()).is_empty());
         assert_eq!(process_name(u32::MAX), "");
+    }
+
+    #[test]
+    fn a_process_cannot_write_to_a_terminal_by_its_name() {
+        assert_eq!(plain(b"envoy\n"), "envoy");
+        assert_eq!(plain(b"\x1b[2J\x9b1m\xffx\n"), "?[2J\u{fffd}1m\u{fffd}x");
+        assert_eq!(plain("a\u{9b}\nb\n".as_bytes()), "a??b");
     }
 }

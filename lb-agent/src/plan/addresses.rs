@@ -219,6 +219,12 @@ impl Planner {
         self.addresses.set_node(facts);
     }
 
+    /// The addresses of the node as they were last said, or found in the maps.
+    pub fn node_port_addresses(&self) -> Vec<(IpAddr, bool)> {
+        let of_node = self.addresses.entries.iter().filter(|(_, entry)| entry.node != 0);
+        of_node.map(|(addr, entry)| (*addr, entry.node & AddressFlags::NODE == 0)).collect()
+    }
+
     /// Takes up what changed about the node, and nothing else.
     pub fn plan_node(&mut self, facts: NodeFacts) -> Batch {
         self.set_node(facts);

@@ -61,6 +61,7 @@ impl Planner {
 
     fn keep(&mut self, key: PortKey, table: Table, fronts: &[(FrontKey, FrontendWord)]) {
         let has_address = !self_test::is(&key);
+        self.shares.count(&key.namespace, 0, table.backends.len());
         let index = self.insert(key);
         for &(front, word) in fronts {
             self.owned[family_index(&front.addr())] += 1;

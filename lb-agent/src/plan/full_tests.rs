@@ -163,6 +163,46 @@ fn a_pod_that_becomes_ready_does_not_keep_a_dead_one_in_full_slots() {
     assert_eq!((full(&reports), rig.reach(1)), (Some("SLOTS"), vec![1]));
 }
 
+#[test]
+fn one_namespace_cannot_take_all_backends() {
+    let of = |namespace: &str, service: u8| PortKey { namespace: namespace.into(), ..key(service) };
+    let desired = |service: u8, backends: std::ops::Range<u8>| DesiredPort {
+        created_s: 1,
+        frontends: vec![frontend(service)],
+        backends: backends
+            .map(|n| DesiredBackend { addr: [10, 0, service, n].into(), port: 8080, flags: IN_SET })
+            .collect(),
+        internal_local: false,
+        external_local: false,
+        drop_when_no_local: false,
+        affinity_timeout_s: None,
+    };
+    let capacity = Capacity { backends: 129, slots: 1024, ..CAPACITY };
+    let greedy = || (0..4).map(|n| (of("greedy", n), desired(n, 0..40)));
+    let mut rig = Rig::new(capacity);
+    // Nobody else is there yet: 128 backends but for four.
+    assert_eq!(full(&rig.plan(greedy().map(|(key, port)| (key, Some(port))))), Some("BACKENDS"));
+    assert_eq!(rig.plan([(of("other", 7), Some(desired(7, 0..4)))]), []);
+    assert_eq!(rig.reach(7).len(), 4);
+    // A pod that is replaced finds the place of the one before, after its grace period.
+    rig.plan([(of("greedy", 0), Some(desired(0, 1..41)))]);
+    rig.settle();
+    assert_eq!(rig.reach(0).len(), 40);
+    // What was programmed counts after a restart.
+    rig.plan([(of("other", 7), None)]);
+    rig.settle();
+    let (mut planner, _) = Planner::adopt(capacity, &rig.fake.snapshot().unwrap());
+    let all = greedy().chain([(of("other", 7), desired(7, 0..4))]);
+    let reports = planner.plan_all(all).reports;
+    let of_greedy = |report: &Report| matches!(report, Report::Unprogrammed { port, .. } if &*port.namespace == "greedy");
+    assert!(!reports.is_empty() && reports.iter().all(of_greedy), "{reports:?}");
+    // In the first list, whoever wants little comes first.
+    let mut rig = Rig::new(capacity);
+    let all = greedy().chain([(of("other", 7), desired(7, 0..30))]);
+    rig.plan(all.map(|(key, port)| (key, Some(port))));
+    assert_eq!(rig.reach(7).len(), 30);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -13,6 +13,7 @@
 //! - A full map costs the service port that does not fit, and nothing else: a new one is not
 //!   programmed, one that is programmed loses the endpoints that went and gets as many new ones as
 //!   there is room for. The rest is tried again when something became free.
+//! - A namespace that has a great part of the backends leaves some to the others.
 //! - What goes out of use waits for a grace period: apply the batch, wait, then [`Planner::release`].
 
 mod address;
@@ -26,9 +27,12 @@ mod owners;
 mod port;
 mod report;
 pub mod self_test;
+mod shares;
 mod table;
 #[cfg(test)]
 mod tests;
+mod walk;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -45,6 +49,8 @@ use self::addresses::Addresses;
 use self::ids::{Freed, IdPool, Quarantine, RangePool};
 use self::owners::{Claim, Front, claimed};
 use self::port::{Pools, Table};
+use self::shares::Shares;
+use self::work::Work;
 use crate::model::{DesiredPort, Family, PortKey, Protocol};
 
 /// Handle of a service port inside of the planner.
@@ -86,6 +92,7 @@ pub struct Planner {
     /// Frontends found in the maps that lead nowhere.
     stray: BTreeSet<FrontKey>,
     programmed: usize,
+    shares: Shares,
 }
 
 impl Planner {
@@ -112,6 +119,7 @@ impl Planner {
             room: false,
             stray: BTreeSet::new(),
             programmed: 0,
+            shares: Shares::default(),
         }
     }
 
@@ -296,174 +304,4 @@ impl Planner {
         self.by_key.insert(key, index);
         index
     }
-
-    /// Settles ownership, programs what is dirty, and tells the difference.
-    fn run(&mut self, mut work: Work) -> Batch {
-        let mut batch = Batch { epoch: self.pools.epoch, ..Batch::default() };
-        let retry = std::mem::take(&mut self.room);
-        if retry {
-            for index in self.failed.clone() {
-                if let Some(port) = self.port_mut(index) {
-                    port.barred = false;
-                    work.dirty.insert(index);
-                }
-                work.touched.extend(self.wanted(index));
-            }
-            work.touched.extend(&self.unplaced);
-        }
-        // Each round either ends, or bars one more service port from owning frontends, or gives a
-        // place to one more frontend.
-        loop {
-            let touched = std::mem::take(&mut work.touched);
-            work.seen.extend(&touched);
-            self.settle(touched, &mut work);
-            let dirty = std::mem::take(&mut work.dirty);
-            if dirty.is_empty() {
-                // What goes makes room at once, because it is deleted first.
-                work.touched.extend(self.unplaced.iter().filter(|front| self.has_room(front)));
-                if work.touched.is_empty() {
-                    break;
-                }
-            }
-            for index in dirty {
-                self.program(index, &mut work, &mut batch);
-            }
-        }
-        for index in std::mem::take(&mut work.lost) {
-            self.retire(index, &mut batch);
-        }
-        for front in &work.seen {
-            self.frontend_change(*front, &mut batch);
-            self.conflict(*front, &mut batch);
-        }
-        self.settle_addresses(retry, &mut work, &mut batch);
-        for (index, error) in work.errors {
-            self.note(index, error, &mut batch);
-        }
-        for index in work.visited {
-            self.forget(index);
-        }
-        batch.freed = self.waiting() == Some(batch.epoch);
-        if batch.freed {
-            self.pools.epoch += 1;
-        }
-        batch
-    }
-
-    fn wanted(&self, index: PortIndex) -> Vec<FrontKey> {
-        let Some(port) = self.port(index) else { return Vec::new() };
-        claimed(port.desired.as_ref(), port.key.protocol).into_keys().collect()
-    }
-
-    fn program(&mut self, index: PortIndex, work: &mut Work, batch: &mut Batch) {
-        work.visited.insert(index);
-        let wanted = self.wanted(index);
-        let unplaced = wanted.iter().filter(|&front| self.unplaced.contains(front)).count();
-        let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
-            return;
-        };
-        if port.owned.is_empty() && port.table.is_some() {
-            work.lost.insert(index);
-        }
-        let mut error = (unplaced > 0).then(|| Error::Full {
-            map: if port.key.family == Family::V4 { "FRONTENDS4" } else { "FRONTENDS6" },
-            needed: u32::try_from(unplaced).unwrap_or(u32::MAX),
-            capacity: self.capacity.frontends,
-            flag: "--max-frontends",
-        });
-        if let Some(desired) = &port.desired
-            && !port.owned.is_empty()
-        {
-            let name = if port.table.is_some() { None } else { name::encode(&port.key) };
-            let result = if name.is_none() && port.table.is_none() {
-                Err(Error::NameTooLong)
-            } else {
-                port::program(&mut port.table, desired, port.key.family, &mut self.pools)
-            };
-            match result {
-                Ok((change, left_out)) => {
-                    error = left_out.or(error);
-                    self.programmed += usize::from(name.is_some());
-                    let change = PortChange { name, ..change };
-                    if !change.is_empty() {
-                        batch.ports.push(change);
-                    }
-                }
-                Err(full) => {
-                    if port.table.is_none() {
-                        port.barred = true;
-                        work.touched.extend(&port.owned);
-                    }
-                    error = Some(full);
-                }
-            }
-        } else if port.barred {
-            // It had to give up its frontends, in this very batch or before; why is known.
-            error = work.errors.remove(&index).unwrap_or_else(|| port.error.clone());
-        }
-        work.errors.insert(index, error);
-    }
-
-    /// Remembers why a service port is not programmed, and tells it once.
-    fn note(&mut self, index: PortIndex, error: Option<Error>, batch: &mut Batch) {
-        let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
-            return;
-        };
-        match &error {
-            Some(error) => {
-                let known = port.error.as_ref().is_some_and(|known| known.same_cause(error));
-                if self.failed.insert(index) || !known {
-                    let (port, error) = (Box::new(port.key.clone()), error.clone());
-                    batch.reports.push(Report::Unprogrammed { port, error });
-                }
-            }
-            None => {
-                if self.failed.remove(&index) && port.desired.is_some() {
-                    let port = Box::new(port.key.clone());
-                    batch.reports.push(Report::Recovered { port });
-                }
-            }
-        }
-        port.error = error;
-    }
-
-    fn retire(&mut self, index: PortIndex, batch: &mut Batch) {
-        let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
-            return;
-        };
-        if port.owned.is_empty()
-            && let Some(table) = port.table.take()
-        {
-            self.programmed -= 1;
-            batch.ports.push(port::retire(&table, &mut self.pools));
-        }
-    }
-
-    /// Drops what is neither desired nor programmed.
-    fn forget(&mut self, index: PortIndex) {
-        if self.port(index).is_some_and(|port| port.desired.is_none() && port.table.is_none())
-            && let Some(port) = self.ports.get_mut(index as usize).and_then(Option::take)
-        {
-            self.by_key.remove(&port.key);
-            self.failed.remove(&index);
-            self.free_ports.push(index);
-        }
-    }
-}
-
-/// What one call of plan has to look at.
-#[derive(Default)]
-struct Work {
-    /// Frontends whose owner may change.
-    touched: BTreeSet<FrontKey>,
-    /// Service ports to program.
-    dirty: BTreeSet<PortIndex>,
-    /// Frontends touched so far.
-    seen: BTreeSet<FrontKey>,
-    /// Service ports looked at so far.
-    visited: BTreeSet<PortIndex>,
-    /// Why each of them is not programmed as desired, if it is not.
-    errors: BTreeMap<PortIndex, Option<Error>>,
-    /// Service ports that lost their last frontend at some point of this batch.
-    lost: BTreeSet<PortIndex>,
 }

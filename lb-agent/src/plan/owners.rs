@@ -4,7 +4,7 @@
 //! an externalIP (contract section 12). Then the oldest Service, then the smaller key (S-15); those
 //! that could not be programmed at all are passed over. When an owner goes, the next takes over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use lb_common::abi::FrontendWord;
 
@@ -13,6 +13,10 @@ use super::report::Report;
 use super::table::{Batch, FrontKey, FrontendChange};
 use super::{Planner, Port, PortIndex, Work, self_test};
 use crate::model::{DesiredPort, FrontendKind, PortKey, Protocol};
+
+/// The part of a map that is kept from externalIPs and load balancer addresses is one of so many:
+/// one user who claims a thousand of them must not keep the clusterIPs of all others out.
+const NOT_CLAIMED: u32 = 4;
 
 /// A service port that wants a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +75,7 @@ impl Planner {
         for front in touched {
             let Some(entry) = self.fronts.get(&front) else { continue };
             let owner = entry.owner;
-            let able = |claim: &&Claim| self.port(claim.index).is_some_and(|port| !port.barred);
-            let next = entry.claims.iter().find(able).copied();
+            let next = self.next_owner(entry);
             if next == owner {
                 if next.is_none() {
                     self.unplaced.remove(&front);
@@ -86,10 +89,10 @@ impl Planner {
                 self.unplaced.remove(&front);
             }
         }
-        // Moved ones keep their place; only then do new ones get one.
-        gain.sort_by_key(|&(front, _, moved)| (!moved, front));
-        for (front, next, _) in gain {
-            if self.has_room(&front) {
+        // Moved ones keep their place; only then do new ones get one, claimed addresses last.
+        gain.sort_by_key(|&(front, next, moved)| (!moved, self.is_claimed(next), front));
+        for (front, next, moved) in gain {
+            if self.has_room(&front, next, moved) {
                 self.unplaced.remove(&front);
                 self.set_owner(front, Some(next), work);
             } else {
@@ -99,9 +102,30 @@ impl Planner {
         }
     }
 
-    /// Whether one more frontend of the same family fits in its map.
-    pub(super) fn has_room(&self, front: &FrontKey) -> bool {
-        self.owned[family_index(&front.addr())] < self.capacity.frontends
+    /// Whether a frontend that has no place could get one in the map, or needs none any more.
+    pub(super) fn may_be_placed(&self, front: &FrontKey) -> bool {
+        let Some(entry) = self.fronts.get(front) else { return false };
+        self.next_owner(entry).is_none_or(|next| self.has_room(front, next, false))
+    }
+
+    fn next_owner(&self, entry: &Front) -> Option<Claim> {
+        let able = |claim: &&Claim| self.port(claim.index).is_some_and(|port| !port.barred);
+        entry.claims.iter().find(able).copied()
+    }
+
+    /// Whether one more frontend of the same family fits in its map. Claimed addresses leave a part
+    /// of it to others, but for those that only move.
+    fn has_room(&self, front: &FrontKey, next: Claim, moved: bool) -> bool {
+        let capacity = self.capacity.frontends;
+        let leave = if self.is_claimed(next) && !moved { capacity / NOT_CLAIMED } else { 0 };
+        self.owned[family_index(&front.addr())] < capacity - leave
+    }
+
+    /// Whether it is at an address that whoever wrote the Service has chosen: nobody but him counts
+    /// how many there are. The cluster hands out clusterIPs and node ports.
+    fn is_claimed(&self, claim: Claim) -> bool {
+        let chosen = matches!(claim.kind, FrontendKind::ExternalIp | FrontendKind::LoadBalancer);
+        chosen && self.has_address(claim.index)
     }
 
     fn set_owner(&mut self, front: FrontKey, owner: Option<Claim>, work: &mut Work) {
@@ -164,13 +188,21 @@ impl Planner {
         }
         let claims: Vec<PortIndex> = claims.iter().map(|claim| claim.index).collect();
         let owner = entry.and_then(|entry| entry.owner).map(|owner| owner.index);
-        if self.conflicts.get(&front) == Some(&claims) {
+        let told = self.conflicts.get(&front);
+        if told == Some(&claims) {
             return;
         }
+        // Of those that were told, only who has to know of another winner is told again.
+        let told: HashSet<PortIndex> = match told {
+            Some(told) if told.first() == claims.first() => told.iter().copied().collect(),
+            _ => HashSet::new(),
+        };
         let key = |index: PortIndex| self.port(index).map(|port| port.key.clone());
-        if let Some(winner) = owner.and_then(key) {
-            let others = claims.iter().filter(|&&index| Some(index) != owner);
-            let losers = others.filter_map(|&index| key(index)).collect();
+        let losers = claims.iter().filter(|&index| Some(*index) != owner && !told.contains(index));
+        let losers: Vec<_> = losers.filter_map(|&index| key(index)).collect();
+        if let Some(winner) = owner.and_then(key)
+            && !losers.is_empty()
+        {
             let winner = Box::new(winner);
             batch.reports.push(Report::Conflict { frontend: front, winner, losers });
         }

@@ -1,9 +1,8 @@
 //! What changes in the tables of one service port when its endpoints or facts change?
 //!
-//! Both the programmed and the desired backends are sorted by address and port, so that one walk
-//! over the two finds what comes, stays and goes: the work is in proportion to that service port.
+//! One [`walk`] over what is programmed and what is desired finds what comes, stays and goes: the work
+//! is in proportion to that service port.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -16,13 +15,11 @@ use super::Error;
 use super::address::words;
 use super::ids::{Freed, IdPool, Quarantine, Range, RangePool};
 use super::table::{PortChange, SetChange};
+use super::walk::{Step, useful, walk};
 use crate::model::{DesiredBackend, DesiredPort, Family};
 
 /// Flags of a backend that is in a set.
 const IN_A_SET: u16 = BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
-
-/// Flags without which a backend is of no use to anyone.
-const USEFUL: u16 = BackendFlags::SERVING | BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
 
 /// What is programmed of one service port.
 #[derive(Clone, Debug)]
@@ -80,7 +77,8 @@ impl Pools {
 
 /// Brings `table` to what `desired` says. Where a map is full, one that is programmed loses the
 /// backends that went and gets as many of the new ones as there is room for: a set must not go on
-/// leading to pods that are gone. Why the others are left out is told beside the change.
+/// leading to pods that are gone. Why the others are left out is told beside the change. New ones
+/// leave so many ids of backends to others.
 ///
 /// # Errors
 ///
@@ -89,18 +87,20 @@ pub(super) fn program(
     table: &mut Option<Table>,
     desired: &DesiredPort,
     family: Family,
+    leave: usize,
     pools: &mut Pools,
 ) -> Result<(PortChange, Option<Error>), Error> {
     let all = useful(desired, family);
     let held: &[Held] = table.as_ref().map_or(&[], |table| &table.backends);
     let new = walk(held, &all).filter(|step| matches!(step, Step::Comes(_))).count();
-    let mut left_out = check_room(table.is_none(), new, pools).err();
+    let free = pools.backends.available().saturating_sub(leave);
+    let mut left_out = check_room(table.is_none(), new, free, pools).err();
     if table.is_none()
         && let Some(full) = left_out
     {
         return Err(full);
     }
-    let mut room = new.min(pools.backends.available());
+    let mut room = new.min(free);
     let mut wanted = within(held, &all, room);
     let mut last = false;
     loop {
@@ -285,7 +285,7 @@ fn drop_backend(held: &Held, change: &mut PortChange, pools: &mut Pools) {
     pools.free(Freed::Backend(held.id));
 }
 
-fn check_room(is_new: bool, new: usize, pools: &Pools) -> Result<(), Error> {
+fn check_room(is_new: bool, new: usize, free: usize, pools: &Pools) -> Result<(), Error> {
     if is_new && pools.service_ports.available() == 0 {
         return Err(Error::Full {
             map: "FACTS",
@@ -294,7 +294,7 @@ fn check_room(is_new: bool, new: usize, pools: &Pools) -> Result<(), Error> {
             flag: "--max-service-ports",
         });
     }
-    if pools.backends.available() < new {
+    if free < new {
         return Err(Error::Full {
             map: "BACKENDS",
             needed: u32::try_from(new).unwrap_or(u32::MAX),
@@ -346,65 +346,4 @@ fn facts(desired: &DesiredPort) -> FactsWord {
 
 fn element(held: &Held, service_port: ServicePortId) -> Backend {
     Backend { addr: words(held.addr), word: held.word(held.flags).0, service_port, zone: 0, pad: 0 }
-}
-
-/// The desired backends that are good for something, with the flags that the map needs, in order.
-fn useful(desired: &DesiredPort, family: Family) -> Vec<DesiredBackend> {
-    let own = match family {
-        Family::V4 => BackendFlags::PRESENT,
-        Family::V6 => BackendFlags::PRESENT | BackendFlags::IPV6,
-    };
-    let of_family = |addr: IpAddr| addr.is_ipv6() == (family == Family::V6);
-    let mut wanted: Vec<_> = desired
-        .backends
-        .iter()
-        .filter(|backend| backend.flags & USEFUL != 0 && of_family(backend.addr))
-        .map(|backend| DesiredBackend { flags: backend.flags | own, ..*backend })
-        .collect();
-    // Sorted already as policy hands it over; the walk depends on it.
-    wanted.sort_by_key(|backend| (backend.addr, backend.port));
-    wanted.dedup_by_key(|backend| (backend.addr, backend.port));
-    wanted
-}
-
-impl From<&DesiredBackend> for Held {
-    fn from(want: &DesiredBackend) -> Self {
-        Self { addr: want.addr, port: want.port, flags: want.flags, id: 0, generation: 0 }
-    }
-}
-
-enum Step<'a> {
-    Comes(&'a DesiredBackend),
-    Stays(&'a Held, &'a DesiredBackend),
-    Goes(&'a Held),
-}
-
-/// Merges two lists sorted by (address, port).
-fn walk<'a>(
-    mut held: &'a [Held],
-    mut wanted: &'a [DesiredBackend],
-) -> impl Iterator<Item = Step<'a>> {
-    std::iter::from_fn(move || {
-        let order = match (held.first(), wanted.first()) {
-            (None, None) => return None,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(held), Some(want)) => (held.addr, held.port).cmp(&(want.addr, want.port)),
-        };
-        let mut next_held = || {
-            let (first, rest) = held.split_first()?;
-            held = rest;
-            Some(first)
-        };
-        let mut next_wanted = || {
-            let (first, rest) = wanted.split_first()?;
-            wanted = rest;
-            Some(first)
-        };
-        match order {
-            Ordering::Less => next_held().map(Step::Goes),
-            Ordering::Greater => next_wanted().map(Step::Comes),
-            Ordering::Equal => Some(Step::Stays(next_held()?, next_wanted()?)),
-        }
-    })
 }

@@ -50,7 +50,7 @@ pub enum Report {
         frontend: FrontKey,
         /// Who has it.
         winner: Box<PortKey>,
-        /// Who claims it too.
+        /// Who claims it too, and has not been told so.
         losers: Vec<PortKey>,
     },
     /// A service port is not programmed as desired: not at all if it is new, without some or all of

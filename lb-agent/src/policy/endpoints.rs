@@ -5,7 +5,16 @@ use std::net::IpAddr;
 
 use lb_common::abi::BackendFlags;
 
-use crate::model::{Conditions, DesiredBackend, Endpoint, Family, ServicePort, Slice};
+use crate::model::{Conditions, DesiredBackend, Endpoint, Family, Service, ServicePort, Slice};
+
+/// Backends that a Service may have in each family: each of its ports has its own, and whoever writes
+/// it chooses how many ports there are.
+const MOST_BACKENDS: usize = 1 << 18;
+
+/// How many endpoints are used of each port of a Service.
+pub(super) fn most(service: &Service) -> usize {
+    (MOST_BACKENDS / service.ports.len().max(1)).max(1)
+}
 
 /// By address and port (E-16), in the order in which they are programmed (E-17).
 pub(super) type Joined = BTreeMap<(IpAddr, u16), Conditions>;
@@ -111,9 +120,10 @@ impl Sets {
         Self { cluster, local, has_any: endpoints.values().any(|c| c.counts()) }
     }
 
-    /// The endpoints that are in a set, and those that only keep the flows they have (U-4).
-    pub(super) fn backends(self, endpoints: Joined) -> Vec<DesiredBackend> {
-        endpoints
+    /// The endpoints that are in a set, and those that only keep the flows they have (U-4); of more
+    /// than `most`, those that are in the local set come first, then those in the other.
+    pub(super) fn backends(self, endpoints: Joined, most: usize) -> Vec<DesiredBackend> {
+        let mut backends: Vec<_> = endpoints
             .into_iter()
             .filter(|(_, conditions)| keeps_flows(*conditions))
             .map(|((addr, port), conditions)| DesiredBackend {
@@ -121,7 +131,17 @@ impl Sets {
                 port,
                 flags: self.flags(conditions),
             })
-            .collect()
+            .collect();
+        if backends.len() > most {
+            let lacks = |backend: &DesiredBackend, flag| backend.flags & flag == 0;
+            backends.sort_by_key(|backend| {
+                [BackendFlags::IN_LOCAL, BackendFlags::IN_CLUSTER].map(|flag| lacks(backend, flag))
+            });
+            backends.truncate(most);
+            backends.shrink_to_fit(); // It is kept.
+            backends.sort_by_key(|backend| (backend.addr, backend.port));
+        }
+        backends
     }
 
     fn flags(self, conditions: Conditions) -> u16 {

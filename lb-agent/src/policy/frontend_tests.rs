@@ -6,7 +6,7 @@ use super::tests::{key, service, slice, store, web};
 use super::{Refusals, service_ports};
 use crate::model::{
     Change, Cidr, ClusterIps, Endpoint, Endpoints, External, Family, Frontend, FrontendKind, Node,
-    ObjectKey, Protocol, Service, Slice, SlicePort, Store,
+    ObjectKey, Protocol, Service, ServicePort, Slice, SlicePort, Store,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -252,4 +252,31 @@ fn a_refusal_is_told_once_and_again_when_it_is_new_again() {
     assert_eq!((refusals.update(&store, &key()).len(), refusals.len()), (1, 2));
     store.apply_all([Change::DropService(key())]);
     assert_eq!((refusals.update(&store, &key()).len(), refusals.is_empty()), (0, true));
+}
+
+#[test]
+fn section_12_a_service_cannot_fill_the_maps_by_addresses_that_it_claims() {
+    let claimed: Box<[IpAddr]> = (0..=255).map(|n| IpAddr::from([192, 0, 2, n])).collect();
+    let mut service = with(External { ips: claimed, ..External::default() });
+    let ports = 1..=100_u16;
+    service.ports = ports
+        .map(|n| ServicePort {
+            name: format!("p{n}").into(),
+            port: n,
+            node_port: 30_000 + n,
+            protocol: Protocol::Tcp,
+        })
+        .collect();
+    let store = store(service, []);
+    let of = |kind| {
+        let all = service_ports(&store, &key());
+        let v4 = all.into_iter().filter(|(key, _)| key.family == Family::V4);
+        v4.flat_map(|(_, port)| port.frontends).filter(|f| f.kind == kind).count()
+    };
+    assert_eq!(of(FrontendKind::ExternalIp), 4000, "forty for each port");
+    assert_eq!((of(FrontendKind::ClusterIp), of(FrontendKind::NodePort)), (100, 100));
+    let told = refused(&store);
+    let [(field, problem)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(field, "spec.externalIPs");
+    assert!(problem.starts_with("216 addresses beyond the first 40"), "{problem}");
 }

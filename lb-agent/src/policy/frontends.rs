@@ -12,6 +12,10 @@ const EXTERNAL_IPS: &str = "spec.externalIPs";
 const INGRESS: &str = "status.loadBalancer.ingress";
 const SOURCE_RANGES: &str = "spec.loadBalancerSourceRanges";
 
+/// Frontends that a Service may have at addresses that it claims, in each family: the API sets no
+/// limit, and maps do.
+const MOST_CLAIMED: usize = 4096;
+
 /// What no Service may take from the node, the cluster or another Service.
 pub(super) struct Guard<'a> {
     store: &'a Store,
@@ -80,11 +84,14 @@ pub(super) fn of(
     if !claims_anything(service) {
         return frontends;
     }
+    let room = (MOST_CLAIMED / service.ports.len().max(1)).max(1);
+    let mut left_out = 0_usize;
     let mut add = |field: &'static str, addr: IpAddr, kind| match guard
         .address(addr)
         .or_else(|| guard.listener(addr, port, port.port))
     {
         Some(problem) => refused(Refusal { field: field.to_owned(), problem }),
+        None if frontends.len() > room => left_out += 1,
         None => frontends.push(Frontend { addr, port: port.port, kind }),
     };
     // Until ranges are enforced here, what they guard is left to the load balancer (R-1): nobody may
@@ -96,6 +103,13 @@ pub(super) fn of(
     }
     for addr in service.load_balancer_ips(family).filter(|_| !is_ranged) {
         add(INGRESS, addr, FrontendKind::LoadBalancer);
+    }
+    if left_out > 0 {
+        let problem = format!(
+            "{left_out} addresses beyond the first {room}, with those of {INGRESS}: a Service with \
+             so many ports has no room for more; spread them over several Services"
+        );
+        refused(Refusal { field: EXTERNAL_IPS.to_owned(), problem });
     }
     if is_ranged {
         for addr in service.load_balancer_ips(family) {

@@ -75,6 +75,6 @@ fn desired(
         // V-4 and V-8 against V-3 and V-6: without any endpoint in the cluster it is a reject.
         drop_when_no_local: uses_local && sets.has_any,
         affinity_timeout_s: service.affinity_timeout_s,
-        backends: sets.backends(endpoints),
+        backends: sets.backends(endpoints, endpoints::most(service)),
     }
 }

@@ -54,6 +54,13 @@ pub enum BadAddresses {
     },
 }
 
+impl NodePortAddresses {
+    /// Whether the Node object tells some of them.
+    pub fn asks_the_node(&self) -> bool {
+        self.0.contains(&Entry::Primary)
+    }
+}
+
 impl FromStr for NodePortAddresses {
     type Err = BadAddresses;
 

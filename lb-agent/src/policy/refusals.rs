@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::endpoints;
 use super::frontends::{self, Guard};
-use crate::model::{Family, ObjectKey, Store};
+use crate::model::{Family, ObjectKey, Service, Store};
 
 /// Something that a Service claims and does not get.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,18 +47,33 @@ impl Refusals {
 
 /// What a Service claims and does not get, sorted.
 fn refused(store: &Store, key: &ObjectKey) -> Vec<Refusal> {
-    let Some(service) = store.service(key).filter(|service| frontends::claims_anything(service))
-    else {
-        return Vec::new();
-    };
-    let guard = Guard::new(store, service);
-    let mut found = Vec::new();
-    for family in service.cluster_ips.all().map(Family::of) {
-        for port in &service.ports {
-            frontends::of(service, port, family, &guard, &mut |refusal| found.push(refusal));
+    let Some(service) = store.service(key) else { return Vec::new() };
+    let mut found: Vec<Refusal> = too_many_endpoints(store, service).into_iter().collect();
+    if frontends::claims_anything(service) {
+        let guard = Guard::new(store, service);
+        for family in service.cluster_ips.all().map(Family::of) {
+            for port in &service.ports {
+                frontends::of(service, port, family, &guard, &mut |refusal| found.push(refusal));
+            }
         }
     }
     found.sort_unstable();
     found.dedup();
     found
+}
+
+fn too_many_endpoints(store: &Store, service: &Service) -> Option<Refusal> {
+    let most = endpoints::most(service);
+    let of_family = |family| {
+        let slices = store.slices_of(&service.key).filter(move |slice| slice.family() == family);
+        slices.map(|slice| slice.endpoints.len()).sum::<usize>()
+    };
+    let listed = service.cluster_ips.all().map(|addr| of_family(Family::of(addr))).max()?;
+    (listed > most).then(|| Refusal {
+        field: "spec.ports".to_owned(),
+        problem: format!(
+            "so many of them have room for {most} endpoints each, and slices list {listed}: split \
+             the Service"
+        ),
+    })
 }

@@ -384,3 +384,31 @@ proptest! {
         prop_assert!(relisted.apply_all(listed).is_empty());
     }
 }
+
+#[test]
+fn section_12_of_too_many_endpoints_the_useful_ones_come_first_and_that_is_told() {
+    let slice = |name| {
+        let few = [(1, "s"), (2, "rs"), (3, "rs"), (4, "rsl"), (5, "rs"), (6, "rs")];
+        super::tests::slice(name, 8080, &few)
+    };
+    let a = slice("a");
+    let joined = endpoints::join(&[&a], &web().ports[0], Family::V4, "");
+    let sets = endpoints::Sets::new(&joined, true, true);
+    let octets = |most| {
+        let backends = sets.backends(joined.clone(), most);
+        backends.iter().map(|b| b.addr.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(octets(2), ["10.0.0.2", "10.0.0.4"]);
+    assert_eq!(octets(1), ["10.0.0.4"]);
+    assert_eq!((octets(5)[0].as_str(), octets(6).len()), ("10.0.0.2", 6));
+    let ports: Vec<_> = (1..=60_000).map(|n| ("http", Protocol::Tcp, n)).collect();
+    for (ports, told) in [(&ports[..1], 0), (&ports[..], 1)] {
+        let store = store(service(ports), [slice("a")]);
+        let refusals = super::Refusals::default().update(&store, &key());
+        assert_eq!(refusals.len(), told, "{refusals:?}");
+        assert!(
+            refusals.iter().all(|r| r.problem.contains("for 4 endpoints each")),
+            "{refusals:?}"
+        );
+    }
+}

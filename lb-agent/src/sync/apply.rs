@@ -52,9 +52,14 @@ impl<D: Datapath> Sync<D> {
         ops.iter().map(Op::bytes_stored).sum()
     }
 
+    /// Applies operations, and tells of failures.
+    pub(super) fn run_ops(&mut self, ops: &[Op]) {
+        log_failures(&self.try_ops(ops));
+    }
+
     /// Applies operations, and keeps those on frontends and addresses that failed until they succeed
     /// or newer ones take their place.
-    pub(super) fn run_ops(&mut self, ops: &[Op]) {
+    pub(super) fn try_ops(&mut self, ops: &[Op]) -> Vec<(usize, Error)> {
         if !self.failed.is_empty() {
             for element in ops.iter().filter_map(element) {
                 self.failed.remove(&element);
@@ -62,19 +67,19 @@ impl<D: Datapath> Sync<D> {
         }
         let failures = self.datapath.apply(ops);
         self.counts.failed_operations += failures.len() as u64;
-        log_failures(&failures);
-        for (index, _) in failures {
-            if let Some(op) = ops.get(index)
+        for (index, _) in &failures {
+            if let Some(op) = ops.get(*index)
                 && let Some(element) = element(op)
             {
                 self.failed.insert(element, op.clone());
             }
         }
+        failures
     }
 }
 
 pub(super) fn log_failures(failures: &[(usize, Error)]) {
     if let Some((_, error)) = failures.first() {
-        tracing::error!(%error, failed = failures.len(), "will be tried again");
+        tracing::error!(%error, failed = failures.len(), "will be tried again, every second");
     }
 }

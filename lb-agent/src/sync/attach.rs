@@ -1,16 +1,17 @@
-//! Which programs are where? The socket engine on the cgroup, the packet engine on each pod port.
+//! Which programs are where? The socket engine on the cgroup, the packet engine on each
+//! interface that leads to a pod or out of the node.
 
 use super::Sync;
 use crate::datapath::roles::Role;
 use crate::datapath::{Datapath, Lacking, interfaces};
 
 impl<D: Datapath> Sync<D> {
-    /// Puts programs on the cgroup and on the pod ports. What cannot be attached is tried again, and
+    /// Puts programs on the cgroup and on interfaces. What cannot be attached is tried again, and
     /// keeps nothing else from being attached.
     pub(super) fn attach_all(&mut self) {
         self.attached = true;
         self.attach_sockets();
-        let indices: Vec<u32> = self.pod_ports.keys().copied().collect();
+        let indices: Vec<u32> = self.interfaces.keys().copied().collect();
         for index in indices {
             self.settle(index);
         }
@@ -47,15 +48,15 @@ impl<D: Datapath> Sync<D> {
             interfaces::Change::Is(interface) => {
                 let index = interface.index;
                 tracing::debug!(interface = interface.name, role = %interface.role, "interface");
-                if interface.role == Role::PodPort {
-                    self.pod_ports.insert(index, interface);
-                } else if self.pod_ports.remove(&index).is_none() {
+                if !matches!(interface.role, Role::Ignored(_)) {
+                    self.interfaces.insert(index, interface);
+                } else if self.interfaces.remove(&index).is_none() {
                     return;
                 }
                 index
             }
             interfaces::Change::Gone(index) => {
-                self.pod_ports.remove(&index);
+                self.interfaces.remove(&index);
                 index
             }
             interfaces::Change::Addresses(addresses) => {
@@ -77,27 +78,27 @@ impl<D: Datapath> Sync<D> {
         }
     }
 
-    /// Forgets interfaces of an earlier run that are gone or no pod ports any more.
+    /// Forgets interfaces of an earlier run that are gone or have no part any more.
     fn sweep_interfaces(&mut self) {
         if !self.attached || !self.interfaces_listed {
             return;
         }
         for index in self.datapath.attached() {
-            if !self.pod_ports.contains_key(&index) {
+            if !self.interfaces.contains_key(&index) {
                 self.settle(index);
             }
         }
     }
 
-    /// Makes an interface have programs if it is a pod port, and none otherwise.
+    /// Makes an interface have programs if it has a part, and none otherwise.
     pub(super) fn settle(&mut self, index: u32) {
-        let result = match self.pod_ports.get(&index) {
+        let result = match self.interfaces.get(&index) {
             Some(interface) => self.datapath.attach(interface),
             None => self.datapath.detach(index),
         };
         if let Err(error) = result {
             self.counts.failed_attachments += 1;
-            let name = self.pod_ports.get(&index).map_or("", |interface| &interface.name);
+            let name = self.interfaces.get(&index).map_or("", |interface| &interface.name);
             tracing::warn!(%error, interface = name, index, "will be tried again");
             self.unsettled.insert(index);
         } else {

@@ -7,12 +7,18 @@ use crate::policy::node;
 
 impl<D: Datapath> Sync<D> {
     /// Tells plan the node's addresses and the ranges of Services. Not before the interfaces were
-    /// listed: until then, what an earlier run found out stays in force.
+    /// listed, and those that the Node tells not before that was seen, which nobody waits for (L-3):
+    /// until then, what an earlier run found out stays in force.
     pub(super) fn tell_node(&mut self) {
         let Some(addresses) = &self.addresses else { return };
-        let config = &self.node_port_addresses;
+        let (config, object) = (&self.node_port_addresses, self.store.node());
+        let node_port_addresses = if object.is_none() && config.asks_the_node() {
+            self.planner.node_port_addresses()
+        } else {
+            node::node_port_addresses(config, object, addresses)
+        };
         self.planner.set_node(NodeFacts {
-            node_port_addresses: node::node_port_addresses(config, self.store.node(), addresses),
+            node_port_addresses,
             service_cidrs: node::service_cidrs(&self.store),
         });
     }
@@ -142,6 +148,22 @@ mod tests {
         let now = sync.datapath();
         assert_eq!(now.addresses, fake.addresses);
         assert_eq!((&now.frontends, &now.service_cidrs), (&fake.frontends, &fake.service_cidrs));
+    }
+
+    #[test]
+    fn l_3_a_restart_keeps_the_addresses_of_a_node_that_is_told_later_than_its_services() {
+        let mut sync = start(Fake::new(CAPACITY));
+        sync.step([changes(vec![service(&[]), node("192.168.0.1")]), synced()]);
+        sync.step([addresses(&["192.168.0.1", "192.168.0.2"])]);
+        let mut sync = start(sync.datapath().clone());
+        let listed = [addresses(&["192.168.0.1", "192.168.0.2"]), changes(vec![service(&[])])];
+        sync.step(listed.into_iter().chain([synced()]));
+        assert_eq!(of_node(&sync), ["192.168.0.1"], "nobody has said otherwise");
+        sync.step([changes(vec![range("10.96.0.0", 12)])]);
+        assert_eq!(sync.datapath().service_cidrs[0][0], Some((ip("10.96.0.0"), 12)));
+        assert_eq!(of_node(&sync), ["192.168.0.1"]);
+        sync.step([changes(vec![node("192.168.0.2")])]);
+        assert_eq!(of_node(&sync), ["192.168.0.2"]);
     }
 
     #[test]

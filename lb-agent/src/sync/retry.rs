@@ -42,7 +42,12 @@ impl<D: Datapath> Sync<D> {
         let failed = std::mem::take(&mut self.failed);
         if !failed.is_empty() {
             let ops: Vec<Op> = failed.into_values().collect();
-            self.run_ops(&ops);
+            // That it failed was told when it began.
+            if let Some((_, error)) = self.try_ops(&ops).first() {
+                tracing::debug!(%error, "still fails");
+            } else {
+                tracing::info!(operations = ops.len(), "what failed is done");
+            }
         }
         if self.wants_sockets() {
             self.attach_sockets();

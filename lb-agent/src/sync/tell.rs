@@ -10,6 +10,9 @@ use crate::diff::Op;
 use crate::model::ObjectKey;
 use crate::plan::{Report, name};
 
+/// Things of one kind that are told at a time: whoever writes objects chooses how many there are.
+const MOST_NAMES: usize = 16;
+
 impl<D: Datapath> Sync<D> {
     /// Keeps what `lb-agent status` reads equal to what is true, commit or not.
     pub(super) fn tell_counts(&mut self) {
@@ -27,7 +30,7 @@ impl<D: Datapath> Sync<D> {
     }
 
     /// Says once that all is in force: the lists are programmed, and programs are on the cgroup and
-    /// on every pod port that there is.
+    /// on every interface that has a part.
     pub(super) fn tell_synced(&mut self) {
         let attached = self.attached && self.sockets_failed.is_none();
         if !(self.synced && attached && self.interfaces_listed) {
@@ -38,7 +41,7 @@ impl<D: Datapath> Sync<D> {
                 services = self.store.counts().services,
                 service_ports = self.planner.programmed(),
                 unprogrammed = self.planner.failed(),
-                pod_ports = self.pod_ports.len(),
+                interfaces = self.interfaces.len(),
                 since_start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "synced"
             );
@@ -55,20 +58,28 @@ impl<D: Datapath> Sync<D> {
 
     pub(super) fn log_plan(&mut self, reports: &[Report]) {
         self.counts.plan_reports += reports.len() as u64;
+        let mut unprogrammed = 0;
         for report in reports {
             match report {
                 Report::Conflict { frontend, winner, losers } => {
-                    let losers: Vec<_> = losers.iter().map(name::display).collect();
+                    let more = losers.len().saturating_sub(MOST_NAMES);
+                    let losers: Vec<_> =
+                        losers.iter().take(MOST_NAMES).map(name::display).collect();
                     tracing::warn!(
                         %frontend,
                         winner = name::display(winner),
                         ?losers,
+                        more,
                         "several Services claim this frontend: one whose clusterIP it is has it, \
                          or else the oldest"
                     );
                 }
                 Report::Unprogrammed { port, error } => {
-                    tracing::error!(service_port = name::display(port), %error, "not programmed");
+                    unprogrammed += 1;
+                    if unprogrammed <= MOST_NAMES {
+                        let service_port = name::display(port);
+                        tracing::error!(service_port, %error, "not programmed");
+                    }
                 }
                 Report::NodeAddresses { error } => {
                     tracing::error!(%error, "some addresses of this node serve no node ports");
@@ -85,13 +96,21 @@ impl<D: Datapath> Sync<D> {
                 }
             }
         }
+        if let Some(more @ 1..) = unprogrammed.checked_sub(MOST_NAMES) {
+            tracing::error!(more, "service ports are not programmed for such reasons either");
+        }
     }
 
     /// Looks at what these Services claim, and says once what of it is refused.
     pub(super) fn tell_refusals<'a>(&mut self, services: impl IntoIterator<Item = &'a ObjectKey>) {
         for service in services {
-            for refusal in self.refusals.update(&self.store, service) {
-                self.counts.object_reports += 1;
+            let refused = self.refusals.update(&self.store, service);
+            self.counts.object_reports += refused.len() as u64;
+            let more = refused.len().saturating_sub(MOST_NAMES);
+            if more > 0 {
+                tracing::warn!(%service, more, "what it does not get either is not listed");
+            }
+            for refusal in refused.into_iter().take(MOST_NAMES) {
                 let (field, problem) = (refusal.field, refusal.problem);
                 tracing::warn!(%service, field, problem, "a Service does not get what it claims");
             }

@@ -71,9 +71,10 @@ fn read(converter: &mut Converter, bytes: &[u8]) -> Option<Change> {
         Object::Service(service) => Change::SetService(service),
         Object::Slice(slice) => Change::SetSlice(slice),
         Object::Node(node) => Change::SetNode(node),
+        Object::ServiceCidr(cidr) => Change::SetServiceCidr(cidr),
         Object::Ignored(Kind::Service, key) => Change::DropService(key),
         Object::Ignored(Kind::Slice, key) => Change::DropSlice(key),
-        _ => return None,
+        Object::Ignored(..) => return None,
     })
 }
 

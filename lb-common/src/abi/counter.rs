@@ -72,6 +72,16 @@ counters! {
     DropTableFull = 24, "drop_table_full";
     /// Drop: a fragment to a VIP before the first one of its datagram.
     DropFragment = 25, "drop_fragment";
+    /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
+    DropUndefinedPort = 32, "drop_undefined_port";
+    /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).
+    DropUnallocated = 33, "drop_unallocated_address";
+    /// Refused packets whose sender was told, by a reset or an ICMP error.
+    RefusalAnswered = 34, "refusal_answered";
+    /// Refused packets whose sender was not told, because a CPU tells so many per tick only.
+    RefusalSuppressed = 35, "refusal_suppressed";
+    /// Refused packets whose sender may not be told (resets, multicast), or could not be.
+    RefusalUnanswered = 36, "refusal_unanswered";
 }
 
 const _: () = {

@@ -16,6 +16,7 @@ mod fragment;
 mod frontend;
 mod meta;
 mod programs;
+mod refusal;
 mod set;
 mod socket;
 
@@ -34,6 +35,7 @@ pub use fragment::{FragmentKey, FragmentRecord};
 pub use frontend::{Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use programs::ProgramSlot;
+pub use refusal::{REFUSALS_PER_TICK, RefusalWord};
 pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
 pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord};
 
@@ -120,6 +122,8 @@ pub mod map {
     pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
     /// Program array: what the programs at the tc hooks go on with.
     pub const PROGRAMS: &str = "PROGRAMS";
+    /// Per-CPU array of one word: how many refusals were answered in this tick.
+    pub const REJECTS: &str = "REJECTS";
     /// Per-CPU array of counters.
     pub const COUNTERS: &str = "COUNTERS";
 }

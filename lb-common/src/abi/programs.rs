@@ -29,6 +29,14 @@ pub enum ProgramSlot {
     FragmentIngressL3 = 14,
     /// Fragments at `tc_egress_l3`.
     FragmentEgressL3 = 15,
+    /// Answers what `tc_ingress` refuses.
+    RefuseIngress = 4,
+    /// Answers what `tc_ingress_l3` refuses.
+    RefuseIngressL3 = 5,
+    /// Decides on what `tc_uplink_egress` suspects.
+    RefuseEgress = 6,
+    /// Decides on what `tc_uplink_egress_l3` suspects.
+    RefuseEgressL3 = 7,
 }
 
 impl ProgramSlot {
@@ -36,7 +44,7 @@ impl ProgramSlot {
     pub const COUNT: u32 = 32;
 
     /// All slots in use.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::TranslateIngress,
         Self::TranslateEgress,
         Self::TranslateIngressL3,
@@ -49,6 +57,10 @@ impl ProgramSlot {
         Self::FragmentEgress,
         Self::FragmentIngressL3,
         Self::FragmentEgressL3,
+        Self::RefuseIngress,
+        Self::RefuseIngressL3,
+        Self::RefuseEgress,
+        Self::RefuseEgressL3,
     ];
 
     /// The program that belongs there.
@@ -66,6 +78,10 @@ impl ProgramSlot {
             Self::FragmentEgress => "tc_fragment_egress",
             Self::FragmentIngressL3 => "tc_fragment_ingress_l3",
             Self::FragmentEgressL3 => "tc_fragment_egress_l3",
+            Self::RefuseIngress => "tc_refuse",
+            Self::RefuseIngressL3 => "tc_refuse_l3",
+            Self::RefuseEgress => "tc_refuse_egress",
+            Self::RefuseEgressL3 => "tc_refuse_egress_l3",
         }
     }
 }

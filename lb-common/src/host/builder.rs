@@ -8,7 +8,7 @@ use super::HostTables;
 use super::family::OfFamily;
 use crate::abi::{
     AddressWord, Backend, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, FrontendKey,
-    FrontendWord, Ip, Scope, ServicePortId, SetWord, V4, V6, filter_bit,
+    FrontendWord, Ip, Scope, ServiceCidr, ServicePortId, SetWord, V4, V6, filter_bit,
 };
 
 /// The flags of a backend that is ready.
@@ -57,6 +57,27 @@ impl HostTables {
         match words(ip) {
             Words::V4(ip) => self.address_at::<V4>(ip, flags),
             Words::V6(ip) => self.address_at::<V6>(ip, flags),
+        }
+    }
+
+    /// Adds a range that Services get their addresses from, of one family.
+    pub fn add_service_cidr(&self, ip: IpAddr, prefix: u8) {
+        let bits = |from: u32| u32::MAX.checked_shl(32_u32.saturating_sub(from)).unwrap_or(0);
+        let word = |index: u32| {
+            bits(u32::from(prefix).saturating_sub(index.saturating_mul(32)).min(32)).to_be()
+        };
+        match words(ip) {
+            Words::V4([addr]) => {
+                let mask = [word(0)];
+                let range = ServiceCidr { addr: [addr & mask[0]], mask };
+                self.v4.service_cidrs.borrow_mut().push(range);
+            }
+            Words::V6(ip) => {
+                let mask = [word(0), word(1), word(2), word(3)];
+                let mut addr = ip;
+                addr.iter_mut().zip(mask).for_each(|(addr, mask)| *addr &= mask);
+                self.v6.service_cidrs.borrow_mut().push(ServiceCidr { addr, mask });
+            }
         }
     }
 

@@ -8,9 +8,9 @@ use std::vec::Vec;
 use super::{Capacities, HostTables, WhenFull};
 use crate::abi::{
     AddressWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live,
-    V4, V6, filter_bit, flow_source,
+    SERVICE_CIDRS, ServiceCidr, V4, V6, filter_bit, flow_source,
 };
-use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, Insert};
+use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert};
 
 /// A looked-up flow record; it stays readable after its removal, as an element of a map does.
 #[derive(Clone)]
@@ -42,6 +42,7 @@ pub(super) struct Family<const N: usize> {
     pub(super) frontends: RefCell<HashMap<FrontendKey<N>, FrontendWord>>,
     pub(super) addresses: RefCell<HashMap<Ip<N>, AddressWord>>,
     fragments: RefCell<HashMap<FragmentKey<N>, FragmentRecord>>,
+    pub(super) service_cidrs: RefCell<Vec<ServiceCidr<N>>>,
     /// How many of the next frontend lookups answer with another key's word.
     pub(super) torn: Cell<u32>,
     /// The same for addresses.
@@ -56,6 +57,7 @@ impl<const N: usize> Family<N> {
             frontends: RefCell::default(),
             addresses: RefCell::default(),
             fragments: RefCell::default(),
+            service_cidrs: RefCell::default(),
             torn: Cell::new(0),
             torn_addresses: Cell::new(0),
             main: FlowStore::default(),
@@ -172,6 +174,14 @@ impl HostTables {
         self.family().frontends.borrow().iter().map(|(key, word)| (*key, *word)).collect()
     }
 
+    /// The ranges that Services get their addresses from.
+    pub fn service_cidrs<const N: usize>(&self) -> Vec<ServiceCidr<N>>
+    where
+        Self: OfFamily<N>,
+    {
+        self.family().service_cidrs.borrow().clone()
+    }
+
     /// All addresses of a family that mean something by themselves.
     pub fn addresses<const N: usize>(&self) -> Vec<(Ip<N>, AddressWord)>
     where
@@ -270,6 +280,18 @@ where
         }
         family.torn_addresses.set(torn - 1);
         Some(AddressWord::new(&ip.map(|part| !part), word.flags()))
+    }
+}
+
+impl<const N: usize> GuardTables<N> for HostTables
+where
+    Self: OfFamily<N>,
+{
+    /// As the map, it has zeros behind what was stored.
+    fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {
+        let ranges = self.family().service_cidrs.borrow();
+        let none = ServiceCidr { addr: [0; N], mask: [0; N] };
+        (index < SERVICE_CIDRS).then(|| ranges.get(index as usize).copied().unwrap_or(none))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod builder;
 mod family;
+mod packet;
 mod raw;
 
 use std::cell::{Cell, RefCell};
@@ -14,13 +15,15 @@ use std::vec::Vec;
 
 use crate::abi::{
     AffinityKey, AffinityRecord, Backend, BackendId, COUNTERS, Counter, FILTER_WORDS, FactsWord,
-    NetnsRecord, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord,
+    NetnsRecord, RefusalWord, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer,
+    SocketRecord,
 };
 use crate::select::Choice;
-use crate::tables::{FlowTable, ServiceTables, SocketTables};
+use crate::tables::{FlowTable, RefusalTables, ServiceTables, SocketTables};
 pub use builder::{READY, Words, words};
 use family::Family;
 pub use family::{HostFlow, OfFamily};
+pub use packet::HostPacket;
 
 /// How many entries each table holds; more is refused, or evicts what was used longest ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,7 @@ pub struct HostTables {
     records: RefCell<HashMap<u64, SocketRecord>>,
     peers: RefCell<HashMap<SocketKey, SocketPeer>>,
     counters: RefCell<Vec<u64>>,
+    refusals: Cell<RefusalWord>,
     now: Cell<u32>,
     random: Cell<u64>,
     next_random: RefCell<VecDeque<u32>>,
@@ -141,6 +145,7 @@ impl HostTables {
             records: RefCell::default(),
             peers: RefCell::default(),
             counters: RefCell::new(std::vec![0; COUNTERS as usize]),
+            refusals: Cell::default(),
             now: Cell::new(1_000),
             random: Cell::new(0x2545_f491_4f6c_dd1d),
             next_random: RefCell::default(),
@@ -338,6 +343,16 @@ impl ServiceTables for HostTables {
         if let Some(count) = self.counters.borrow_mut().get_mut(counter as usize) {
             *count += 1;
         }
+    }
+}
+
+impl RefusalTables for HostTables {
+    fn refusals(&self) -> Option<RefusalWord> {
+        Some(self.refusals.get())
+    }
+
+    fn set_refusals(&self, word: RefusalWord) {
+        self.refusals.set(word);
     }
 }
 

@@ -32,6 +32,16 @@ pub trait Packet {
     fn note_change(&mut self, _diff: u32) {}
 }
 
+/// A packet that can become another one.
+pub trait Renew: Packet {
+    /// Keeps what lies before the IP header at `l3` and makes room for exactly `length` bytes behind
+    /// it, each of which has to be written. Whatever is noted outside of the packet about its
+    /// segments and its checksums, the latter for a transport header at `l4`, is forgotten: the
+    /// checksums that will be written are complete. `None`: it cannot be done, and what is left is
+    /// good for nothing.
+    fn renew(&mut self, l3: usize, l4: usize, length: usize) -> Option<()>;
+}
+
 /// What a rewrite does to a transport checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChecksumChange {

@@ -8,6 +8,7 @@ mod destinations;
 mod flows;
 mod hostile;
 mod lifecycle;
+mod refusals;
 mod setup;
 mod stale;
 mod tables;

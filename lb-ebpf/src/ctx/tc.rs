@@ -3,14 +3,19 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_redirect};
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+};
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Counter, ProgramSlot};
 use lb_common::csum;
 use lb_common::decide::Next;
-use lb_common::packet::{ChecksumChange, Packet};
+use lb_common::guard;
+use lb_common::packet::{ChecksumChange, Packet, Renew};
 use lb_common::parse::Link;
+use lb_common::refuse::{self, Refusal};
 use lb_common::tables::ServiceTables as _;
 use lb_common::verdict::Verdict;
 
@@ -205,6 +210,29 @@ impl Packet for Skb {
     }
 }
 
+impl Renew for Skb {
+    /// Grown at its tail and then cut behind the link header. Growing ends offloads of segmentation
+    /// and a sum of the whole packet (`CHECKSUM_COMPLETE`). Only what is cut beyond the place where a
+    /// checksum would be completed (`CHECKSUM_PARTIAL`) makes the kernel forget that it was to be.
+    #[inline(always)]
+    fn renew(&mut self, l3: usize, l4: usize, length: usize) -> Option<()> {
+        let skb = self.0.skb.skb;
+        let long = (l3 as u32).wrapping_add(length as u32).wrapping_add(l4 as u32);
+        // SAFETY: a helper on this program's context.
+        let cut = unsafe { bpf_skb_change_tail(skb, long, 0) };
+        // A packet that was as long, or longer, has to grow too.
+        // SAFETY: as above.
+        let grown = unsafe { bpf_skb_change_tail(skb, long.wrapping_add(4), 0) };
+        if cut != 0 || grown != 0 {
+            return None;
+        }
+        let surplus = (l4 as i32).wrapping_add(4);
+        // SAFETY: as above.
+        let fits = unsafe { bpf_skb_adjust_room(skb, surplus.wrapping_neg(), BPF_ADJ_ROOM_MAC, 0) };
+        (fits == 0).then_some(())
+    }
+}
+
 /// Runs the first half of a decision, and goes on with the program of the second half if it does not
 /// end there.
 #[inline(always)]
@@ -217,18 +245,13 @@ pub fn look(
     let mut skb = Skb(ctx);
     let maps = maps_of(&skb);
     match look(&mut skb, &maps, link) {
-        Ok(next) => go_on(&skb, &maps, slot(next)),
+        Ok(next) => {
+            go_on(&skb.0, slot(next));
+            maps.count(Counter::ProgramMissing);
+            NEXT
+        }
         Err(_) => NEXT,
     }
-}
-
-/// Goes on with another program; only returns where there is none.
-#[inline(always)]
-fn go_on(skb: &Skb, maps: &Maps, slot: ProgramSlot) -> i32 {
-    // SAFETY: a helper on this program's context.
-    let _missing = unsafe { maps::PROGRAMS.tail_call(&skb.0, slot as u32) };
-    maps.count(Counter::ProgramMissing);
-    NEXT
 }
 
 #[inline(always)]
@@ -246,16 +269,8 @@ pub fn run(
 ) -> i32 {
     let mut skb = Skb(ctx);
     let maps = maps_of(&skb);
-    let verdict = decide(&mut skb, &maps, link);
-    finish(&skb, &maps, verdict)
-}
-
-/// Does what a verdict says.
-#[inline(always)]
-fn finish(skb: &Skb, maps: &Maps, verdict: Verdict) -> i32 {
     let ifindex = maps.ifindex;
-    #[cfg(not(feature = "log"))]
-    let _only_to_log = skb;
+    let verdict = decide(&mut skb, &maps, link);
     #[cfg(feature = "log")]
     if verdict != Verdict::NotService {
         aya_log_ebpf::debug!(&skb.0, "interface {} verdict {}", ifindex, verdict as u32);
@@ -264,5 +279,62 @@ fn finish(skb: &Skb, maps: &Maps, verdict: Verdict) -> i32 {
         // SAFETY: a helper without pointers; flags 0: out of the interface.
         return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
     }
+    if verdict.is_reject() && config::answers() {
+        let slot = match link {
+            Link::Ethernet => ProgramSlot::RefuseIngress,
+            Link::None => ProgramSlot::RefuseIngressL3,
+        };
+        go_on(&skb.0, slot);
+        maps.count(Counter::RefusalUnanswered);
+    }
     if verdict.drop_counter().is_some() { SHOT } else { NEXT }
+}
+
+/// Goes on with another program; returns only where nothing is in the slot.
+#[inline(always)]
+fn go_on(ctx: &TcContext, slot: ProgramSlot) {
+    // SAFETY: a helper on this program's context.
+    let _missing = unsafe { maps::PROGRAMS.tail_call(ctx, slot as u32) };
+}
+
+/// Answers a packet that was refused at ingress, out of its interface.
+#[inline(always)]
+pub fn refuse(ctx: TcContext, link: Link) -> i32 {
+    let mut skb = Skb(ctx);
+    let maps = maps_of(&skb);
+    refused(&mut skb, &maps, link, 0)
+}
+
+#[inline(always)]
+fn refused(skb: &mut Skb, maps: &Maps, link: Link, direction: u64) -> i32 {
+    match refuse::answer(skb, maps, link) {
+        // SAFETY: a helper without pointers.
+        Refusal::Answered => (unsafe { bpf_redirect(maps.ifindex, direction) }) as i32,
+        Refusal::Silent => SHOT,
+    }
+}
+
+/// Goes on with another program, which calls [`leaving`], if the packet may be one that must not
+/// leave; else returns.
+#[inline(always)]
+pub fn guard(ctx: &TcContext, link: Link, next: ProgramSlot) {
+    let mut skb = Skb(TcContext::new(ctx.skb.skb));
+    let maps = maps_of(&skb);
+    if guard::suspects(&mut skb, &maps, link) {
+        go_on(ctx, next);
+        maps.count(Counter::ProgramMissing);
+    }
+}
+
+/// What becomes of a packet that must not leave. Its sender is on this node: the answer arrives by
+/// the interface that the packet would have left by, as if it came from where the packet was to go.
+#[inline(always)]
+pub fn leaving(ctx: &TcContext, link: Link) -> Option<i32> {
+    let mut skb = Skb(TcContext::new(ctx.skb.skb));
+    let maps = maps_of(&skb);
+    let verdict = guard::leaving(&skb, &maps, link)?;
+    if verdict.is_reject() {
+        return Some(refused(&mut skb, &maps, link, u64::from(BPF_F_INGRESS)));
+    }
+    Some(SHOT)
 }

@@ -6,7 +6,7 @@ use lb_common::{
     verdict::Verdict,
 };
 
-use super::{Case, Hook, lives::named};
+use super::{Case, Hook, lives::named, refusals::answer_to};
 use crate::traffic::{
     ACK, NETS, Net, PORT, Protocol, SPORT, SYN, SYN_ACK, TARGET, at, packet, readdressed,
 };
@@ -109,9 +109,11 @@ fn external(net: Net, protocol: Protocol) -> Case {
     );
     let case = reaches(case, net, protocol, (net.foreign, PORT));
     let refused = packet(protocol, at(net.client, SPORT + 1), at(net.foreign, PORT), SYN);
-    case.change(|tables| tables.set_empty(1, Scope::Cluster, SetWord::REJECT)).stays(
+    let answer = answer_to(&refused);
+    case.change(|tables| tables.set_empty(1, Scope::Cluster, SetWord::REJECT)).refused(
         Hook::Ingress,
         &refused,
         Verdict::NoBackend,
+        &answer,
     )
 }

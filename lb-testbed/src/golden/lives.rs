@@ -6,7 +6,7 @@ use lb_common::{
     verdict::Verdict,
 };
 
-use super::{Case, Hook};
+use super::{Case, Hook, refusals::answer_to};
 use crate::{
     packet::{Packet, TcpFlags},
     traffic::{
@@ -183,7 +183,7 @@ fn no_backend(net: Net, protocol: Protocol) -> Case {
     let (opening, _) = there(net, protocol, SYN);
     single(named(net, protocol, "no backend"), net, protocol)
         .change(|tables| tables.set_backends(1, Scope::Cluster, &[]))
-        .stays(Hook::Ingress, &opening, Verdict::NoBackend)
+        .refused(Hook::Ingress, &opening, Verdict::NoBackend, &answer_to(&opening))
         .change(|tables| tables.set_empty(1, Scope::Cluster, SetWord::DROP))
         .stays(Hook::Ingress, &opening, Verdict::NoLocalBackend)
 }
@@ -236,8 +236,9 @@ fn moved_backend(net: Net, protocol: Protocol) -> Case {
 
 fn middle(net: Net) -> Case {
     let mut case = single(named(net, Protocol::Tcp, "no record"), net, Protocol::Tcp);
-    for flags in [ACK, FIN_ACK, RST, SYN_ACK] {
-        case = case.stays(Hook::Ingress, &there(net, Protocol::Tcp, flags).0, Verdict::NoFlow);
+    for flags in [ACK, FIN_ACK, SYN_ACK] {
+        let (stray, _) = there(net, Protocol::Tcp, flags);
+        case = case.refused(Hook::Ingress, &stray, Verdict::NoFlow, &answer_to(&stray));
     }
     let (answer, _) = back(net, Protocol::Tcp, ACK);
     case.stays(Hook::Egress, &answer, Verdict::NotService)
@@ -250,7 +251,7 @@ fn ended(net: Net, hook: Hook, flags: TcpFlags) -> Case {
     let case = begun(case, net, Protocol::Tcp);
     let (from, to) = match hook {
         Hook::Ingress => there(net, Protocol::Tcp, flags),
-        Hook::Egress => back(net, Protocol::Tcp, flags),
+        Hook::Egress | Hook::Uplink => back(net, Protocol::Tcp, flags),
     };
     let case = case.becomes(hook, &from, &to).established();
     goes_on(begun(case, net, Protocol::Tcp), net, Protocol::Tcp)

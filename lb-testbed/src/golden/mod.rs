@@ -10,14 +10,14 @@ mod fragments;
 mod headers;
 mod icmp;
 mod lives;
+mod refusals;
 
 use anyhow::{Result, ensure};
 use lb_common::{
     abi::Counter,
-    decide,
-    host::{Costs, HostTables},
-    packet::SlicePacket,
-    parse,
+    decide, guard,
+    host::{Costs, HostPacket, HostTables},
+    parse, refuse,
     verdict::Verdict,
 };
 
@@ -30,6 +30,8 @@ pub enum Hook {
     Ingress,
     /// Packets that leave by it.
     Egress,
+    /// Packets that leave by an uplink or an overlay.
+    Uplink,
 }
 
 /// One packet and what must become of it.
@@ -47,6 +49,8 @@ pub struct Shot {
     pub output: Vec<u8>,
     /// What is counted.
     pub counts: Vec<Counter>,
+    /// The output is the answer to what is refused.
+    pub answered: bool,
     /// Belongs to a flow that both sides know: it may cost no map update.
     pub established: bool,
 }
@@ -81,6 +85,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(destinations::cases());
     cases.extend(icmp::cases());
     cases.extend(fragments::cases());
+    cases.extend(refusals::cases());
     cases
 }
 
@@ -118,7 +123,8 @@ impl Case {
     ) -> Self {
         // Every drop has a counter of its own, and nothing else counts by itself.
         let counts = verdict.drop_counter().into_iter().collect();
-        let shot = Shot { hook, link, input, verdict, output, counts, established: false };
+        let (answered, established) = (false, false);
+        let shot = Shot { hook, link, input, verdict, output, counts, answered, established };
         self.steps.push(Step::Shot(shot));
         self
     }
@@ -137,6 +143,29 @@ impl Case {
     fn stays(self, hook: Hook, input: &Packet, verdict: Verdict) -> Self {
         let bytes = input.build();
         self.bytes(hook, input.link, bytes.clone(), verdict, bytes)
+    }
+
+    /// A packet that is dropped, and whose sender is told.
+    fn refused(self, hook: Hook, input: &Packet, verdict: Verdict, answer: &Packet) -> Self {
+        let case = self.bytes(hook, input.link, input.build(), verdict, answer.build());
+        case.answered()
+    }
+
+    /// The same in bytes, with an Ethernet header.
+    fn refused_bytes(self, hook: Hook, input: Vec<u8>, verdict: Verdict, answer: Vec<u8>) -> Self {
+        self.bytes(hook, Link::Ethernet, input, verdict, answer).answered()
+    }
+
+    /// A packet whose sender would be told, if that were allowed.
+    fn unanswered(self, hook: Hook, input: &Packet, verdict: Verdict) -> Self {
+        self.stays(hook, input, verdict).counted(Counter::RefusalUnanswered)
+    }
+
+    fn answered(mut self) -> Self {
+        if let Some(Step::Shot(shot)) = self.steps.last_mut() {
+            shot.answered = true;
+        }
+        self.counted(Counter::RefusalAnswered)
     }
 
     /// The last packet is counted as this too.
@@ -194,8 +223,7 @@ impl Shot {
     /// What the decision on the host does to the packet.
     #[must_use]
     pub fn on_host(&self, tables: &HostTables) -> (Verdict, Vec<u8>) {
-        let mut bytes = self.input.clone();
-        let mut packet = SlicePacket(&mut bytes);
+        let mut packet = HostPacket(self.input.clone());
         let link = match self.link {
             Link::Ethernet => parse::Link::Ethernet,
             Link::None => parse::Link::None,
@@ -203,8 +231,30 @@ impl Shot {
         let verdict = match self.hook {
             Hook::Ingress => decide::ingress(&mut packet, tables, link),
             Hook::Egress => decide::egress(&mut packet, tables, link),
+            Hook::Uplink => {
+                let suspect = guard::suspects(&mut packet, tables, link);
+                let verdict = if suspect { guard::leaving(&packet, tables, link) } else { None };
+                verdict.unwrap_or_else(|| decide::egress(&mut packet, tables, link))
+            }
         };
-        (verdict, bytes)
+        if verdict.is_reject() {
+            // The counters say what became of it.
+            let _counted = refuse::answer(&mut packet, tables, link);
+        }
+        (verdict, packet.0)
+    }
+
+    /// The same where nobody answers: what is refused is dropped.
+    #[must_use]
+    pub fn without_answer(&self) -> Self {
+        let mut shot = self.clone();
+        shot.counts.retain(|counter| {
+            !matches!(counter, Counter::RefusalAnswered | Counter::RefusalUnanswered)
+        });
+        if shot.answered {
+            (shot.answered, shot.output) = (false, shot.input.clone());
+        }
+        shot
     }
 
     /// Fails, with both packets in words, unless verdict and bytes are the expected ones.

@@ -67,7 +67,7 @@ const FIRST_DAY_S: i64 = render::FIRST_DAY_S;
 pub struct World {
     // Dropped in this order: agents and sockets before the cluster that they run in.
     _agents: Vec<Agent>,
-    servers: Vec<Peer>,
+    _servers: Vec<Peer>,
     clients: Vec<Client>,
     /// What the oracle knows of all this.
     pub view: View,
@@ -121,7 +121,15 @@ impl World {
             .collect::<Result<_>>()?;
         agents.iter().try_for_each(|agent| agent.wait_synced(SYNC_WITHIN))?;
         let view = View::new(&objects, &cluster.nodes()[0].name);
-        Ok(Self { _agents: agents, servers, clients, view, services, _host_pod: host_pod, cluster })
+        Ok(Self {
+            _agents: agents,
+            _servers: servers,
+            clients,
+            view,
+            services,
+            _host_pod: host_pod,
+            cluster,
+        })
     }
 
     /// The clients of the world, and where the drop counters of their node are pinned.
@@ -157,11 +165,6 @@ impl World {
         let mut all = SERVERS.iter();
         let found = all.find(|(_, place)| self.cluster.addresses(*place).contains(&at.ip()));
         found.map_or("?", |(name, _)| name)
-    }
-
-    /// How many servers run.
-    pub fn servers(&self) -> usize {
-        self.servers.len()
     }
 }
 

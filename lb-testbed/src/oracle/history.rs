@@ -20,6 +20,8 @@ pub enum Event {
     NoService(String, String),
     /// A slice is gone.
     NoSlice(String, String),
+    /// A Node is gone: what was last known of it stays (T-11).
+    NoNode(String),
 }
 
 /// Events in order, in bursts: those of one burst are taken up together.
@@ -52,6 +54,7 @@ impl Event {
             Self::NoSlice(namespace, name) => {
                 (gone("discovery.k8s.io/v1", "EndpointSlice", namespace, name), false)
             }
+            Self::NoNode(name) => (gone("v1", "Node", "", name), false),
         }
     }
 
@@ -72,6 +75,7 @@ impl Event {
             }
             Self::NoService(namespace, name) => drop_service(cluster, namespace, name),
             Self::NoSlice(namespace, name) => drop_slice(cluster, namespace, name),
+            Self::NoNode(_) => {}
         }
     }
 }

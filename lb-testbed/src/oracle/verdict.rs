@@ -7,7 +7,8 @@
 //! - b: a socket of this node keeps its source always; a packet of a pod of this node too, but for
 //!   `masqueradeAll` and hairpin (M-2, M-5, M-6, M-7);
 //! - c: what is dropped fails at a socket with EHOSTUNREACH;
-//! - d: V-12 and V-13 act where a packet leaves the node, for everybody alike;
+//! - d: V-12 and V-13 act where a packet leaves the node, for everybody alike; V-13 leaves the other
+//!   ports of an externalIP alone that is out of a `ServiceCIDR`;
 //! - f: SCTP has no hook at a socket; packets of the node's own sockets are not translated.
 
 use std::{
@@ -157,6 +158,8 @@ impl View {
             (Verdict::Reject, "V-12")
         } else if engine == Engine::Socket {
             (Verdict::PassUntouched, "C-6") // departure d: V-13 never at a socket
+        } else if engine == Engine::Packet && self.captured.keys().any(|(at, _)| at.ip() == to) {
+            (Verdict::PassUntouched, "departure d") // An externalIP out of a ServiceCIDR.
         } else if self.service_cidrs.iter().any(|cidr| cidr.contains(to)) {
             (Verdict::Drop, "V-13")
         } else {

@@ -120,6 +120,11 @@ fn v_12_v_13_addresses_of_services_that_nobody_serves() {
     assert_eq!(told(&unknown, &pod(), "10.96.0.9:80"), "left alone (C-6)");
     assert_eq!(told(&unknown, &pod(), "10.97.0.1:80"), "left alone (C-6)");
     // Departure d.
+    let mut claimed = cluster();
+    claimed.services[0].external_ips = vec!["10.96.0.9".into()];
+    assert_eq!(told(&claimed, &pod(), "10.96.0.9:81"), "no answer (V-13)");
+    let packet = ask(&claimed, Engine::Packet, &pod(), "10.96.0.9:81");
+    assert_eq!(packet.verdict, Verdict::PassUntouched);
     let socket = ask(&cluster(), Engine::Socket, &pod(), "10.96.0.9:80");
     assert_eq!(socket.verdict, Verdict::PassUntouched);
 }

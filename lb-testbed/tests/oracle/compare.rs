@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::abi::{AddressFlags, FactsFlags};
 use lb_testbed::oracle::{
-    Client, Expectation, Place, Verdict, View,
+    Client, Engine, Expectation, Place, Verdict, View,
     cluster::{Family, Protocol},
     generate::{Owner, address, destination_ports, destinations},
     services::{Kind, Port},
@@ -16,7 +16,8 @@ use proptest::{prelude::*, test_runner::TestCaseError};
 
 use super::{
     decide::{Became, Decider, Way},
-    pipeline::{Agent, PortMeaning},
+    meaning::{Meaning, PortMeaning},
+    pipeline::Agent,
     run::Tally,
 };
 
@@ -80,21 +81,23 @@ impl Question {
         Client::new(self.client.0, self.client.1)
     }
 
-    /// The ways in which it can be asked. No packet to a loopback address or to the pod itself leaves
-    /// a pod.
+    /// The ways in which it can be asked. No packet to a loopback address or to the client itself
+    /// leaves the pod or the node.
     pub(crate) fn ways(&self) -> impl Iterator<Item = Way> + use<> {
         let to = self.to.ip();
         let stays = to.is_loopback() || to == self.client.1;
         let all = Way::of(&self.client(), self.protocol).iter().copied();
-        all.filter(move |way| *way != Way::Packet || !stays)
+        all.filter(move |way| way.engine() == Engine::Socket || !stays)
     }
 }
 
-/// What the engine itself makes of what is expected of the node: V-12 and V-13 act where a packet
-/// leaves the node (departure d), and SCTP keeps its ports.
+/// What the engine itself makes of what is expected of the node: V-12 acts where a packet leaves the
+/// node and not at a socket (departure d), and SCTP keeps its ports.
 pub(crate) fn at_the_engine(expected: &Expectation, question: &Question) -> BTreeSet<Became> {
     match &expected.verdict {
-        _ if matches!(expected.rule, "V-12" | "V-13") => [Became::Untouched].into(),
+        _ if expected.engine == Engine::Socket && expected.rule == "V-12" => {
+            [Became::Untouched].into()
+        }
         Verdict::PassUntouched => [Became::Untouched].into(),
         Verdict::Reject => [Became::Rejected].into(),
         Verdict::Drop => [Became::Dropped].into(),
@@ -151,57 +154,6 @@ pub(crate) fn decisions(agent: &Agent, view: &View, asked: Asked) -> Result<Tall
     Ok(tally)
 }
 
-/// Asks for every frontend time and again, without a pause: who has an affinity entry goes where it
-/// says, whatever the frontend and the engine.
-pub(crate) fn affinity(agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
-    let mut tally = Tally::default();
-    let decider = Decider::new(agent);
-    agent.tables.advance_seconds(100_000);
-    let mut entries: BTreeMap<(usize, IpAddr), SocketAddr> = BTreeMap::new();
-    let all = frontends(view);
-    for round in 0..3u32 {
-        for family in Family::BOTH {
-            for mut client in clients(family) {
-                for ((to, protocol), (_, port)) in &all {
-                    if Family::of(to.ip()) != family {
-                        continue;
-                    }
-                    let question = Question {
-                        client: (client.place, client.ip),
-                        to: *to,
-                        protocol: *protocol,
-                    };
-                    for way in question.ways() {
-                        let entry = entries.get(&(*port, client.ip));
-                        client.affinity = entry.copied().into_iter().collect();
-                        let expected = view.expect(way.engine(), &client, *to, *protocol);
-                        let random = (round + 1).wrapping_mul(0x9e37_79b9) ^ u32::from(to.port());
-                        let became = decider.once(way, &client, *to, *protocol, random);
-                        let allowed = at_the_engine(&expected, &question);
-                        prop_assert!(
-                            allowed.contains(&became),
-                            "{:?} of {:?} with {:?} became {:?}: the contract expects {}",
-                            way,
-                            question,
-                            client.affinity,
-                            became,
-                            expected
-                        );
-                        if allowed.len() == 1 && view.ports[*port].affinity_s.is_some() {
-                            tally.met("A-4");
-                        }
-                        if let Became::To(at, _) = became {
-                            entries.insert((*port, client.ip), at);
-                        }
-                    }
-                }
-            }
-        }
-    }
-    tally.compared = decider.decisions.get();
-    Ok(tally)
-}
-
 /// Every address and port that the oracle captures on this node, nodePorts at one address.
 pub(crate) fn frontends(view: &View) -> BTreeMap<(SocketAddr, Protocol), (Kind, usize)> {
     let mut all = view.captured.clone();
@@ -217,8 +169,7 @@ pub(crate) fn frontends(view: &View) -> BTreeMap<(SocketAddr, Protocol), (Kind, 
 
 /// Compares the tables themselves: they hold what the oracle captures and nothing else, with the
 /// same endpoints.
-pub(crate) fn tables(agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
-    let meaning = agent.meaning();
+pub(crate) fn tables(meaning: &Meaning, view: &View) -> Result<Tally, TestCaseError> {
     let mut expected: BTreeMap<(SocketAddr, u8), (Kind, usize)> = BTreeMap::new();
     for (&(at, protocol), &found) in &view.captured {
         expected.insert((at, protocol.number()), found);
@@ -253,7 +204,7 @@ pub(crate) fn tables(agent: &Agent, view: &View) -> Result<Tally, TestCaseError>
             }
         }
     }
-    prop_assert_eq!(meaning.addresses, addresses, "addresses: in the tables, in the oracle");
+    prop_assert_eq!(&meaning.addresses, &addresses, "addresses: in the tables, in the oracle");
     Ok(Tally::of(expected.len() as u64))
 }
 

@@ -4,7 +4,7 @@ use std::{cell::Cell, collections::BTreeSet, fmt, net::SocketAddr};
 
 use lb_common::{
     abi::{NetnsRecord, V4, V6},
-    decide,
+    decide, guard,
     host::{HostTables, Words, words},
     packet::SlicePacket,
     parse::Link,
@@ -30,14 +30,19 @@ pub(crate) enum Way {
     Connect,
     /// `sendmsg` on an unconnected socket.
     Send,
-    /// A packet at the pod's interface.
+    /// A packet at the pod's interface, and, if nobody takes it there, where it leaves the node.
     Packet,
+    /// A packet of the node itself where it leaves the node.
+    Leave,
 }
 
 impl Way {
     /// Who decides.
     pub(crate) fn engine(self) -> Engine {
-        if self == Self::Packet { Engine::Packet } else { Engine::Socket }
+        match self {
+            Self::Connect | Self::Send => Engine::Socket,
+            Self::Packet | Self::Leave => Engine::Packet,
+        }
     }
 
     /// The ways that a client has.
@@ -46,9 +51,10 @@ impl Way {
             (Place::Pod, Protocol::Tcp) => &[Self::Connect, Self::Packet],
             (Place::Pod, Protocol::Udp) => &[Self::Connect, Self::Send, Self::Packet],
             (Place::Pod, Protocol::Sctp) => &[Self::Packet],
-            (Place::Host, Protocol::Tcp) => &[Self::Connect],
-            (Place::Host, Protocol::Udp) => &[Self::Connect, Self::Send],
-            (Place::Host, Protocol::Sctp) | (Place::Elsewhere, _) => &[],
+            (Place::Host, Protocol::Tcp) => &[Self::Connect, Self::Leave],
+            (Place::Host, Protocol::Udp) => &[Self::Connect, Self::Send, Self::Leave],
+            (Place::Host, Protocol::Sctp) => &[Self::Leave],
+            (Place::Elsewhere, _) => &[],
         }
     }
 }
@@ -111,7 +117,7 @@ impl<'a> Decider<'a> {
         self.tables.push_random(random);
         let became = self.again(way, client, to, protocol, id);
         self.tables.clear_random();
-        if way != Way::Packet {
+        if way.engine() == Engine::Socket {
             socket::release(self.tables);
             self.tables.free_socket();
         }
@@ -129,6 +135,7 @@ impl<'a> Decider<'a> {
     ) -> Became {
         self.decisions.set(self.decisions.get() + 1);
         match (way, words(to.ip())) {
+            (Way::Leave, _) => self.leaving(client, to, protocol, id),
             (Way::Packet, _) => self.packet(client, to, protocol, id),
             (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol, id),
             (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol, id),
@@ -205,8 +212,7 @@ impl<'a> Decider<'a> {
     }
 
     fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol, id: u64) -> Became {
-        let sport = 1024 + u16::try_from(id % 60_000).unwrap();
-        let from = SocketAddr::new(client.ip, sport);
+        let from = sender(client, id);
         let sent = traffic::packet(transport(protocol), from, to, SYN).build();
         let mut bytes = sent.clone();
         let verdict = decide::ingress(&mut SlicePacket(&mut bytes), self.tables, Link::Ethernet);
@@ -215,14 +221,14 @@ impl<'a> Decider<'a> {
         match verdict {
             verdict::Verdict::Translated | verdict::Verdict::Reflected => {
                 packet::checksums_ok(&bytes, packet::Link::Ethernet).expect("right checksums");
-                let kept = (reads.src, ports[0]) == (client.ip, sport);
+                let kept = (reads.src, ports[0]) == (from.ip(), from.port());
                 let source = if kept { Source::Kept } else { Source::Rewritten };
                 Became::To(SocketAddr::new(reads.dst, ports[1]), source)
             }
             other => {
                 assert_eq!(bytes, sent, "{other:?} must not write");
                 match other {
-                    verdict::Verdict::NotService => Became::Untouched,
+                    verdict::Verdict::NotService => self.leaving(client, to, protocol, id),
                     verdict::Verdict::NoBackend => Became::Rejected,
                     verdict::Verdict::NoLocalBackend => Became::Dropped,
                     verdict::Verdict::SctpPort => Became::SctpPort,
@@ -231,6 +237,28 @@ impl<'a> Decider<'a> {
             }
         }
     }
+}
+
+impl Decider<'_> {
+    /// What becomes of a packet at the uplink's egress (V-12, V-13).
+    fn leaving(&self, client: &Client, to: SocketAddr, protocol: Protocol, id: u64) -> Became {
+        let mut bytes = traffic::packet(transport(protocol), sender(client, id), to, SYN).build();
+        let mut packet = SlicePacket(&mut bytes);
+        if !guard::suspects(&mut packet, self.tables, Link::Ethernet) {
+            return Became::Untouched;
+        }
+        match guard::leaving(&packet, self.tables, Link::Ethernet) {
+            None => Became::Untouched,
+            Some(verdict::Verdict::UndefinedPort) => Became::Rejected,
+            Some(verdict::Verdict::Unallocated) => Became::Dropped,
+            Some(other) => panic!("{other:?} of {client:?} to {to} {protocol} where it leaves"),
+        }
+    }
+}
+
+/// Where a flow comes from.
+fn sender(client: &Client, id: u64) -> SocketAddr {
+    SocketAddr::new(client.ip, 1024 + u16::try_from(id % 60_000).unwrap_or(0))
 }
 
 /// The transport of a packet.

@@ -13,10 +13,11 @@ use lb_testbed::oracle::{
 use proptest::prelude::*;
 
 use super::{
-    compare::{self, outcomes},
-    decide::Became,
+    compare::{self, Question, outcomes},
+    decide::{Became, Way},
     flows::Flows,
-    pipeline::{Agent, PortMeaning},
+    meaning::PortMeaning,
+    pipeline::Agent,
     run::{self, Tally, Weight},
 };
 
@@ -212,8 +213,9 @@ fn property_6_nobody_anywhere_is_a_reject_at_every_frontend() {
         for ((to, protocol), (_, index)) in compare::frontends(&view) {
             let nobody = !view.ports[index].lists.all.values().any(Record::counts);
             for client in compare::clients_for(to.ip()) {
-                for way in super::decide::Way::of(&client, protocol) {
-                    let became = decider.once(*way, &client, to, protocol, 0);
+                let question = Question { client: (client.place, client.ip), to, protocol };
+                for way in question.ways().filter(|way| *way != Way::Leave) {
+                    let became = decider.once(way, &client, to, protocol, 0);
                     prop_assert_eq!(became == Became::Rejected, nobody, "{} {}", to, protocol);
                     tally.met(if nobody { "reject" } else { "no reject" });
                 }

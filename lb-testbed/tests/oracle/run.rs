@@ -60,8 +60,8 @@ impl Tally {
 }
 
 /// Tries a property, which answers what it compared. `weight` is how many times as many cases as
-/// usual it is tried on, because it costs less. Each of `rules` must have been met: generated
-/// clusters that never come near a rule prove nothing of it.
+/// usual it is tried on, because it costs less. Each of `rules` must have been met, unless there are few cases:
+/// generated clusters that never come near a rule prove nothing of it.
 pub(crate) fn check<S: Strategy<Value: Debug>>(
     name: &'static str,
     weight: Weight,
@@ -105,7 +105,8 @@ pub(crate) fn check<S: Strategy<Value: Debug>>(
     }
     assert!(compared > 0, "nothing was compared");
     let missed: Vec<_> = rules.iter().filter(|rule| !met.contains_key(*rule)).collect();
-    assert!(missed.is_empty(), "{name}: {cases} cases never met {missed:?}");
+    let many = u64::from(cases) >= DEFAULT_CASES;
+    assert!(!many || missed.is_empty(), "{name}: {cases} cases never met {missed:?}");
 }
 
 fn number(variable: &str) -> Option<u64> {

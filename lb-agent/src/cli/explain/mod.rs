@@ -18,6 +18,7 @@ use lb_agent::datapath::inspect::Inspector;
 use lb_agent::plan::{FrontKey, words};
 use lb_common::abi::{SCOPES, V4, V6, proto};
 use lb_common::decide;
+use lb_common::guard;
 use lb_common::packet::SlicePacket;
 use lb_common::parse::{Link, tcp};
 use lb_common::select::narrow;
@@ -265,7 +266,14 @@ where
     let probe = Probe { from, to: question.to, protocol: question.protocol, tcp_flags };
     let mut bytes = probe.bytes();
     let recorder = Recorder::new(reader, &question.asker, client.port.is_some());
-    let verdict = decide::ingress(&mut SlicePacket(&mut bytes), &recorder, Link::None);
+    let mut verdict = decide::ingress(&mut SlicePacket(&mut bytes), &recorder, Link::None);
+    if verdict == Verdict::NotService {
+        // It goes on its way, and meets the guard of the uplink there.
+        let packet = &mut SlicePacket(&mut bytes);
+        if guard::suspects(packet, &recorder, Link::None) {
+            verdict = guard::leaving(packet, &recorder, Link::None).unwrap_or(verdict);
+        }
+    }
     let notes = recorder.notes();
     let known = notes.known_flow;
     let after = match verdict {
@@ -324,6 +332,8 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Rewrite => "rewrite",
         Verdict::TableFull => "table_full",
         Verdict::EarlyFragment => "early_fragment",
+        Verdict::UndefinedPort => "undefined_port",
+        Verdict::Unallocated => "unallocated",
     }
 }
 
@@ -336,11 +346,15 @@ fn meaning(verdict: Verdict, to: Option<SocketAddr>) -> String {
         }
         Verdict::NotService => "not a Service's: passed untouched".into(),
         Verdict::NotTransport | Verdict::Fragment | Verdict::Unparsed => "passed untouched".into(),
-        Verdict::NoBackend => "dropped: the Service has no backend".into(),
+        Verdict::NoBackend => {
+            "refused: the Service has no backend; the client is told at once".into()
+        }
         Verdict::NoLocalBackend => {
             "dropped: no backend on this node, as the Service's policy wants".into()
         }
-        Verdict::NoFlow => "dropped: in the middle of a connection that has no record".into(),
+        Verdict::NoFlow => {
+            "refused: in the middle of a connection that has no record; the client gets a reset".into()
+        }
         Verdict::NoPort => "dropped: other flows use every source port that was tried".into(),
         Verdict::SctpPort => {
             "dropped: SCTP to another target port, which its checksum forbids".into()
@@ -348,6 +362,15 @@ fn meaning(verdict: Verdict, to: Option<SocketAddr>) -> String {
         Verdict::Rewrite => "dropped: the packet ends inside its headers".into(),
         Verdict::TableFull => "dropped: the flow table is full".into(),
         Verdict::EarlyFragment => "dropped: a fragment before the first one".into(),
+        Verdict::UndefinedPort => {
+            "refused where it would leave the node: a clusterIP, but none of its Service's ports; the \
+             client is told at once"
+                .into()
+        }
+        Verdict::Unallocated => {
+            "dropped where it would leave the node: an address for Services that none of them has"
+                .into()
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! What an explanation reads: the pinned maps, or tables that a test fills.
 
 use lb_agent::datapath::inspect::Inspector;
-use lb_agent::plan::name;
+use lb_agent::model::Family;
+use lb_agent::plan::{mask, name, words};
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, FactsWord, Flow, FlowKey,
-    FrontendKey, FrontendWord, Ip, ServicePortId, SetWord,
+    FrontendKey, FrontendWord, Ip, ServiceCidr, ServicePortId, SetWord, V4,
 };
+use lb_common::select::narrow;
 use lb_common::tables::FlowTable;
 
 /// What is read, of both families alike. Nothing here can write.
@@ -28,6 +30,8 @@ pub(super) trait FamilyReader<const N: usize>: Reader {
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>>;
     fn may_be_vip(&self, ip: &Ip<N>) -> bool;
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
+    /// A range of Services' addresses; a zero mask ends the list.
+    fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>>;
 }
 
 impl Reader for Inspector {
@@ -81,6 +85,15 @@ impl<const N: usize> FamilyReader<N> for Inspector {
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
         self.address(ip)
+    }
+
+    fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {
+        let family = if N == V4 { Family::V4 } else { Family::V6 };
+        let ranges = self.maps().service_cidrs(family);
+        let range = ranges.get(usize::try_from(index).ok()?);
+        Some(range.map_or(ServiceCidr { addr: [0; N], mask: [0; N] }, |(addr, prefix)| {
+            ServiceCidr { addr: narrow(&words(*addr)), mask: narrow(&words(mask(addr, *prefix))) }
+        }))
     }
 }
 

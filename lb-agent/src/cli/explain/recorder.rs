@@ -8,13 +8,14 @@ use lb_agent::plan::address;
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Flow,
     FlowKey, Found, FragmentKey, FragmentRecord, FrontendFlags, FrontendKey, FrontendWord, Ip,
-    Live, NetnsFlags, NetnsRecord, SCOPES, ServicePortId, SetWord, SocketKey, SocketLink,
-    SocketPeer, SocketRecord, V4, V6, filter_bit,
+    Live, NetnsFlags, NetnsRecord, SCOPES, ServiceCidr, ServicePortId, SetWord, SocketKey,
+    SocketLink, SocketPeer, SocketRecord, V4, V6, filter_bit,
 };
 use lb_common::select::Choice;
 use lb_common::select::widen;
 use lb_common::tables::{
-    FlowRef, FlowTable, FlowTables, FrontendTables, Insert, ServiceTables, SocketTables,
+    FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert, ServiceTables,
+    SocketTables,
 };
 use serde::Serialize;
 
@@ -246,6 +247,22 @@ impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
         let flags = found.map_or(0, |word| word.flags_for(ip));
         self.note("address", format!("address {}: {}", ip_of(ip), view::address(flags)));
         found
+    }
+}
+
+impl<const N: usize, R: FamilyReader<N>> GuardTables<N> for Recorder<'_, R> {
+    fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {
+        let range = self.reader.service_cidr(index)?;
+        if index == 0 || range.mask != [0; N] {
+            let prefix: u32 = range.mask.iter().map(|word| word.count_ones()).sum();
+            let shown = if prefix == 0 {
+                "none is known".to_owned()
+            } else {
+                format!("{}/{prefix}", ip_of(&range.addr))
+            };
+            self.note("service_cidr", format!("range of Services' addresses: {shown}"));
+        }
+        Some(range)
     }
 }
 

@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::abi::{
     AddressFlags, AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord,
     FactsFlags, FactsWord, Flow, FlowKey, FrontendFlags, FrontendKey, FrontendWord, Ip, NetnsFlags,
-    NetnsRecord, Scope, ServicePortId, SetWord, V4, V6, proto,
+    NetnsRecord, Scope, ServiceCidr, ServicePortId, SetWord, V4, V6, proto,
 };
 use lb_common::decide;
 use lb_common::host::{HostTables, OfFamily};
 use lb_common::packet::SlicePacket;
 use lb_common::parse::{Link, tcp};
 use lb_common::tables::{
-    FlowRef as _, FlowTable, FlowTables as _, FrontendTables, ServiceTables as _,
+    FlowRef as _, FlowTable, FlowTables as _, FrontendTables, GuardTables, ServiceTables as _,
 };
 use lb_common::verdict::Verdict;
 
@@ -75,6 +75,10 @@ where
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
         FrontendTables::<N>::address(&self.0, ip)
+    }
+
+    fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {
+        GuardTables::<N>::service_cidr(&self.0, index)
     }
 }
 

@@ -144,14 +144,16 @@ fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
     let mut problems = Vec::new();
     for hook in &interface.hooks {
         if let Some(problem) = missing(hook) {
-            problems.push(format!(
-                "{name}: {} {problem}: sockets outside of the node's cgroup are not served there",
-                hook.program
-            ));
+            let costs = if hook.program.starts_with("tc_uplink") {
+                "packets to unknown ports and addresses of Services leave the node there"
+            } else {
+                "sockets outside of the node's cgroup are not served there"
+            };
+            problems.push(format!("{name}: {} {problem}: {costs}", hook.program));
             continue;
         }
         // On egress ours is last on purpose, so that the others see pod addresses.
-        if hook.program.starts_with("tc_egress") {
+        if hook.program.contains("egress") {
             continue;
         }
         let before: Vec<String> = hook
@@ -253,7 +255,7 @@ mod tests {
     #[test]
     fn each_thing_that_is_wrong_is_told() {
         type Change = fn(&mut Status);
-        let changes: [(Change, &str); 10] = [
+        let changes: [(Change, &str); 11] = [
             (|s| s.sync.synced = false, "not programmed yet"),
             (|s| s.sync.unprogrammed = 2, "2 service ports are not programmed as they should be"),
             (|s| s.socket_hooks[0] = hook("connect4", &["other"]), "connect4: does not run"),
@@ -266,6 +268,10 @@ mod tests {
                 "veth0: policy (id 1) runs before tc_ingress",
             ),
             (|s| s.interfaces[0].hooks[0] = hook("tc_egress", &[]), "tc_egress does not run"),
+            (
+                |s| s.interfaces[0].hooks = vec![hook("tc_uplink_egress", &["other"])],
+                "addresses of Services leave the node there",
+            ),
             (
                 |s| {
                     let full = MapFill { map: "B", used: 8, max: 8, flag: Some("--max-b") };

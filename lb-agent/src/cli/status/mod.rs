@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use lb_agent::datapath::inspect::{Fill, Inspector};
-use lb_agent::datapath::roles::{Overrides, Role};
+use lb_agent::datapath::roles::Overrides;
 use lb_agent::datapath::status::{self, HookStatus};
 use lb_agent::datapath::{Interface, Scope, interfaces};
 use lb_agent::namespaces::survey::{self, Survey};
@@ -220,11 +220,8 @@ fn sync(meta: &[u64]) -> Sync {
 }
 
 fn one_interface(node: &NodeArgs, interface: &Interface) -> InterfaceStatus {
-    let Interface { index, name, role, ethernet } = interface;
-    let hooks = match role {
-        Role::PodPort => hooks(status::interface_hooks(&node.bpffs, *index, name, *ethernet)),
-        Role::Uplink | Role::Overlay | Role::Ignored(_) => Vec::new(),
-    };
+    let Interface { index, name, role, .. } = interface;
+    let hooks = hooks(status::interface_hooks(&node.bpffs, interface));
     InterfaceStatus { name: name.clone(), index: *index, role: role.to_string(), hooks }
 }
 

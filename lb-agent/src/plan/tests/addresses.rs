@@ -165,6 +165,74 @@ fn a_frontend_that_goes_makes_room_without_a_grace_period() {
 }
 
 #[test]
+fn claimed_addresses_leave_room_for_what_the_cluster_hands_out() {
+    let capacity = Capacity { frontends: 8, ..ROOMY };
+    let claimed: Vec<Frontend> = (0..9).map(external).collect();
+    let all = || [(key(0), with(&claimed)), (key(2), with(&[vip(0, 9)]))];
+    let owned = |planner: &Planner, n: usize| {
+        let front = FrontKey::new(vip(0, n), Protocol::Tcp);
+        planner.fronts.get(&front).is_some_and(|entry| entry.owner.is_some())
+    };
+    // In one batch, the clusterIP comes first, whatever its address.
+    let mut planner = Planner::new(capacity);
+    let batch = planner.plan_all(all());
+    let owners = |planner: &Planner| (0..10).filter(|&n| owned(planner, n)).collect::<Vec<_>>();
+    assert_eq!(owners(&planner), [0, 1, 2, 3, 4, 9]);
+    let [Report::Unprogrammed { port, error: Error::Full { map, needed, .. } }] =
+        &batch.reports[..]
+    else {
+        panic!("{:?}", batch.reports);
+    };
+    assert_eq!((&**port, *map, *needed), (&key(0), "FRONTENDS4", 4));
+    // One that comes later has the rest.
+    let more = (key(4), Some(with(&[10, 11].map(|n| vip(0, n)))));
+    assert_eq!(planner.plan([more]).reports, []);
+    assert_eq!(planner.owned[0], 8);
+    // What was programmed keeps its place, and goes on claiming.
+    planner.plan([(key(4), None)]);
+    assert_eq!(owners(&planner), [0, 1, 2, 3, 4, 9]);
+    planner.plan([(key(2), None)]);
+    assert_eq!(owners(&planner), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_programmed_vip_keeps_its_place_in_a_full_map_over_a_restart() {
+    let capacity = Capacity { frontends: 4, ..ROOMY };
+    let (mut planner, mut fake) = (Planner::new(capacity), Fake::new(capacity));
+    let balanced = Frontend { kind: FrontendKind::LoadBalancer, ..vip(0, 0) };
+    let all = || {
+        let others = [1, 2, 3].map(|n| vip(0, n));
+        [(key(0), with(&[balanced])), (key(2), with(&others))]
+    };
+    for (key, desired) in all() {
+        fake.apply(&diff::operations(planner.plan([(key, Some(desired))])));
+    }
+    let (mut planner, _) = Planner::adopt(capacity, &fake.snapshot().unwrap());
+    let batch = planner.plan_all(all());
+    assert!(batch.is_empty() && batch.reports.is_empty(), "{batch:?}");
+}
+
+#[test]
+fn each_of_many_that_claim_a_frontend_is_told_once() {
+    let mut planner = Planner::new(Capacity { service_ports: 512, ..ROOMY });
+    let claim = |created_s| DesiredPort { created_s, ..with(&[external(0)]) };
+    let port = |n: usize| PortKey { service: format!("s{n}").into(), ..key(0) };
+    let mut told = 0;
+    for n in 0..100 {
+        for report in planner.plan([(port(n), Some(claim(1)))]).reports {
+            let Report::Conflict { winner, losers, .. } = report else { panic!("{report:?}") };
+            assert_eq!(*winner, port(0));
+            told += losers.len();
+        }
+    }
+    assert_eq!(told, 99);
+    // Of another winner all are told.
+    let reports = planner.plan([(port(100), Some(claim(0)))]).reports;
+    let [Report::Conflict { winner, losers, .. }] = &reports[..] else { panic!("{reports:?}") };
+    assert_eq!((&**winner, losers.len()), (&port(100), 100));
+}
+
+#[test]
 fn ranges_of_services_are_listed_the_largest_first_and_what_does_not_fit_is_told() {
     let mut planner = Planner::new(ROOMY);
     let ranges = |n: u8| (0..n).map(|i| (IpAddr::from([10, i, 3, 4]), 24)).collect::<Vec<_>>();

@@ -61,6 +61,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => node().prop_map(Event::Node),
         1 => (namespace(), text(&SERVICES)).prop_map(|(ns, name)| Event::NoService(ns, name)),
         2 => (namespace(), text(&SLICES)).prop_map(|(ns, name)| Event::NoSlice(ns, name)),
+        1 => text(&[NODE, OTHER_NODE]).prop_map(Event::NoNode),
     ]
 }
 
@@ -73,8 +74,9 @@ fn config() -> impl Strategy<Value = Config> {
         vec!["primary", "localhost"],
         vec!["127.0.0.0/8", "fd00:192:1::/48"],
     ]);
-    addresses.prop_map(|addresses| Config {
+    (addresses, proptest::bool::weighted(0.9)).prop_map(|(addresses, external_ips)| Config {
         node_port_addresses: addresses.into_iter().map(str::to_owned).collect(),
+        external_ips,
         guarded_load_balancers: false,
         ..Config::default()
     })

@@ -12,13 +12,14 @@ use aya::{
 use lb_common::{
     abi::{
         Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FragmentKey, FragmentRecord,
-        FrontendKey, Ip, Live, V4, V6, flow_port, flow_source, map,
+        FrontendKey, Ip, Live, SERVICE_CIDRS, ServiceCidr, V4, V6, flow_port, flow_source, map,
     },
-    host::HostTables,
+    host::{HostTables, OfFamily},
     tables::FlowTable,
 };
 use lb_object::Settings;
-use lb_testbed::testrun::{self, Output};
+
+use super::Output;
 
 /// The interface of a test run: the loopback one of this namespace.
 const INTERFACE: u32 = 1;
@@ -47,6 +48,8 @@ plain!(
     FragmentRecord,
     Ip<V4>,
     Ip<V6>,
+    ServiceCidr<V4>,
+    ServiceCidr<V6>,
     Backend,
     FrontendKey<V4>,
     FrontendKey<V6>,
@@ -57,7 +60,7 @@ plain!(
 );
 
 /// The programs. Nothing is pinned: all is gone when this is dropped.
-pub(crate) struct Kernel {
+pub struct Kernel {
     ebpf: Ebpf,
     /// Words of `VIP_FILTER` that are not 0.
     filter: Vec<u32>,
@@ -65,7 +68,7 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// Prepares the object for these settings; no program is loaded yet.
-    pub(crate) fn prepare(settings: &Settings) -> Result<Self> {
+    pub fn prepare(settings: &Settings) -> Result<Self> {
         let object = settings.object()?;
         let constants = settings.constants();
         let mut loader = EbpfLoader::new();
@@ -100,14 +103,14 @@ impl Kernel {
     }
 
     /// Names of all programs, in order.
-    pub(crate) fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
         names.sort();
         names
     }
 
     /// Loads a program; says how many instructions the verifier followed, where the kernel tells.
-    pub(crate) fn load(&mut self, name: &str) -> Result<Option<u32>> {
+    pub fn load(&mut self, name: &str) -> Result<Option<u32>> {
         let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
         match program {
             Program::SchedClassifier(program) => program.load(),
@@ -121,27 +124,27 @@ impl Kernel {
     }
 
     /// Loads the programs that others go on with, and tells those.
-    pub(crate) fn fill_program_array(&mut self) -> Result<()> {
+    pub fn fill_program_array(&mut self) -> Result<()> {
         lb_object::fill_program_array(&mut self.ebpf).context("load the programs behind the hooks")
     }
 
     /// Runs a loaded program over a packet, as if it came by the loopback interface.
-    pub(crate) fn run(&self, name: &str, packet: &[u8]) -> Result<Output> {
-        testrun::once(self.fd(name)?.as_fd(), packet)
+    pub fn run(&self, name: &str, packet: &[u8]) -> Result<Output> {
+        super::once(self.fd(name)?.as_fd(), packet)
     }
 
     /// The same with a mark; also the mark that the packet has afterwards.
-    pub(crate) fn run_marked(&self, name: &str, packet: &[u8], mark: u32) -> Result<(Output, u32)> {
-        testrun::once_marked(self.fd(name)?.as_fd(), packet, mark)
+    pub fn run_marked(&self, name: &str, packet: &[u8], mark: u32) -> Result<(Output, u32)> {
+        super::once_marked(self.fd(name)?.as_fd(), packet, mark)
     }
 
-    /// The same with a sum of the whole packet, see [`testrun::once_summed`].
-    pub(crate) fn run_summed(&self, name: &str, packet: &[u8]) -> Result<Output> {
-        testrun::once_summed(self.fd(name)?.as_fd(), packet)
+    /// The same with a sum of the whole packet, see [`super::once_summed`].
+    pub fn run_summed(&self, name: &str, packet: &[u8]) -> Result<Output> {
+        super::once_summed(self.fd(name)?.as_fd(), packet)
     }
 
     /// A map, whatever its type.
-    pub(crate) fn map_data(&self, name: &str) -> Option<&MapData> {
+    pub fn map_data(&self, name: &str) -> Option<&MapData> {
         match self.ebpf.map(name)? {
             Map::Array(data)
             | Map::HashMap(data)
@@ -154,7 +157,7 @@ impl Kernel {
     }
 
     /// Empties every table.
-    pub(crate) fn reset(&mut self) -> Result<()> {
+    pub fn reset(&mut self) -> Result<()> {
         self.forget_sources::<V4>(map::FLOWS4)?;
         self.forget_sources::<V4>(map::HALF_OPEN4)?;
         self.forget_sources::<V6>(map::FLOWS6)?;
@@ -174,7 +177,7 @@ impl Kernel {
     }
 
     /// Makes the service tables the same as those of the host. Flows are left alone.
-    pub(crate) fn fill(&mut self, tables: &HostTables) -> Result<()> {
+    pub fn fill(&mut self, tables: &HostTables) -> Result<()> {
         self.store(map::SETS, tables.sets().iter().map(|word| word.0))?;
         self.store(map::FACTS, tables.all_facts().iter().map(|word| word.0))?;
         let slots = tables.slots();
@@ -184,6 +187,8 @@ impl Kernel {
         let backends = tables.backends().into_iter().map(Plain);
         self.store_or(map::BACKENDS, backends, Plain(empty))?;
         self.fill_filter(tables)?;
+        self.fill_ranges::<V4>(map::SERVICE_CIDRS4, tables)?;
+        self.fill_ranges::<V6>(map::SERVICE_CIDRS6, tables)?;
         let frontends = tables.frontends::<V4>().into_iter().map(|(key, word)| (key, word.0));
         self.fill_hash(map::FRONTENDS4, frontends.collect())?;
         let frontends = tables.frontends::<V6>().into_iter().map(|(key, word)| (key, word.0));
@@ -195,7 +200,7 @@ impl Kernel {
     }
 
     /// All counters that are not 0, summed over the CPUs.
-    pub(crate) fn counters(&self) -> Result<Vec<(Counter, u64)>> {
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>> {
         let map = self.ebpf.map(map::COUNTERS).context("no map COUNTERS")?;
         let map = PerCpuArray::<_, u64>::try_from(map)?;
         let mut counters = Vec::new();
@@ -209,13 +214,28 @@ impl Kernel {
     }
 
     /// All flow records, in words, without their times.
-    pub(crate) fn flows(&self) -> Result<Vec<String>> {
+    pub fn flows(&self) -> Result<Vec<String>> {
         let mut flows = self.flows_of::<V4>(map::FLOWS4, FlowTable::Main)?;
         flows.extend(self.flows_of::<V4>(map::HALF_OPEN4, FlowTable::HalfOpen)?);
         flows.extend(self.flows_of::<V6>(map::FLOWS6, FlowTable::Main)?);
         flows.extend(self.flows_of::<V6>(map::HALF_OPEN6, FlowTable::HalfOpen)?);
         flows.sort();
         Ok(flows)
+    }
+
+    fn fill_ranges<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
+    where
+        Plain<ServiceCidr<N>>: aya::Pod,
+        HostTables: OfFamily<N>,
+    {
+        let ranges = tables.service_cidrs::<N>();
+        let none = ServiceCidr { addr: [0; N], mask: [0; N] };
+        let mut array = self.array::<Plain<ServiceCidr<N>>>(name)?;
+        for index in 0..SERVICE_CIDRS {
+            let range = ranges.get(index as usize).copied().unwrap_or(none);
+            array.set(index, Plain(range), 0)?;
+        }
+        Ok(())
     }
 
     /// Only the words that are not 0, or were not: there are many.
@@ -336,7 +356,7 @@ impl Kernel {
 }
 
 /// All flow records of the host, in the same words.
-pub(crate) fn flows_on_host(tables: &HostTables) -> Vec<String> {
+pub fn flows_on_host(tables: &HostTables) -> Vec<String> {
     let mut flows = Vec::new();
     for table in [FlowTable::Main, FlowTable::HalfOpen] {
         let four = tables.flows::<V4>(table);
