@@ -11,16 +11,28 @@
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{Counter, Flow, FlowKind, FrontendKey, V4, V6, client_of, proto};
+use crate::abi::{AddressFlags, Counter, Flow, FlowKind, FrontendKey, V4, V6, client_of, proto};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, touch};
 use crate::packet::Packet;
 use crate::parse::{
-    Header, Headers, Ipv, Link, Network, destination_of, headers, network, source_of,
+    Header, Headers, Ipv, Link, Network, Shape, destination_of, headers, network, source_of,
 };
 use crate::rewrite::{apply, swap_ethernet};
-use crate::select::{choose_for, destination, scope_on_node, still_serves};
+use crate::select::{address_flags, choose_for, destination, scope_on_node, still_serves};
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, ServiceTables};
 use crate::verdict::{NoBackend, Verdict};
+use crate::{fragment, icmp};
+
+/// With what a decision goes on, where the first half does not end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// [`translate_ingress`] or [`translate_egress`].
+    Translate,
+    /// [`icmp::ingress`] or [`icmp::egress`].
+    Icmp,
+    /// [`fragment::ingress`] or [`fragment::egress`].
+    Fragment,
+}
 
 /// A packet that arrives from an interface.
 #[inline(always)]
@@ -30,8 +42,10 @@ where
     T: FlowTables<V4> + FlowTables<V6>,
 {
     match look_at_ingress(packet, tables, link) {
-        Some(verdict) => verdict,
-        None => translate_ingress(packet, tables, link),
+        Err(verdict) => verdict,
+        Ok(Next::Translate) => translate_ingress(packet, tables, link),
+        Ok(Next::Icmp) => icmp::ingress(packet, tables, link),
+        Ok(Next::Fragment) => fragment::ingress(packet, tables, link),
     }
 }
 
@@ -43,59 +57,68 @@ where
     T: FlowTables<V4> + FlowTables<V6>,
 {
     match look_at_egress(packet, tables, link) {
-        Some(verdict) => verdict,
-        None => translate_egress(packet, tables, link),
+        Err(verdict) => verdict,
+        Ok(Next::Translate) => translate_egress(packet, tables, link),
+        Ok(Next::Icmp) => icmp::egress(packet, tables, link),
+        Ok(Next::Fragment) => fragment::egress(packet, tables, link),
     }
 }
 
 /// The first half of [`ingress`]: where a packet of no Service ends. It writes nothing: a program
 /// that may write to packets pays for a copy of each that somebody else holds too, whether it
-/// writes or not. `None`: the second half follows.
+/// writes or not.
 #[inline(always)]
-pub fn look_at_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
+pub fn look_at_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Result<Next, Verdict>
 where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
     packet.make_reachable();
-    let may_be = match network(packet, link) {
-        Ok(Network::V4(l3)) => destination_of::<V4, P>(packet, l3)
-            .map(|ip| FrontendTables::<V4>::may_be_vip(tables, &ip)),
-        Ok(Network::V6(l3)) => destination_of::<V6, P>(packet, l3)
-            .map(|ip| FrontendTables::<V6>::may_be_vip(tables, &ip)),
-        Err(verdict) => return Some(verdict),
+    let (may_be, shape) = match network(packet, link)? {
+        Network::V4(l3) => {
+            let ip = destination_of::<V4, P>(packet, l3).ok_or(Verdict::Unparsed)?;
+            (FrontendTables::<V4>::may_be_vip(tables, &ip), Ipv::<V4>::shape(packet, l3))
+        }
+        Network::V6(l3) => {
+            let ip = destination_of::<V6, P>(packet, l3).ok_or(Verdict::Unparsed)?;
+            (FrontendTables::<V6>::may_be_vip(tables, &ip), Ipv::<V6>::shape(packet, l3))
+        }
     };
-    match may_be {
-        Some(true) => None,
-        Some(false) => Some(Verdict::NotService),
-        None => Some(Verdict::Unparsed),
-    }
+    if may_be { next(shape) } else { Err(Verdict::NotService) }
 }
 
 /// The first half of [`egress`].
 #[inline(always)]
-pub fn look_at_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
+pub fn look_at_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Result<Next, Verdict>
 where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
 {
     if !FlowTables::<V4>::has_flows(tables) {
-        return Some(Verdict::NotService);
+        return Err(Verdict::NotService);
     }
     packet.make_reachable();
-    let may_be = match network(packet, link) {
-        Ok(Network::V4(l3)) => {
-            source_of::<V4, P>(packet, l3).map(|ip| FlowTables::<V4>::has_flows_to(tables, &ip))
+    let (may_be, shape) = match network(packet, link)? {
+        Network::V4(l3) => {
+            let ip = source_of::<V4, P>(packet, l3).ok_or(Verdict::Unparsed)?;
+            (FlowTables::<V4>::has_flows_to(tables, &ip), Ipv::<V4>::shape(packet, l3))
         }
-        Ok(Network::V6(l3)) => {
-            source_of::<V6, P>(packet, l3).map(|ip| FlowTables::<V6>::has_flows_to(tables, &ip))
+        Network::V6(l3) => {
+            let ip = source_of::<V6, P>(packet, l3).ok_or(Verdict::Unparsed)?;
+            (FlowTables::<V6>::has_flows_to(tables, &ip), Ipv::<V6>::shape(packet, l3))
         }
-        Err(verdict) => return Some(verdict),
     };
-    match may_be {
-        Some(true) => None,
-        Some(false) => Some(Verdict::NotService),
-        None => Some(Verdict::Unparsed),
+    // An error comes from any router on the way.
+    if may_be || shape == Some(Shape::Icmp) { next(shape) } else { Err(Verdict::NotService) }
+}
+
+#[inline(always)]
+fn next(shape: Option<Shape>) -> Result<Next, Verdict> {
+    match shape {
+        Some(Shape::Whole) => Ok(Next::Translate),
+        Some(Shape::Icmp) => Ok(Next::Icmp),
+        Some(Shape::Fragment) => Ok(Next::Fragment),
+        None => Err(Verdict::Unparsed),
     }
 }
 
@@ -337,7 +360,10 @@ fn fresh<const N: usize, T: FlowTables<N>>(
         return Some(Verdict::NotService);
     };
     if headers.is_tcp() && !headers.opens() {
-        return Some(Verdict::NoFlow);
+        // To an address of the node it may answer a connection that the node made from that very
+        // port, and if not, the node resets it.
+        let of_node = address_flags(tables, &key.dst) & AddressFlags::NODE != 0;
+        return Some(if of_node { Verdict::NotService } else { Verdict::NoFlow });
     }
     let scope = scope_on_node(tables, found);
     let choice = match choose_for(tables, found.id, scope, || client_of(&key.src)) {

@@ -24,9 +24,11 @@ pub mod abi;
 pub mod csum;
 pub mod decide;
 pub mod flow;
+pub mod fragment;
 pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod icmp;
 pub mod packet;
 pub mod parse;
 pub mod refuse;

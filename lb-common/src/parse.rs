@@ -122,6 +122,17 @@ pub fn network<P: Packet>(packet: &P, link: Link) -> Result<Network, Verdict> {
     Err(Verdict::Unparsed)
 }
 
+/// What becomes of a packet that may concern us, by its IP header alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// The usual case.
+    Whole,
+    /// ICMP or `ICMPv6`.
+    Icmp,
+    /// A fragment, or IPv6 with extension headers, among which may be that of a fragment.
+    Fragment,
+}
+
 /// The destination address of a packet whose IP header is at `l3`; nothing else is looked at.
 #[inline(always)]
 pub fn destination_of<const N: usize, P: Packet>(packet: &P, l3: usize) -> Option<Ip<N>>
@@ -144,6 +155,25 @@ where
 pub trait Header<const N: usize> {
     /// Offset of the source address in the header; the destination follows it.
     const ADDRESSES: usize;
+    /// Types of ICMP messages: echo request, echo reply.
+    const ECHO: (u8, u8);
+
+    /// What kind of packet it is.
+    fn shape<P: Packet>(packet: &P, l3: usize) -> Option<Shape>;
+
+    /// Offset of an ICMP message that follows this header.
+    fn icmp<P: Packet>(packet: &P, l3: usize) -> Option<usize>;
+
+    /// Whether a message of this type quotes the packet that it is about, and so may be meant for who
+    /// sent that.
+    fn is_error(icmp_type: u8) -> bool;
+
+    /// Protocol and offset of the transport header in a quoted packet, which begins at `l3`.
+    fn quoted<P: Packet>(packet: &P, l3: usize) -> Option<(u8, usize)>;
+
+    /// What all fragments of a datagram share besides addresses, and this one's place: identification,
+    /// protocol, whether it is the first one.
+    fn fragment<P: Packet>(packet: &P, l3: usize) -> Option<Part>;
 
     /// Finds the transport header.
     fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict>;
@@ -165,8 +195,70 @@ const BIG: usize = 0x1_0000;
 /// Selects the header of an address width.
 pub struct Ipv<const N: usize>;
 
+/// A fragment as its IP header describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Identification, as it lies in the packet.
+    pub id: u32,
+    /// Protocol, where each fragment tells it; else 0.
+    pub proto: u8,
+    /// It begins with the transport header.
+    pub first: bool,
+    /// It is the only one.
+    pub whole: bool,
+}
+
 impl Header<V4> for Ipv<V4> {
     const ADDRESSES: usize = 12;
+    const ECHO: (u8, u8) = (8, 0);
+
+    #[inline(always)]
+    fn shape<P: Packet>(packet: &P, l3: usize) -> Option<Shape> {
+        let [fragment, ttl_proto] = packet.words(l3.wrapping_add(4))?;
+        // More fragments, or an offset.
+        if u32::from_be(fragment) & 0x3fff != 0 {
+            return Some(Shape::Fragment);
+        }
+        let icmp = u32::from_be(ttl_proto) >> 16 & 0xff == proto::ICMP as u32;
+        Some(if icmp { Shape::Icmp } else { Shape::Whole })
+    }
+
+    #[inline(always)]
+    fn icmp<P: Packet>(packet: &P, l3: usize) -> Option<usize> {
+        let [first] = packet.words(l3)?;
+        let header = (u32::from_be(first) >> 22 & 0x3c) as usize;
+        if header < 20 { None } else { Some(l3.wrapping_add(header)) }
+    }
+
+    /// RFC 792: destination unreachable, time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(packet: &P, l3: usize) -> Option<(u8, usize)> {
+        let [first, fragment, ttl_proto] = packet.words(l3)?;
+        let first = u32::from_be(first);
+        let header = ((first >> 22) & 0x3c) as usize;
+        if first >> 28 != 4 || header < 20 || u32::from_be(fragment) & 0x1fff != 0 {
+            return None;
+        }
+        Some(((u32::from_be(ttl_proto) >> 16 & 0xff) as u8, l3.wrapping_add(header)))
+    }
+
+    #[inline(always)]
+    fn fragment<P: Packet>(packet: &P, l3: usize) -> Option<Part> {
+        let [fragment, ttl_proto] = packet.words(l3.wrapping_add(4))?;
+        let fragment = u32::from_be(fragment);
+        let (offset, more) = (fragment & 0x1fff, fragment & 0x2000);
+        Some(Part {
+            id: fragment >> 16,
+            proto: (u32::from_be(ttl_proto) >> 16 & 0xff) as u8,
+            first: offset == 0,
+            whole: offset | more == 0,
+        })
+    }
 
     /// RFC 791: options are skipped, a first fragment counts as a packet, a later one has no ports.
     #[inline(always)]
@@ -191,6 +283,50 @@ impl Header<V4> for Ipv<V4> {
 
 impl Header<V6> for Ipv<V6> {
     const ADDRESSES: usize = 8;
+    const ECHO: (u8, u8) = (128, 129);
+
+    #[inline(always)]
+    fn shape<P: Packet>(packet: &P, l3: usize) -> Option<Shape> {
+        let next = packet.u8(l3.wrapping_add(6))?;
+        Some(match next {
+            proto::TCP | proto::UDP | proto::SCTP => Shape::Whole,
+            proto::ICMPV6 => Shape::Icmp,
+            _ => Shape::Fragment,
+        })
+    }
+
+    #[inline(always)]
+    fn icmp<P: Packet>(_: &P, l3: usize) -> Option<usize> {
+        Some(l3.wrapping_add(40))
+    }
+
+    /// RFC 4443 section 2.1: below 128.
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 1..=4)
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(packet: &P, l3: usize) -> Option<(u8, usize)> {
+        let [first, length] = packet.words(l3)?;
+        if u32::from_be(first) >> 28 != 6 {
+            return None;
+        }
+        Some(((u32::from_be(length) >> 8 & 0xff) as u8, l3.wrapping_add(40)))
+    }
+
+    /// Only a fragment header that follows at once, or behind one other extension header.
+    #[inline(always)]
+    fn fragment<P: Packet>(packet: &P, l3: usize) -> Option<Part> {
+        let at = fragment_header(packet, l3) as usize & MAX_L4;
+        if at == 0 {
+            return Some(Part { id: 0, proto: 0, first: true, whole: true });
+        }
+        let [word, id] = packet.words(at)?;
+        let offset = u32::from_be(word) & 0xffff;
+        let (first, last) = (offset & 0xfff8 == 0, offset & 1 == 0);
+        Some(Part { id, proto: 0, first, whole: first && last })
+    }
 
     /// RFC 8200: up to [`MAX_EXTENSIONS`] extension headers are skipped.
     #[inline(always)]
@@ -215,13 +351,38 @@ impl Header<V6> for Ipv<V6> {
 /// Extension headers that are followed; a packet with more is not ours to judge.
 pub const MAX_EXTENSIONS: usize = 4;
 
+/// Offset of the fragment header of an IPv6 packet; 0 if it has none, or it lies deeper than behind
+/// one other header.
+#[inline(never)]
+#[expect(clippy::cast_possible_truncation, reason = "masked")]
+fn fragment_header<P: Packet>(packet: &P, l3: usize) -> u32 {
+    let l3 = l3 & 0xff;
+    let Some(next) = packet.u8(l3.wrapping_add(6)) else { return 0 };
+    let at = l3.wrapping_add(40);
+    if next == FRAGMENT {
+        return at as u32;
+    }
+    if !matches!(next, HOP_BY_HOP | DESTINATION) {
+        return 0;
+    }
+    let Some(both) = packet.u16(at) else { return 0 };
+    let [next, units] = u16::from_be(both).to_be_bytes();
+    if next != FRAGMENT {
+        return 0;
+    }
+    let at = at.wrapping_add((units as usize).wrapping_add(1) << 3);
+    if at > MAX_L4 { 0 } else { at as u32 }
+}
+
+/// Next header values (RFC 8200 section 4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+
 /// Follows extension headers to the transport header. Rare, so it is kept out of the way.
 #[inline(never)]
 fn extensions<P: Packet>(packet: &P, transport: &mut Transport) -> Result<(), Verdict> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const DESTINATION: u8 = 60;
     let start = transport.at;
     let mut next = transport.proto;
     let mut skipped = 0_usize;

@@ -81,11 +81,21 @@ pub fn destination<const N: usize, T: FrontendTables<N>>(
     if let Some(found) = frontend(tables, key) {
         return Some(found);
     }
-    let flags = tables.address(&key.addr)?.flags_for(&key.addr);
+    let flags = address_flags(tables, &key.addr);
     if flags & AddressFlags::NODE == 0 && !(flags & AddressFlags::LOOPBACK != 0 && in_node()) {
         return None;
     }
     frontend(tables, &FrontendKey::new([0; N], key.port, key.proto))
+}
+
+/// What an address is (see [`AddressFlags`]), with one retry as for a frontend; 0 if it is nothing.
+#[inline(always)]
+pub(crate) fn address_flags<const N: usize, T: FrontendTables<N>>(tables: &T, ip: &Ip<N>) -> u32 {
+    let Some(word) = tables.address(ip) else { return 0 };
+    match word.flags_for(ip) {
+        0 => tables.address(ip).map_or(0, |word| word.flags_for(ip)),
+        flags => flags,
+    }
 }
 
 /// The scope that a client on this node gets: an external destination means every backend to it,

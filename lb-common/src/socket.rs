@@ -53,10 +53,8 @@ where
     };
     let choice = match select::<N, T>(tables, found) {
         Ok(choice) => choice,
-        Err(none) => {
-            forget(tables);
-            return refuse(tables, none);
-        }
+        // The kernel leaves a refused socket as it is: a UDP socket may still be connected.
+        Err(none) => return refuse(tables, none),
     };
     if !tables.set_connected(&widen(&to.ip), to.port, &choice) {
         tables.count(Counter::SocketUnrecorded);
@@ -75,7 +73,7 @@ where
     let Some(found) = service(tables, proto::UDP, to) else { return Outcome::Pass };
     let key = key_of(tables, SocketLink::FORWARD, to);
     let mut backend = Address { ip: [0; N], port: 0 };
-    if serving_peer(tables, &key, &mut backend) {
+    if serving_peer(tables, &key, &mut backend) || serving_connected(tables, to, &mut backend) {
         return Outcome::Translated(backend);
     }
     let choice = match select::<N, T>(tables, found) {
@@ -112,6 +110,22 @@ fn serving_peer<const N: usize, T: SocketTables>(
     let Some(peer) = tables.peer(key) else { return false };
     *backend = Address { ip: narrow(&peer.addr), port: peer.port };
     still_serves(tables, peer.backend, peer.generation)
+}
+
+/// The same for a socket that is connected to this VIP and names it all the same: it hears nobody but
+/// the backend that it is connected to.
+#[inline(never)]
+fn serving_connected<const N: usize, T: SocketTables>(
+    tables: &T,
+    to: &Address<N>,
+    backend: &mut Address<N>,
+) -> bool {
+    let Some(record) = tables.record() else { return false };
+    if record.vip_port != to.port || narrow::<N>(&record.vip) != to.ip {
+        return false;
+    }
+    *backend = Address { ip: narrow(&record.peer), port: record.peer_port };
+    still_serves(tables, record.backend, record.generation)
 }
 
 /// The address that `recvmsg` reports: the VIP, if the sender is a backend that we put there.

@@ -3,8 +3,9 @@
 
 use crate::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
-    Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, NetnsRecord, RefusalWord, ServiceCidr,
-    ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord,
+    Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live, NetnsRecord,
+    RefusalWord, ServiceCidr, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer,
+    SocketRecord,
 };
 use crate::select::Choice;
 
@@ -113,6 +114,10 @@ pub trait FlowTables<const N: usize>: FrontendTables<N> {
         flow: &Flow<N>,
         replace: bool,
     ) -> Insert;
+    /// The ports of a fragmented datagram; the caller checks the tag.
+    fn fragment(&self, key: &FragmentKey<N>) -> Option<FragmentRecord>;
+    /// Notes them; `false` if the table refused.
+    fn set_fragment(&self, key: &FragmentKey<N>, record: &FragmentRecord) -> bool;
     /// Removes a record.
     fn remove_flow(&self, table: FlowTable, key: &FlowKey<N>);
 }

@@ -14,7 +14,7 @@ pub enum Verdict {
     NotService = 16,
     /// Pass: neither IPv4 nor IPv6, or a protocol that Services do not know.
     NotTransport = 17,
-    /// Pass: a fragment without ports.
+    /// Pass: a fragment without ports that is no known datagram's.
     Fragment = 18,
     /// Pass: headers cut off, contradictory or beyond our bounds; whoever is addressed decides.
     Unparsed = 19,
@@ -32,6 +32,8 @@ pub enum Verdict {
     Rewrite = 37,
     /// Drop: the flow tables refused a record.
     TableFull = 38,
+    /// Drop: a fragment to a VIP before the first one of its datagram, which has the ports.
+    EarlyFragment = 39,
     /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
     UndefinedPort = 48,
     /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).
@@ -56,6 +58,7 @@ impl Verdict {
             Self::SctpPort => Some(Counter::DropSctpPort),
             Self::Rewrite => Some(Counter::DropRewrite),
             Self::TableFull => Some(Counter::DropTableFull),
+            Self::EarlyFragment => Some(Counter::DropFragment),
             Self::UndefinedPort => Some(Counter::DropUndefinedPort),
             Self::Unallocated => Some(Counter::DropUnallocated),
         }

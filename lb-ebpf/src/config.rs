@@ -19,6 +19,17 @@ static NODE_NETNS: u64 = 0;
 #[unsafe(no_mangle)]
 static NODE_ONLY: u32 = 0;
 
+/// 1 if a program that has functions of its own may go on with another (x86-64; arm64 from kernel 6.0):
+/// refused packets are answered, by a program of their own.
+#[unsafe(no_mangle)]
+static ANSWERS: u32 = 1;
+
+#[inline(always)]
+pub fn answers() -> bool {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const ANSWERS) != 0 }
+}
+
 #[inline(always)]
 pub fn node_netns() -> u64 {
     // SAFETY: a static of this module; nothing writes it after load.

@@ -17,8 +17,9 @@ mod tables;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use lb_common::abi::{ProgramSlot, V4, V6};
-use lb_common::decide;
+use lb_common::decide::{self, Next};
 use lb_common::parse::Link;
+use lb_common::{fragment, icmp};
 
 use ctx::{sock_addr, tc, xdp as xdp_hook};
 
@@ -32,9 +33,46 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";
 
+/// What each hook goes on with.
+#[inline(always)]
+fn next_ingress(next: Next) -> ProgramSlot {
+    match next {
+        Next::Translate => ProgramSlot::TranslateIngress,
+        Next::Icmp => ProgramSlot::IcmpIngress,
+        Next::Fragment => ProgramSlot::FragmentIngress,
+    }
+}
+
+#[inline(always)]
+fn next_ingress_l3(next: Next) -> ProgramSlot {
+    match next {
+        Next::Translate => ProgramSlot::TranslateIngressL3,
+        Next::Icmp => ProgramSlot::IcmpIngressL3,
+        Next::Fragment => ProgramSlot::FragmentIngressL3,
+    }
+}
+
+#[inline(always)]
+fn next_egress(next: Next) -> ProgramSlot {
+    match next {
+        Next::Translate => ProgramSlot::TranslateEgress,
+        Next::Icmp => ProgramSlot::IcmpEgress,
+        Next::Fragment => ProgramSlot::FragmentEgress,
+    }
+}
+
+#[inline(always)]
+fn next_egress_l3(next: Next) -> ProgramSlot {
+    match next {
+        Next::Translate => ProgramSlot::TranslateEgressL3,
+        Next::Icmp => ProgramSlot::IcmpEgressL3,
+        Next::Fragment => ProgramSlot::FragmentEgressL3,
+    }
+}
+
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateIngress, |p, t, link| decide::look_at_ingress(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_ingress, |p, t, link| decide::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -43,8 +81,18 @@ pub fn tc_translate_ingress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub fn tc_icmp_ingress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::ingress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_ingress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| fragment::ingress(p, t, link))
+}
+
+#[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::None, ProgramSlot::TranslateIngressL3, |p, t, link| decide::look_at_ingress(p, t, link))
+    tc::look(ctx, Link::None, next_ingress_l3, |p, t, link| decide::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -53,8 +101,18 @@ pub fn tc_translate_ingress_l3(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub fn tc_icmp_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| icmp::ingress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| fragment::ingress(p, t, link))
+}
+
+#[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
@@ -63,13 +121,33 @@ pub fn tc_translate_egress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub fn tc_icmp_egress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_egress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| fragment::egress(p, t, link))
+}
+
+#[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
 pub fn tc_translate_egress_l3(ctx: TcContext) -> i32 {
     tc::run(ctx, Link::None, |p, t, link| decide::translate_egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_icmp_egress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| icmp::egress(p, t, link))
+}
+
+#[classifier]
+pub fn tc_fragment_egress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| fragment::egress(p, t, link))
 }
 
 #[classifier]
@@ -85,28 +163,32 @@ pub fn tc_refuse_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_uplink_egress(ctx: TcContext) -> i32 {
     tc::guard(&ctx, Link::Ethernet, ProgramSlot::RefuseEgress);
-    tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
 pub fn tc_refuse_egress(ctx: TcContext) -> i32 {
     match tc::leaving(&ctx, Link::Ethernet) {
         Some(action) => action,
-        None => tc::look(ctx, Link::Ethernet, ProgramSlot::TranslateEgress, |p, t, link| decide::look_at_egress(p, t, link)),
+        None => tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| {
+            decide::look_at_egress(p, t, link)
+        }),
     }
 }
 
 #[classifier]
 pub fn tc_uplink_egress_l3(ctx: TcContext) -> i32 {
     tc::guard(&ctx, Link::None, ProgramSlot::RefuseEgressL3);
-    tc::look(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_egress(p, t, link))
 }
 
 #[classifier]
 pub fn tc_refuse_egress_l3(ctx: TcContext) -> i32 {
     match tc::leaving(&ctx, Link::None) {
         Some(action) => action,
-        None => tc::look(ctx, Link::None, ProgramSlot::TranslateEgressL3, |p, t, link| decide::look_at_egress(p, t, link)),
+        None => tc::look(ctx, Link::None, next_egress_l3, |p, t, link| {
+            decide::look_at_egress(p, t, link)
+        }),
     }
 }
 

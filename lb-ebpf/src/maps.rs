@@ -6,9 +6,10 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
-    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS, FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey,
-    FrontendKey, Ip, META_WORDS, Name, NetnsRecord, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr,
-    SocketKey, SocketPeer, SocketRecord, V4, V6,
+    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS,
+    FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, Ip,
+    META_WORDS, Name, NetnsRecord, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS,
+    ServiceCidr, SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -16,6 +17,7 @@ const FRONTENDS: u32 = 1 << 17;
 const BACKEND_IDS: u32 = 1 << 18;
 const SLOT_PAIRS: u32 = 1 << 19;
 const FLOWS: u32 = 1 << 18;
+const DATAGRAMS: u32 = 1 << 13;
 const HALF_OPEN: u32 = 1 << 16;
 const PEERS: u32 = 1 << 16;
 const UDP: u32 = 1 << 16;
@@ -68,6 +70,12 @@ pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(ProgramSlot::
 pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]
 pub static FLOWS6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(FLOWS, 0);
+#[map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey<V4>, FragmentRecord> =
+    LruHashMap::with_max_entries(DATAGRAMS, 0);
+#[map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey<V6>, FragmentRecord> =
+    LruHashMap::with_max_entries(DATAGRAMS, 0);
 #[map]
 pub static HALF_OPEN4: LruHashMap<FlowKey<V4>, Flow<V4>> =
     LruHashMap::with_max_entries(HALF_OPEN, 0);

@@ -4,12 +4,14 @@
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
-    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
-    Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, V4, V6, FLOW_SOURCE_FLAGS, filter_bit,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter,
+    FLOW_SOURCE_FLAGS, FactsWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
+    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, V4, V6, filter_bit,
     flow_port, flow_source,
 };
 use lb_common::tables::{
-    FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert, RefusalTables, ServiceTables,
+    FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert, RefusalTables,
+    ServiceTables,
 };
 
 use crate::maps;
@@ -153,7 +155,7 @@ impl<const N: usize> FlowRef<N> for Record<N> {
 }
 
 macro_rules! tables {
-    ($n:ident, $frontends:ident, $addresses:ident, $cidrs:ident, $flows:ident, $half_open:ident) => {
+    ($n:ident, $frontends:ident, $addresses:ident, $cidrs:ident, $flows:ident, $half_open:ident, $fragments:ident) => {
         impl FrontendTables<$n> for Maps {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$n>) -> Option<FrontendWord> {
@@ -235,6 +237,18 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$n>) -> Option<FragmentRecord> {
+                let record = maps::$fragments.get_ptr(key)?;
+                // SAFETY: the verifier proved the pointer; the record's tag tells if it was reused.
+                Some(unsafe { record.read_volatile() })
+            }
+
+            #[inline(always)]
+            fn set_fragment(&self, key: &FragmentKey<$n>, record: &FragmentRecord) -> bool {
+                maps::$fragments.insert(key, record, BPF_ANY).is_ok()
+            }
+
+            #[inline(always)]
             fn remove_flow(&self, table: FlowTable, key: &FlowKey<$n>) {
                 // A record that is gone already is what was wanted.
                 let _gone = match table {
@@ -246,8 +260,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, FRONTENDS4, ADDRESSES4, SERVICE_CIDRS4, FLOWS4, HALF_OPEN4);
-tables!(V6, FRONTENDS6, ADDRESSES6, SERVICE_CIDRS6, FLOWS6, HALF_OPEN6);
+tables!(V4, FRONTENDS4, ADDRESSES4, SERVICE_CIDRS4, FLOWS4, HALF_OPEN4, FRAGMENTS4);
+tables!(V6, FRONTENDS6, ADDRESSES6, SERVICE_CIDRS6, FLOWS6, HALF_OPEN6, FRAGMENTS6);
 
 /// One load of a hash element that is a word.
 #[inline(always)]

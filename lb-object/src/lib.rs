@@ -54,6 +54,8 @@ pub struct Settings {
     pub node_netns: u64,
     /// Only sockets of that namespace are served.
     pub node_only: bool,
+    /// Programs with functions of their own may go on with others: refused packets are answered.
+    pub answers: bool,
 }
 
 /// See [`Settings::summed`].
@@ -75,7 +77,14 @@ impl Settings {
             let btf = Btf::parse(&bytes)?;
             Some(Summed { bit: btf.member_bit("sk_buff", "ip_summed")?, cast: btf.function(CAST)? })
         });
-        Self { set_retval, summed, ..Self::default() }
+        // On arm64 since kernel 6.0; this helper came with the next one, and nothing tells directly.
+        let answers = cfg!(not(target_arch = "aarch64"))
+            || is_helper_supported(
+                ProgramType::SchedClassifier,
+                bpf_func_id::BPF_FUNC_ktime_get_tai_ns,
+            )
+            .unwrap_or(false);
+        Self { set_retval, summed, answers, ..Self::default() }
     }
 
     /// The object for this kernel.
@@ -91,6 +100,7 @@ impl Settings {
         loader.override_global("SKB_SUMMED", &constants.skb_summed, true);
         loader.override_global("NODE_NETNS", &constants.node_netns, true);
         loader.override_global("NODE_ONLY", &constants.node_only, true);
+        loader.override_global("ANSWERS", &constants.answers, true);
     }
 
     /// The constants as the object wants them; they have to outlive the loader.
@@ -100,6 +110,7 @@ impl Settings {
             skb_summed: self.summed.map_or(0, |summed| ((summed.bit / 8) << 8) | (summed.bit % 8)),
             node_netns: self.node_netns,
             node_only: u32::from(self.node_only),
+            answers: u32::from(self.answers),
         }
     }
 }
@@ -111,6 +122,7 @@ pub struct Constants {
     skb_summed: u32,
     node_netns: u64,
     node_only: u32,
+    answers: u32,
 }
 
 /// Loads the programs that others go on with, and puts each in its place in `PROGRAMS`. Do it before

@@ -88,7 +88,9 @@ fn action(program: &str, shot: &Shot) -> i32 {
 
 /// What the running kernel has, and what every kernel has.
 fn settings() -> Vec<(&'static str, Settings)> {
-    let (probed, none) = (Settings::probe(), Settings::default());
+    let probed = Settings::probe();
+    // Whether refused packets are answered is a matter of the architecture as well.
+    let none = Settings { answers: probed.answers, ..Settings::default() };
     let mut settings = vec![("all that this kernel has", probed)];
     if probed != none {
         settings.push(("what every kernel has", none));
@@ -104,7 +106,7 @@ fn every_program_loads() -> Result<()> {
     for (what, settings) in settings() {
         let mut kernel = Kernel::prepare(&settings)?;
         let names = kernel.names();
-        ensure!(names.len() == 24, "programs: {names:?}");
+        ensure!(names.len() == 32, "programs: {names:?}");
         println!("with {what}:");
         for name in names {
             match kernel.load(&name).with_context(|| format!("with {what}"))? {
@@ -138,7 +140,7 @@ fn golden_packets_at_tc_and_xdp() -> Result<()> {
         }
         kernel.fill_program_array()?;
         for case in golden::cases() {
-            for engine in &engines {
+            for engine in engines.iter().filter(|e| !(case.tc_only && **e == Engine::Xdp)) {
                 play(&mut kernel, *engine, &case)
                     .with_context(|| format!("{}, {engine:?}, with {what}", case.name))?;
             }

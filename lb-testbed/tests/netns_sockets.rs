@@ -66,8 +66,16 @@ impl Client {
         let what = self.what.clone();
         let reply = self.peer.ask(&self.sock, "still there").with_context(|| what.clone())?;
         ensure!(reply.server == self.server, "{what}: moved to {}", reply.server);
+        let vip = rig.vip(family);
         let remote = self.peer.names(self.sock.id)?.remote;
-        ensure!(remote == Some(rig.vip(family)), "{what}: sees {remote:?}");
+        ensure!(remote == Some(vip), "{what}: sees {remote:?}");
+        // From another backend than the one that it is connected to, it would hear nothing.
+        let named = self.peer.ask_to(self.sock.id, vip, "named", STEP);
+        let (reply, from) = named.with_context(|| format!("{what}: with the VIP's name"))?;
+        ensure!(
+            reply.server == self.server && from == Some(vip),
+            "{what}: {reply:?} from {from:?}"
+        );
         Ok(())
     }
 }

@@ -113,7 +113,6 @@ fn unconnected_datagrams_are_answered_by_the_cluster_ip(rig: &Rig, case: Case) -
 }
 
 #[test]
-#[ignore = "the packet engine passes later fragments untranslated, so the datagram is lost"]
 fn datagrams_larger_than_the_mtu_arrive() -> Result<()> {
     if !require::root_or_skip("datagrams_larger_than_the_mtu_arrive") {
         return Ok(());
@@ -233,7 +232,6 @@ fn a_pod_that_is_its_own_backend_reaches_itself() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the packet engine does not translate ICMP errors yet"]
 fn a_router_that_asks_for_smaller_packets_is_heard() -> Result<()> {
     if !require::root_or_skip("a_router_that_asks_for_smaller_packets_is_heard") {
         return Ok(());

@@ -52,6 +52,10 @@ counters! {
     TornRead = 12, "torn_read";
     /// Packets passed untranslated because `PROGRAMS` lacks the program to go on with.
     ProgramMissing = 13, "program_missing";
+    /// Answers to pings of a VIP.
+    EchoAnswered = 14, "echo_answered";
+    /// ICMP errors about translated packets that were translated back.
+    IcmpTranslated = 15, "icmp_error_translated";
     /// Drop: the service port has no backend at all (V-3).
     DropNoBackend = 16, "drop_no_backend";
     /// Drop: a Local policy has no backend here (V-4).
@@ -66,6 +70,8 @@ counters! {
     DropRewrite = 23, "drop_rewrite";
     /// Drop: the flow table refused the records of a new flow.
     DropTableFull = 24, "drop_table_full";
+    /// Drop: a fragment to a VIP before the first one of its datagram.
+    DropFragment = 25, "drop_fragment";
     /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
     DropUndefinedPort = 32, "drop_undefined_port";
     /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).

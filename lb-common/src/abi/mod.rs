@@ -12,6 +12,7 @@ mod client;
 mod counter;
 mod filter;
 mod flow;
+mod fragment;
 mod frontend;
 mod meta;
 mod programs;
@@ -30,6 +31,7 @@ pub use filter::{
     FILTER_WORDS, FLOW_PORTS, FLOW_SOURCE_FLAGS, FLOW_SOURCES, filter_bit, flow_port, flow_source,
 };
 pub use flow::{Flow, FlowKey, FlowKind, Live};
+pub use fragment::{FragmentKey, FragmentRecord};
 pub use frontend::{Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use programs::ProgramSlot;
@@ -104,6 +106,10 @@ pub mod map {
     pub const FLOWS4: &str = "FLOWS4";
     /// LRU hash: IPv6 flows.
     pub const FLOWS6: &str = "FLOWS6";
+    /// LRU hash: ports of fragmented IPv4 datagrams.
+    pub const FRAGMENTS4: &str = "FRAGMENTS4";
+    /// LRU hash: ports of fragmented IPv6 datagrams.
+    pub const FRAGMENTS6: &str = "FRAGMENTS6";
     /// LRU hash: half-open IPv4 TCP flows.
     pub const HALF_OPEN4: &str = "HALF_OPEN4";
     /// LRU hash: half-open IPv6 TCP flows.

@@ -13,6 +13,22 @@ pub enum ProgramSlot {
     TranslateIngressL3 = 2,
     /// The second half of `tc_egress_l3`.
     TranslateEgressL3 = 3,
+    /// ICMP at `tc_ingress`.
+    IcmpIngress = 8,
+    /// ICMP at `tc_egress`.
+    IcmpEgress = 9,
+    /// ICMP at `tc_ingress_l3`.
+    IcmpIngressL3 = 10,
+    /// ICMP at `tc_egress_l3`.
+    IcmpEgressL3 = 11,
+    /// Fragments at `tc_ingress`.
+    FragmentIngress = 12,
+    /// Fragments at `tc_egress`.
+    FragmentEgress = 13,
+    /// Fragments at `tc_ingress_l3`.
+    FragmentIngressL3 = 14,
+    /// Fragments at `tc_egress_l3`.
+    FragmentEgressL3 = 15,
     /// Answers what `tc_ingress` refuses.
     RefuseIngress = 4,
     /// Answers what `tc_ingress_l3` refuses.
@@ -28,11 +44,19 @@ impl ProgramSlot {
     pub const COUNT: u32 = 32;
 
     /// All slots in use.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 16] = [
         Self::TranslateIngress,
         Self::TranslateEgress,
         Self::TranslateIngressL3,
         Self::TranslateEgressL3,
+        Self::IcmpIngress,
+        Self::IcmpEgress,
+        Self::IcmpIngressL3,
+        Self::IcmpEgressL3,
+        Self::FragmentIngress,
+        Self::FragmentEgress,
+        Self::FragmentIngressL3,
+        Self::FragmentEgressL3,
         Self::RefuseIngress,
         Self::RefuseIngressL3,
         Self::RefuseEgress,
@@ -46,6 +70,14 @@ impl ProgramSlot {
             Self::TranslateEgress => "tc_translate_egress",
             Self::TranslateIngressL3 => "tc_translate_ingress_l3",
             Self::TranslateEgressL3 => "tc_translate_egress_l3",
+            Self::IcmpIngress => "tc_icmp_ingress",
+            Self::IcmpEgress => "tc_icmp_egress",
+            Self::IcmpIngressL3 => "tc_icmp_ingress_l3",
+            Self::IcmpEgressL3 => "tc_icmp_egress_l3",
+            Self::FragmentIngress => "tc_fragment_ingress",
+            Self::FragmentEgress => "tc_fragment_egress",
+            Self::FragmentIngressL3 => "tc_fragment_ingress_l3",
+            Self::FragmentEgressL3 => "tc_fragment_egress_l3",
             Self::RefuseIngress => "tc_refuse",
             Self::RefuseIngressL3 => "tc_refuse_l3",
             Self::RefuseEgress => "tc_refuse_egress",

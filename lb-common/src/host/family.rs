@@ -7,8 +7,8 @@ use std::vec::Vec;
 
 use super::{Capacities, HostTables, WhenFull};
 use crate::abi::{
-    AddressWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, Live, SERVICE_CIDRS, ServiceCidr,
-    V4, V6, filter_bit, flow_source,
+    AddressWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live,
+    SERVICE_CIDRS, ServiceCidr, V4, V6, filter_bit, flow_source,
 };
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert};
 
@@ -41,9 +41,12 @@ impl<const N: usize> FlowRef<N> for HostFlow<N> {
 pub(super) struct Family<const N: usize> {
     pub(super) frontends: RefCell<HashMap<FrontendKey<N>, FrontendWord>>,
     pub(super) addresses: RefCell<HashMap<Ip<N>, AddressWord>>,
+    fragments: RefCell<HashMap<FragmentKey<N>, FragmentRecord>>,
     pub(super) service_cidrs: RefCell<Vec<ServiceCidr<N>>>,
     /// How many of the next frontend lookups answer with another key's word.
     pub(super) torn: Cell<u32>,
+    /// The same for addresses.
+    torn_addresses: Cell<u32>,
     main: FlowStore<N>,
     half_open: FlowStore<N>,
 }
@@ -53,8 +56,10 @@ impl<const N: usize> Family<N> {
         Self {
             frontends: RefCell::default(),
             addresses: RefCell::default(),
+            fragments: RefCell::default(),
             service_cidrs: RefCell::default(),
             torn: Cell::new(0),
+            torn_addresses: Cell::new(0),
             main: FlowStore::default(),
             half_open: FlowStore::default(),
         }
@@ -226,6 +231,14 @@ impl HostTables {
         self.family().torn.set(lookups);
     }
 
+    /// The next `lookups` of addresses do the same.
+    pub fn tear_addresses<const N: usize>(&self, lookups: u32)
+    where
+        Self: OfFamily<N>,
+    {
+        self.family().torn_addresses.set(lookups);
+    }
+
     fn capacity(&self, table: FlowTable) -> (usize, WhenFull) {
         let Capacities { flows, half_open, when_full, .. } = self.capacities.get();
         match table {
@@ -259,7 +272,14 @@ where
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
         self.cost(|costs| costs.lookups += 1);
-        self.family().addresses.borrow().get(ip).copied()
+        let family = self.family();
+        let word = family.addresses.borrow().get(ip).copied()?;
+        let torn = family.torn_addresses.get();
+        if torn == 0 {
+            return Some(word);
+        }
+        family.torn_addresses.set(torn - 1);
+        Some(AddressWord::new(&ip.map(|part| !part), word.flags()))
     }
 }
 
@@ -309,6 +329,17 @@ where
         self.cost(|costs| costs.map_updates += 1);
         let (capacity, when_full) = self.capacity(table);
         self.family().store(table).insert(key, flow, replace, capacity, when_full)
+    }
+
+    fn fragment(&self, key: &FragmentKey<N>) -> Option<FragmentRecord> {
+        self.cost(|costs| costs.lookups += 1);
+        self.family().fragments.borrow().get(key).copied()
+    }
+
+    fn set_fragment(&self, key: &FragmentKey<N>, record: &FragmentRecord) -> bool {
+        self.cost(|costs| costs.map_updates += 1);
+        self.family().fragments.borrow_mut().insert(*key, *record);
+        true
     }
 
     fn remove_flow(&self, table: FlowTable, key: &FlowKey<N>) {

@@ -81,7 +81,8 @@ where
         let backend = world.tables.backends_of(id, Scope::Cluster);
         world.tables.set_backends(id, Scope::Cluster, &[]);
         assert_eq!(connect::<N>(&world, protocol, vip), Outcome::Reject);
-        assert_eq!(peer::<N>(&world, pod), None, "a refused socket is connected to nothing");
+        let still = Some(address::<N>(vip));
+        assert_eq!(peer(&world, pod), still, "refused, UDP is connected as it was");
         world.tables.set_empty(id, Scope::Cluster, SetWord::DROP);
         assert_eq!(connect::<N>(&world, protocol, vip), Outcome::Drop);
         assert_eq!(world.count(Counter::SocketRejected), 1);

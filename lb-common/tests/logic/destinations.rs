@@ -15,7 +15,10 @@ use lb_common::{
 
 use crate::{
     connected::address,
-    setup::{Hook, NETS, Net, PORT, Protocol, SPORT, SYN, TARGET, World, at, packet, readdressed},
+    setup::{
+        ACK, FIN_ACK, Hook, NETS, Net, PORT, Protocol, RST, SPORT, SYN, SYN_ACK, TARGET, World, at,
+        packet, readdressed,
+    },
 };
 
 const EXTERNAL: u8 = FrontendFlags::EXTERNAL;
@@ -336,4 +339,43 @@ where
 fn sockets_that_are_left_alone_are_served_in_packets() {
     left_alone::<1>(&PLACES[0]);
     left_alone::<4>(&PLACES[1]);
+}
+
+fn torn_addresses<const N: usize>(place: &Place)
+where
+    HostTables: OfFamily<N>,
+{
+    let to = at(place.node, NODE_PORT);
+    let (world, _) = exposed(place, Protocol::Tcp);
+    world.tables.tear_addresses::<N>(1);
+    assert_eq!(open(&world, place.net, Protocol::Tcp, to), Verdict::Translated, "one retry");
+    world.tables.tear_addresses::<N>(2);
+    assert_eq!(open(&world, place.net, Protocol::Tcp, to), Verdict::NotService);
+}
+
+#[test]
+fn c2_a_node_port_is_found_though_its_address_reads_as_another() {
+    torn_addresses::<1>(&PLACES[0]);
+    torn_addresses::<4>(&PLACES[1]);
+}
+
+/// A connection that the node made to a pod, from a port that is a `NodePort` or an external one of its
+/// own address: the pod's answers are no business of the Service (C-6).
+#[test]
+fn c6_answers_to_the_node_are_not_taken_for_packets_to_its_node_port() {
+    for place in PLACES {
+        let (world, id) = exposed(&place, Protocol::Tcp);
+        let external = at(place.node, PORT);
+        world.tables.add_frontend_with(id, Protocol::Tcp.number(), external, EXTERNAL);
+        let pod = at(place.net.client, SPORT);
+        for from in [at(place.node, NODE_PORT), external] {
+            for flags in [SYN_ACK, ACK, FIN_ACK, RST] {
+                let answer = packet(Protocol::Tcp, pod, from, flags);
+                assert_eq!(world.ingress(&answer).0, Verdict::NotService, "{from}");
+            }
+        }
+        // To an address that is nobody else's, such a packet goes nowhere.
+        let lost = packet(Protocol::Tcp, pod, at(place.net.vip, PORT), ACK);
+        assert_eq!(world.ingress(&lost).0, Verdict::NoFlow);
+    }
 }

@@ -88,6 +88,35 @@ fn one_socket_stays_with_one_backend_while_that_serves() {
     sticks_and_moves::<4>(NETS[1]);
 }
 
+fn named_while_connected<const N: usize>(net: Net)
+where
+    HostTables: FrontendTables<N>,
+{
+    let Ends { vip, first, last } = ends(net);
+    let (world, id) = World::with_backends(net, Protocol::Udp, &[first, last]);
+    world.tables.push_random(0);
+    let to = address::<N>(vip);
+    assert_eq!(socket::connect(&world.tables, Protocol::Udp.number(), &to), translated(first));
+    for _ in 0..3 {
+        world.tables.push_random(u32::MAX);
+        assert_eq!(send::<N>(&world, vip), translated(first), "the only one that it hears");
+    }
+    assert_eq!(world.tables.peers(), vec![]);
+    assert_eq!(from(&world, first), Some(address::<N>(vip)));
+    // Another frontend of the same Service is another matter, and so is a backend that is gone.
+    world.tables.add_frontend_with(id, Protocol::Udp.number(), at(net.vip2, PORT), 0);
+    assert_eq!(send::<N>(&world, at(net.vip2, PORT)), translated(last));
+    let gone = world.tables.backends_of(id, Scope::Cluster)[0];
+    world.tables.clear_flags(gone, BackendFlags::SERVING);
+    assert_eq!(send::<N>(&world, vip), translated(last));
+}
+
+#[test]
+fn a_connected_socket_that_names_its_vip_stays_with_its_backend() {
+    named_while_connected::<1>(NETS[0]);
+    named_while_connected::<4>(NETS[1]);
+}
+
 fn refused_then_gone<const N: usize>(net: Net)
 where
     HostTables: FrontendTables<N>,

@@ -3,14 +3,15 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Counter, ProgramSlot};
 use lb_common::csum;
+use lb_common::decide::Next;
 use lb_common::guard;
 use lb_common::packet::{ChecksumChange, Packet, Renew};
 use lb_common::parse::Link;
@@ -238,17 +239,19 @@ impl Renew for Skb {
 pub fn look(
     ctx: TcContext,
     link: Link,
-    next: ProgramSlot,
-    look: impl FnOnce(&mut Skb, &Maps, Link) -> Option<Verdict>,
+    slot: impl FnOnce(Next) -> ProgramSlot,
+    look: impl FnOnce(&mut Skb, &Maps, Link) -> Result<Next, Verdict>,
 ) -> i32 {
     let mut skb = Skb(ctx);
     let maps = maps_of(&skb);
-    if look(&mut skb, &maps, link).is_none() {
-        // SAFETY: a helper on this program's context; it only returns where nothing is in the slot.
-        let _missing = unsafe { maps::PROGRAMS.tail_call(&skb.0, next as u32) };
-        maps.count(Counter::ProgramMissing);
+    match look(&mut skb, &maps, link) {
+        Ok(next) => {
+            go_on(&skb.0, slot(next));
+            maps.count(Counter::ProgramMissing);
+            NEXT
+        }
+        Err(_) => NEXT,
     }
-    NEXT
 }
 
 #[inline(always)]
@@ -276,7 +279,7 @@ pub fn run(
         // SAFETY: a helper without pointers; flags 0: out of the interface.
         return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
     }
-    if verdict.is_reject() {
+    if verdict.is_reject() && config::answers() {
         let slot = match link {
             Link::Ethernet => ProgramSlot::RefuseIngress,
             Link::None => ProgramSlot::RefuseIngressL3,

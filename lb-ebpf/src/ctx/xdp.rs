@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::programs::XdpContext;
 use lb_common::csum;
-use lb_common::decide;
+use lb_common::decide::{self, Next};
 use lb_common::packet::{ChecksumChange, Packet};
 use lb_common::parse::Link;
 use lb_common::verdict::Verdict;
@@ -74,8 +74,14 @@ pub fn run(ctx: XdpContext) -> u32 {
     // SAFETY: a field of this program's context.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
     let mut buffer = Buffer(ctx);
-    // Replies leave by the same interface, where the tc program asks whether there are flows.
-    let verdict = decide::ingress(&mut buffer, &Maps { ifindex }, Link::Ethernet);
+    // Replies leave by the same interface, where the tc program asks whether there are flows. ICMP
+    // and fragments are left to it too.
+    let maps = Maps { ifindex };
+    let verdict = match decide::look_at_ingress(&mut buffer, &maps, Link::Ethernet) {
+        Ok(Next::Translate) => decide::translate_ingress(&mut buffer, &maps, Link::Ethernet),
+        Ok(Next::Icmp | Next::Fragment) => Verdict::NotTransport,
+        Err(verdict) => verdict,
+    };
     if verdict == Verdict::Reflected {
         XDP_TX
     } else if verdict.drop_counter().is_some() {

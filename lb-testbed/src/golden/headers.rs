@@ -4,10 +4,10 @@ use lb_common::{abi::Counter, verdict::Verdict};
 
 use super::{
     Case, Hook,
-    lives::{back, begun, goes_on, named, single, there},
+    lives::{back, named, single, there},
 };
 use crate::{
-    packet::{Link, Packet, checksum},
+    packet::{Packet, checksum},
     traffic::{
         ACK, NETS, Net, PORT, Protocol, SPORT, SYN, SYN_ACK, V4, V6, at, packet, readdressed,
     },
@@ -28,8 +28,6 @@ pub(super) fn cases() -> Vec<Case> {
                 packet
             }));
             cases.push(shaped(net, protocol, "no payload", |packet| packet.payload(&[])));
-            let fragments = fragments(net, protocol);
-            cases.push(fragments);
         }
         cases.push(shaped(net, Protocol::Tcp, "TCP options", |packet| {
             packet.tcp_options(&[2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0])
@@ -45,9 +43,10 @@ pub(super) fn cases() -> Vec<Case> {
         }
         for kinds in [&[0][..], &[60], &[0, 60, 43, 60]] {
             let name = format!("extension headers {kinds:?}");
-            cases.push(shaped(V6, protocol, &name, move |packet| {
+            let case = shaped(V6, protocol, &name, move |packet| {
                 kinds.iter().fold(packet, |packet, kind| packet.extension(*kind, &[0; 14]))
-            }));
+            });
+            cases.push(case.tc_only());
         }
     }
     cases
@@ -69,24 +68,6 @@ fn shaped(net: Net, protocol: Protocol, name: &str, shape: impl Fn(Packet) -> Pa
         }
     }
     case
-}
-
-/// The first fragment has ports; later ones pass as they are.
-fn fragments(net: Net, protocol: Protocol) -> Case {
-    let case = single(named(net, protocol, "fragments"), net, protocol);
-    let mut case = begun(case, net, protocol);
-    let (from, to) = there(net, protocol, ACK);
-    let (from, to) = (from.payload(&[7; 200]), to.payload(&[7; 200]));
-    for (index, (input, output)) in from.fragments(80).into_iter().zip(to.fragments(80)).enumerate()
-    {
-        case = if index == 0 {
-            case.bytes(Hook::Ingress, Link::Ethernet, input, Verdict::Translated, output)
-                .established()
-        } else {
-            case.bytes(Hook::Ingress, Link::Ethernet, input.clone(), Verdict::Fragment, input)
-        };
-    }
-    goes_on(case, net, protocol)
 }
 
 fn without_checksum(net: Net) -> Case {

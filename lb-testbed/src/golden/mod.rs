@@ -6,7 +6,9 @@
 
 mod bad;
 mod destinations;
+mod fragments;
 mod headers;
+mod icmp;
 mod lives;
 mod refusals;
 
@@ -70,6 +72,8 @@ pub struct Case {
     pub name: String,
     /// What happens, in order; it begins with empty tables.
     pub steps: Vec<Step>,
+    /// The program at XDP leaves its packets to the one at tc.
+    pub tc_only: bool,
 }
 
 /// All cases.
@@ -79,6 +83,8 @@ pub fn cases() -> Vec<Case> {
     cases.extend(headers::cases());
     cases.extend(bad::cases());
     cases.extend(destinations::cases());
+    cases.extend(icmp::cases());
+    cases.extend(fragments::cases());
     cases.extend(refusals::cases());
     cases
 }
@@ -99,7 +105,7 @@ pub fn established_costs() -> Result<Costs> {
 
 impl Case {
     fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), steps: Vec::new() }
+        Self { name: name.into(), steps: Vec::new(), tc_only: false }
     }
 
     fn change(mut self, change: impl Fn(&HostTables) + 'static) -> Self {
@@ -175,6 +181,12 @@ impl Case {
         if let Some(Step::Shot(shot)) = self.steps.last_mut() {
             shot.established = true;
         }
+        self
+    }
+
+    /// The program at XDP leaves its packets to the one at tc.
+    fn tc_only(mut self) -> Self {
+        self.tc_only = true;
         self
     }
 

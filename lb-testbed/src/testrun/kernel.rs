@@ -11,8 +11,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FrontendKey, Ip, Live, SERVICE_CIDRS,
-        ServiceCidr, V4, V6, flow_port, flow_source, map,
+        Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FragmentKey, FragmentRecord,
+        FrontendKey, Ip, Live, SERVICE_CIDRS, ServiceCidr, V4, V6, flow_port, flow_source, map,
     },
     host::{HostTables, OfFamily},
     tables::FlowTable,
@@ -43,6 +43,9 @@ macro_rules! plain {
 }
 
 plain!(
+    FragmentKey<V4>,
+    FragmentKey<V6>,
+    FragmentRecord,
     Ip<V4>,
     Ip<V6>,
     ServiceCidr<V4>,
@@ -85,7 +88,14 @@ impl Kernel {
         ] {
             loader.map_max_entries(name, ENTRIES);
         }
-        for name in [map::FLOWS4, map::FLOWS6, map::HALF_OPEN4, map::HALF_OPEN6] {
+        for name in [
+            map::FLOWS4,
+            map::FLOWS6,
+            map::HALF_OPEN4,
+            map::HALF_OPEN6,
+            map::FRAGMENTS4,
+            map::FRAGMENTS6,
+        ] {
             loader.map_max_entries(name, LRU_ENTRIES);
         }
         let ebpf = loader.load(&object).context("create the maps")?;
@@ -160,6 +170,8 @@ impl Kernel {
         for name in [map::FLOWS6, map::HALF_OPEN6] {
             self.empty::<FlowKey<V6>, Plain<Flow<V6>>>(name)?;
         }
+        self.empty::<FragmentKey<V4>, Plain<FragmentRecord>>(map::FRAGMENTS4)?;
+        self.empty::<FragmentKey<V6>, Plain<FragmentRecord>>(map::FRAGMENTS6)?;
         self.array::<u64>(map::FLOW_PORTS)?.set(flow_port(INTERFACE), 0, 0)?;
         self.fill(&HostTables::new())
     }

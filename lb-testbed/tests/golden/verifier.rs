@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya_obj::{
     Object, ProgramSection,
-    generated::{bpf_attach_type, bpf_insn},
+    generated::{bpf_attach_type, bpf_func_id, bpf_insn},
 };
 use lb_object::Settings;
 use lb_testbed::{
@@ -25,6 +25,10 @@ use serde::{Deserialize, Serialize};
 
 const RECORD: &str = include_str!("../../../docs/verifier.json");
 const VARIABLE: &str = "MILLRACE_RECORD";
+/// `BPF_JMP | BPF_CALL`.
+const CALL: u8 = 0x85;
+/// `BPF_PSEUDO_CALL`.
+const OWN_FUNCTION: u8 = 1;
 /// What no program may exceed on any kernel.
 const MAX_INSTRUCTIONS: u32 = 100_000;
 const MAX_STACK: u32 = 384;
@@ -96,6 +100,10 @@ fn measure(settings: &Settings) -> Result<BTreeMap<String, Cost>> {
             .get(&program.function_key())
             .with_context(|| format!("no code of {name}"))?;
         let code: Vec<u64> = function.instructions.iter().copied().map(word).collect();
+        // Those that refuse go on with an answer where the kernel takes both (`ANSWERS`).
+        if !["tc_translate_", "tc_fragment_"].iter().any(|prefix| name.starts_with(prefix)) {
+            jumps_or_calls(&function.instructions).context(name.clone())?;
+        }
         let (kind, attach) = kind(&program.section)?;
         let log = testrun::verify(kind, &code, attach as u32).context(name.clone())?;
         let (processed, depths) = statistics(&log).with_context(|| format!("{name}: {log}"))?;
@@ -107,6 +115,21 @@ fn measure(settings: &Settings) -> Result<BTreeMap<String, Cost>> {
         costs.insert(name, Cost { verified_instructions, stack, frames_in_32s });
     }
     Ok(costs)
+}
+
+/// Before kernel 6.0 arm64 refuses a program that has functions of its own and goes on with another,
+/// wherever it does so.
+fn jumps_or_calls(code: &[bpf_insn]) -> Result<()> {
+    let calls = |kind, target: Option<i32>| {
+        code.iter().any(|instruction| {
+            instruction.code == CALL
+                && instruction.src_reg() == kind
+                && target.is_none_or(|target| instruction.imm == target)
+        })
+    };
+    let jumps = calls(0, Some(bpf_func_id::BPF_FUNC_tail_call as i32));
+    ensure!(!(jumps && calls(OWN_FUNCTION, None)), "it goes on with another and calls functions");
+    Ok(())
 }
 
 /// The object with the addresses of these maps and of its own functions in its code.

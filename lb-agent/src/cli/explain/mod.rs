@@ -336,6 +336,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::SctpPort => "sctp_port",
         Verdict::Rewrite => "rewrite",
         Verdict::TableFull => "table_full",
+        Verdict::EarlyFragment => "early_fragment",
         Verdict::UndefinedPort => "undefined_port",
         Verdict::Unallocated => "unallocated",
     }
@@ -365,6 +366,7 @@ fn meaning(verdict: Verdict, to: Option<SocketAddr>) -> String {
         }
         Verdict::Rewrite => "dropped: the packet ends inside its headers".into(),
         Verdict::TableFull => "dropped: the flow table is full".into(),
+        Verdict::EarlyFragment => "dropped: a fragment before the first one".into(),
         Verdict::UndefinedPort => {
             "refused where it would leave the node: a clusterIP, but none of its Service's ports; the \
              client is told at once"

@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use lb_agent::plan::address;
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Flow,
-    FlowKey, Found, FrontendFlags, FrontendKey, FrontendWord, Ip, Live, NetnsFlags, NetnsRecord,
-    SCOPES, ServiceCidr, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer, SocketRecord,
-    V4, V6, filter_bit,
+    FlowKey, Found, FragmentKey, FragmentRecord, FrontendFlags, FrontendKey, FrontendWord, Ip,
+    Live, NetnsFlags, NetnsRecord, SCOPES, ServiceCidr, ServicePortId, SetWord, SocketKey,
+    SocketLink, SocketPeer, SocketRecord, V4, V6, filter_bit,
 };
 use lb_common::select::Choice;
 use lb_common::select::widen;
@@ -348,6 +348,15 @@ impl<const N: usize, R: FamilyReader<N>> FlowTables<N> for Recorder<'_, R> {
             self.note("insert", format!("would record both directions in the {which}"));
         }
         Insert::Done
+    }
+
+    /// No packet that is explained is a fragment.
+    fn fragment(&self, _: &FragmentKey<N>) -> Option<FragmentRecord> {
+        None
+    }
+
+    fn set_fragment(&self, _: &FragmentKey<N>, _: &FragmentRecord) -> bool {
+        true
     }
 
     fn remove_flow(&self, _: FlowTable, key: &FlowKey<N>) {

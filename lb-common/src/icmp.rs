@@ -1,0 +1,308 @@
+//! ICMP at the hooks of the packet engine: errors about translated packets find who sent these, and a
+//! VIP answers pings.
+//!
+//! An error quotes the packet that it is about, as it was when it came to grief: after translation.
+//! Turned around, the quote is the key of the record for the other direction, which says how to turn
+//! the quote into what its sender knows. That is how a client behind a VIP learns of a smaller MTU
+//! (contract C-7).
+
+use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Ip, V4, V6, proto};
+use crate::csum::{Diff, adjusted, updated};
+use crate::decide::counted;
+use crate::packet::{ChecksumChange, Packet};
+use crate::parse::{
+    Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
+};
+use crate::rewrite::swap_ethernet;
+use crate::select::address_flags;
+use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables};
+use crate::verdict::Verdict;
+
+/// Bytes of an ICMP message before what it quotes.
+const QUOTE: usize = 8;
+
+/// An ICMP packet that arrives and may concern a VIP.
+#[inline(always)]
+pub fn ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<V4> + FlowTables<V6>,
+{
+    at_hook(packet, tables, link, FlowKind::INGRESS)
+}
+
+/// An ICMP packet that leaves by an interface with flows.
+#[inline(always)]
+pub fn egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<V4> + FlowTables<V6>,
+{
+    at_hook(packet, tables, link, FlowKind::EGRESS)
+}
+
+#[inline(always)]
+fn at_hook<P, T>(packet: &mut P, tables: &T, link: Link, kind: u8) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<V4> + FlowTables<V6>,
+{
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => message::<V4, P, T>(packet, tables, l3, link, kind),
+        Ok(Network::V6(l3)) => message::<V6, P, T>(packet, tables, l3, link, kind),
+        Err(verdict) => verdict,
+    };
+    counted(tables, verdict)
+}
+
+#[inline(always)]
+fn message<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    l3: usize,
+    link: Link,
+    kind: u8,
+) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let Some(at) = Ipv::<N>::icmp(packet, l3) else { return Verdict::Unparsed };
+    // Both type and code: a check of one byte is one that the verifier does not see.
+    let Some(both) = packet.u16(at) else { return Verdict::Unparsed };
+    let [icmp_type, _] = u16::from_be(both).to_be_bytes();
+    let verdict = if icmp_type == Ipv::<N>::ECHO.0 && kind == FlowKind::INGRESS {
+        echo::<N, P, T>(packet, tables, l3, at)
+    } else if Ipv::<N>::is_error(icmp_type) {
+        error::<N, P, T>(packet, tables, l3, at, kind)
+    } else {
+        return Verdict::NotTransport;
+    };
+    if verdict == Verdict::Reflected && link == Link::Ethernet && swap_ethernet(packet).is_none() {
+        return Verdict::Rewrite;
+    }
+    verdict
+}
+
+/// An error. A function of its own, so that the families share a part of the stack.
+#[inline(never)]
+fn error<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    l3: usize,
+    at: usize,
+    kind: u8,
+) -> Verdict
+where
+    P: Packet,
+    T: FlowTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let Some(quote) = read_quote::<N, P>(packet, l3 & 0xff, at, kind) else {
+        return Verdict::NotTransport;
+    };
+    // An error goes to who sent what it quotes. One that does not is forged, or none of ours: others
+    // may have let it pass for its quote alone.
+    if destination_of::<N, P>(packet, l3 & 0xff) != Some(quote.key.dst) {
+        return Verdict::NotService;
+    }
+    let mut flow = Flow::empty();
+    if !known(tables, &quote.key, &mut flow) {
+        return Verdict::NotService;
+    }
+    if rewrite(packet, &quote, &flow).is_none() {
+        return Verdict::Rewrite;
+    }
+    tables.count(Counter::IcmpTranslated);
+    if flow.flags & Flow::<N>::HAIRPIN == 0 { Verdict::Translated } else { Verdict::Reflected }
+}
+
+/// What an error quotes, turned around: the key of the flow's other direction. Offsets as in
+/// [`crate::parse::Headers`], and for the same reason.
+struct Quote<const N: usize> {
+    key: FlowKey<N>,
+    /// Offset of the outer IP header.
+    l3: u8,
+    /// Offset of the ICMP message.
+    at: u16,
+    /// Offset of the quoted transport header.
+    l4: u16,
+}
+
+impl<const N: usize> Quote<N> {
+    #[inline(always)]
+    const fn l3(&self) -> usize {
+        self.l3 as usize
+    }
+
+    #[inline(always)]
+    const fn at(&self) -> usize {
+        self.at as usize & MAX_L4
+    }
+
+    #[inline(always)]
+    const fn l4(&self) -> usize {
+        self.l4 as usize & MAX_L4
+    }
+}
+
+/// Reads what a message quotes; `None` if that cannot be a packet of ours.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "all are masked")]
+fn read_quote<const N: usize, P: Packet>(
+    packet: &P,
+    l3: usize,
+    at: usize,
+    kind: u8,
+) -> Option<Quote<N>>
+where
+    Ipv<N>: Header<N>,
+{
+    let inner = (at & MAX_L4).wrapping_add(QUOTE);
+    let (proto, l4) = Ipv::<N>::quoted(packet, inner)?;
+    if !matches!(proto, proto::TCP | proto::UDP | proto::SCTP) || l4 > MAX_L4 {
+        return None;
+    }
+    let [ports] = packet.words(l4)?;
+    let (sport, dport) = split_ports(ports);
+    let (src, dst) = (source_of::<N, P>(packet, inner)?, destination_of::<N, P>(packet, inner)?);
+    Some(Quote {
+        key: FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, kind, pad: 0 },
+        l3: (l3 & 0xff) as u8,
+        at: (at & MAX_L4) as u16,
+        l4: (l4 & MAX_L4) as u16,
+    })
+}
+
+/// Fills in the record of a flow that is in either table. It is not touched: an error does not keep a
+/// flow alive.
+#[inline(always)]
+fn known<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    flow: &mut Flow<N>,
+) -> bool {
+    for table in [FlowTable::Main, FlowTable::HalfOpen] {
+        if let Some(record) = tables.flow(table, key) {
+            *flow = record.read();
+            if flow.is_for(key) {
+                return true;
+            }
+        }
+        if key.proto != proto::TCP {
+            return false;
+        }
+    }
+    false
+}
+
+/// Turns quote and outer addresses into what the sender of the quoted packet knows; `None` if the
+/// packet ends before.
+#[inline(always)]
+fn rewrite<const N: usize, P: Packet>(
+    packet: &mut P,
+    quote: &Quote<N>,
+    flow: &Flow<N>,
+) -> Option<()>
+where
+    Ipv<N>: Header<N>,
+{
+    let key = &quote.key;
+    let inner = quote.at().wrapping_add(QUOTE);
+    let width = size_of::<Ip<N>>();
+    // The quote travelled the other way: its source is what the flow's packets are sent to.
+    let inner_at = inner.wrapping_add(Ipv::<N>::ADDRESSES);
+    packet.set_words(inner_at, &flow.dst)?;
+    packet.set_words(inner_at.wrapping_add(width), &flow.src)?;
+    packet.set_words(quote.l4(), &[join_ports(flow.dport, flow.sport)])?;
+    let inner_addresses =
+        Diff::default().words(&key.dst, &flow.dst).words(&key.src, &flow.src).sum();
+    let ports = Diff::default().half(key.dport, flow.dport).half(key.sport, flow.sport).sum();
+
+    // The error itself may come from the backend, or from any router.
+    let outer_at = quote.l3().wrapping_add(Ipv::<N>::ADDRESSES);
+    let src: Ip<N> = packet.words(outer_at)?;
+    let mut outer = Diff::default().words(&key.dst, &flow.dst);
+    if src == key.src {
+        packet.set_words(outer_at, &flow.src)?;
+        outer = outer.words(&src, &flow.src);
+    }
+    packet.set_words(outer_at.wrapping_add(width), &flow.dst)?;
+    let outer = outer.sum();
+
+    let mut change = Diff::default().word(u32::MAX, ports);
+    // The quote may end before its own checksum.
+    let sum_at = quote.l4().wrapping_add(if key.proto == proto::UDP { 6 } else { 16 });
+    if key.proto != proto::SCTP
+        && let Some(old) = packet.u16(sum_at)
+    {
+        let udp = key.proto == proto::UDP;
+        let quoted = ChecksumChange { pseudo: inner_addresses, header: ports, udp, ipv6: N != V4 };
+        if let Some(new) = adjusted(old, &quoted) {
+            packet.set_u16(sum_at, new)?;
+            change = change.half(old, new);
+        }
+    }
+    if N == V4 {
+        // Either header's own checksum makes up for its addresses.
+        let at = inner.wrapping_add(10);
+        packet.set_u16(at, updated(packet.u16(at)?, inner_addresses))?;
+        let at = quote.l3().wrapping_add(10);
+        packet.set_u16(at, updated(packet.u16(at)?, outer))?;
+    } else {
+        // ICMPv6 covers both (RFC 4443 section 2.3).
+        change = change.word(u32::MAX, inner_addresses).word(u32::MAX, outer);
+    }
+    let at = quote.at().wrapping_add(2);
+    packet.set_u16(at, updated(packet.u16(at)?, change.sum()))
+}
+
+/// Answers a ping of a VIP: it is this node that serves it. One of the node's own addresses is the
+/// node's business.
+#[inline(never)]
+fn echo<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, at: usize) -> Verdict
+where
+    P: Packet,
+    T: FrontendTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let (l3, at) = (l3 & 0xff, at & MAX_L4);
+    // One after the other: with both in one pattern the compiler compares the first once more, and
+    // the verifier does not know that the answer is the same.
+    let Some(src) = source_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
+    let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
+    let flags = address_flags(tables, &dst);
+    let ours = AddressFlags::CLUSTER_IP | AddressFlags::VIP;
+    if flags & ours == 0 || flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0 {
+        return Verdict::NotService;
+    }
+    if answer::<N, P>(packet, l3, at, &src, &dst).is_none() {
+        return Verdict::Rewrite;
+    }
+    tables.count(Counter::EchoAnswered);
+    Verdict::Reflected
+}
+
+#[inline(always)]
+fn answer<const N: usize, P: Packet>(
+    packet: &mut P,
+    l3: usize,
+    at: usize,
+    src: &Ip<N>,
+    dst: &Ip<N>,
+) -> Option<()>
+where
+    Ipv<N>: Header<N>,
+{
+    // Type and code share a word with nothing else; the code of either message is 0.
+    let old = packet.u16(at)?;
+    let new = u16::from_be_bytes([Ipv::<N>::ECHO.1, 0]).to_be();
+    let sum = at.wrapping_add(2);
+    let change = Diff::default().half(old, new).sum();
+    packet.set_u16(sum, updated(packet.u16(sum)?, change))?;
+    packet.set_u16(at, new)?;
+    let addresses = l3.wrapping_add(Ipv::<N>::ADDRESSES);
+    packet.set_words(addresses, dst)?;
+    packet.set_words(addresses.wrapping_add(size_of::<Ip<N>>()), src)
+}
