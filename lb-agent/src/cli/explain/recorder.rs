@@ -1,22 +1,20 @@
 //! Tables that tell what a decision asked them, and what they answered. What it would write is told
 //! and not written.
 
+mod flows;
+mod sockets;
+
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::plan::address;
 use lb_common::abi::{
-    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Flow,
-    FlowKey, Found, FragmentKey, FragmentRecord, FrontendFlags, FrontendKey, FrontendWord, Ip,
-    Live, NetnsFlags, NetnsRecord, SCOPES, ServiceCidr, ServicePortId, SetWord, SocketKey,
-    SocketLink, SocketPeer, SocketRecord, V4, V6, filter_bit,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Found,
+    FrontendFlags, FrontendKey, FrontendWord, Ip, SCOPES, ServiceCidr, ServicePortId, SetWord, V4,
+    V6, filter_bit,
 };
-use lb_common::select::Choice;
 use lb_common::select::widen;
-use lb_common::tables::{
-    FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert, ServiceTables,
-    SocketTables,
-};
+use lb_common::tables::{FrontendTables, GuardTables, ServiceTables};
 use serde::Serialize;
 
 use super::asker::Asker;
@@ -264,187 +262,6 @@ impl<const N: usize, R: FamilyReader<N>> GuardTables<N> for Recorder<'_, R> {
         }
         Some(range)
     }
-}
-
-/// A copy of a record: what would be written to the record itself is dropped.
-pub(super) struct Copied<const N: usize>(Flow<N>);
-
-impl<const N: usize> FlowRef<N> for Copied<N> {
-    fn read(&self) -> Flow<N> {
-        self.0
-    }
-
-    fn tag(&self) -> u32 {
-        self.0.tag
-    }
-
-    fn live(&self) -> Live {
-        Live(self.0.live)
-    }
-
-    fn set_live(&self, _: Live) {}
-}
-
-impl<const N: usize, R: FamilyReader<N>> FlowTables<N> for Recorder<'_, R> {
-    type Ref = Copied<N>;
-
-    fn has_flows(&self) -> bool {
-        true
-    }
-
-    fn has_flows_to(&self, _: &Ip<N>) -> bool {
-        true
-    }
-
-    fn note_flows(&self, _: &Ip<N>) {}
-
-    fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Copied<N>> {
-        if !self.knows_client {
-            return None;
-        }
-        let found = self.reader.flow(table, key);
-        let (from, to) = (at(&key.src, key.sport), at(&key.dst, key.dport));
-        let which = match table {
-            FlowTable::Main => "flow table",
-            FlowTable::HalfOpen => "half-open flows",
-        };
-        let text = match &found {
-            None => "no record".to_owned(),
-            Some(flow) if flow.is_for(key) => {
-                self.known_flow.set(true);
-                let ends =
-                    if Live(flow.live).state() == 0 { "" } else { ", one side has ended it" };
-                format!(
-                    "becomes {} to {} (backend {}, generation {}){ends}",
-                    at(&flow.src, flow.sport),
-                    at(&flow.dst, flow.dport),
-                    flow.backend,
-                    flow.generation
-                )
-            }
-            Some(_) => "record of another flow, not used".to_owned(),
-        };
-        self.note("flow", format!("{which}: {from} to {to}: {text}"));
-        found.map(Copied)
-    }
-
-    fn insert_flow(&self, table: FlowTable, key: &FlowKey<N>, flow: &Flow<N>, _: bool) -> Insert {
-        let which = match table {
-            FlowTable::Main => "flow table",
-            FlowTable::HalfOpen => "half-open flows",
-        };
-        if self.knows_client {
-            self.note(
-                "insert",
-                format!(
-                    "would record in the {which}: {} to {} becomes {} to {}",
-                    at(&key.src, key.sport),
-                    at(&key.dst, key.dport),
-                    at(&flow.src, flow.sport),
-                    at(&flow.dst, flow.dport)
-                ),
-            );
-        } else if flow.flags & Flow::<N>::REPLY == 0 {
-            self.note("insert", format!("would record both directions in the {which}"));
-        }
-        Insert::Done
-    }
-
-    /// No packet that is explained is a fragment.
-    fn fragment(&self, _: &FragmentKey<N>) -> Option<FragmentRecord> {
-        None
-    }
-
-    fn set_fragment(&self, _: &FragmentKey<N>, _: &FragmentRecord) -> bool {
-        true
-    }
-
-    fn remove_flow(&self, _: FlowTable, key: &FlowKey<N>) {
-        if !self.knows_client {
-            return;
-        }
-        let (from, to) = (at(&key.src, key.sport), at(&key.dst, key.dport));
-        self.note("remove", format!("would remove the record of {from} to {to}"));
-    }
-}
-
-impl<R: Reader> SocketTables for Recorder<'_, R> {
-    fn cookie(&self) -> u64 {
-        0
-    }
-
-    fn netns_cookie(&self) -> u64 {
-        self.asker.cookie
-    }
-
-    fn node_netns(&self) -> u64 {
-        self.asker.node
-    }
-
-    fn netns(&self, _: u64) -> Option<NetnsRecord> {
-        let record = self.asker.record;
-        if !self.told_netns.replace(true) {
-            let bypassed = record.is_some_and(|r| r.flags & NetnsFlags::BYPASS != 0);
-            let what = if bypassed {
-                ", which redirects its own traffic: its sockets are left alone"
-            } else {
-                ""
-            };
-            let text = format!("network namespace: {}{what}", self.asker.namespace());
-            self.note("namespace", text);
-        }
-        record
-    }
-
-    fn node_only(&self) -> bool {
-        if self.asker.node_only {
-            let text = "only sockets of the node's own network namespace are served";
-            self.note("scope", text.to_owned());
-        }
-        self.asker.node_only
-    }
-
-    /// Which process asks is not known.
-    fn cgroup_bypassed(&self) -> bool {
-        let cgroups = self.asker.bypassed_cgroups;
-        if cgroups > 0 {
-            let text = format!("cgroup: taken for none of the {cgroups} that are left alone");
-            self.note("cgroup", text);
-        }
-        false
-    }
-
-    fn remove_record(&self) {}
-
-    /// A socket that is connected for the first time.
-    fn record(&self) -> Option<SocketRecord> {
-        None
-    }
-
-    fn set_connected(&self, _: &[u32; 4], _: u16, to: &Choice) -> bool {
-        let backend = to.id;
-        self.note(
-            "remember",
-            format!("would remember the VIP and backend {backend} in the socket"),
-        );
-        true
-    }
-
-    fn set_disconnected(&self) {}
-
-    fn set_head(&self, _: &SocketLink, _: u32) -> bool {
-        true
-    }
-
-    fn peer(&self, _: &SocketKey) -> Option<SocketPeer> {
-        None
-    }
-
-    fn set_peer(&self, _: &SocketKey, _: &SocketPeer) -> bool {
-        true
-    }
-
-    fn remove_peer(&self, _: &SocketKey) {}
 }
 
 /// Address and port from their words in network order.
