@@ -8,6 +8,7 @@ use crate::abi::{AddressFlags, FlowKind, Ip, SERVICE_CIDRS, V4, V6};
 use crate::decide::counted;
 use crate::packet::Packet;
 use crate::parse::{Header, Ipv, Link, Network, destination_of, headers, network};
+use crate::select::address_flags;
 use crate::tables::GuardTables;
 use crate::verdict::Verdict;
 
@@ -72,7 +73,7 @@ where
     Ipv<N>: Header<N>,
 {
     let ip = destination_of::<N, P>(packet, l3)?;
-    let flags = tables.address(&ip).map_or(0, |word| word.flags_for(&ip));
+    let flags = address_flags(tables, &ip);
     if flags & AddressFlags::CLUSTER_IP != 0 {
         // What Services do not know is none of theirs to refuse, as ping.
         return headers::<N, P>(packet, l3, FlowKind::EGRESS).ok().map(|_| Verdict::UndefinedPort);

@@ -172,7 +172,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 34] = [
+pub(super) const PINNED: [&str; 30] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
@@ -199,11 +199,7 @@ pub(super) const PINNED: [&str; 34] = [
     map::HALF_OPEN6,
     map::FRAGMENTS4,
     map::FRAGMENTS6,
-    map::AFFINITY,
-    map::NETNS,
-    map::BYPASS_CGROUPS,
     map::SOCKETS,
-    map::UDP_SOCKETS,
     map::SOCKET_PEERS,
     map::REJECTS,
     map::COUNTERS,

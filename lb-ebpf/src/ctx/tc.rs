@@ -330,6 +330,10 @@ pub fn guard(ctx: &TcContext, link: Link, next: ProgramSlot) {
 /// the interface that the packet would have left by, as if it came from where the packet was to go.
 #[inline(always)]
 pub fn leaving(ctx: &TcContext, link: Link) -> Option<i32> {
+    if !config::answers() {
+        // This program has functions of its own, so here it cannot go on with another.
+        return Some(NEXT);
+    }
     let mut skb = Skb(TcContext::new(ctx.skb.skb));
     let maps = maps_of(&skb);
     let verdict = guard::leaving(&skb, &maps, link)?;

@@ -101,7 +101,10 @@ fn measure(settings: &Settings) -> Result<BTreeMap<String, Cost>> {
             .with_context(|| format!("no code of {name}"))?;
         let code: Vec<u64> = function.instructions.iter().copied().map(word).collect();
         // Those that refuse go on with an answer where the kernel takes both (`ANSWERS`).
-        if !["tc_translate_", "tc_fragment_"].iter().any(|prefix| name.starts_with(prefix)) {
+        if !["tc_translate_", "tc_icmp_", "tc_fragment_", "tc_refuse_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+        {
             jumps_or_calls(&function.instructions).context(name.clone())?;
         }
         let (kind, attach) = kind(&program.section)?;
