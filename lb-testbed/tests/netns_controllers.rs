@@ -144,12 +144,13 @@ fn zones_ranges_and_health_follow_the_objects_that_tell_them() -> Result<()> {
     world.wait_health("/livez", 200)?;
     world.plane.kubectl(&["taint", "node", "node-0", &format!("{taint}-")])?;
     world.wait_health("/healthz", 200)?;
-    // T-11: a Node that is deleted keeps its zone here.
-    let before = world.backends(&vips[0])?;
+    // T-11: a Node that is deleted keeps its zone here. Its controllers may take back what they hinted,
+    // so more may be served by now, but what was chosen for the zone is.
     world.plane.kubectl(&["delete", "node", "node-0"])?;
     world.wait_health("/healthz", 503)?;
     world.wait_health("/livez", 200)?;
-    ensure!(world.backends(&vips[0])? == before, "deleting the Node changed what is served");
+    let found = world.backends(&vips[0])?.unwrap_or_default();
+    ensure!(found.is_superset(&targets(&vips[0], &[2])), "the Node was deleted: {found:?}");
     world.ensure_allowed()
 }
 

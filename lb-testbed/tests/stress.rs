@@ -127,11 +127,13 @@ fn send_until(program: BorrowedFd<'_>, reader: u8, stop: &AtomicBool) -> Result<
         let [_, a, b, c] = flow.to_be_bytes();
         let service = u8::try_from(random(&mut state) % u64::from(SERVICES))?;
         let vip = vip(service);
-        let client = IpAddr::from([11 + reader, a, b, c]);
-        let packet = Packet::new(client, IpAddr::V4(vip)).udp(4000, 80).payload(b"x").build();
+        let client = Ipv4Addr::new(11 + reader, a, b, c);
+        let packet =
+            Packet::new(IpAddr::V4(client), IpAddr::V4(vip)).udp(4000, 80).payload(b"x").build();
         let output = testrun::once(program, &packet)?;
         let reached = output.data.get(DESTINATION).context("a cut packet")?;
-        if reached == vip.octets() {
+        // Dropped, or turned around to tell the client that there is no backend.
+        if reached == vip.octets() || reached == client.octets() {
             ensure!(service != 0, "the first Service always has a backend");
             continue;
         }

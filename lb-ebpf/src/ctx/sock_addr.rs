@@ -53,10 +53,7 @@ impl Socket {
     #[inline(always)]
     fn found(&self) -> *mut SocketRecord {
         if self.udp {
-            match maps::UDP_SOCKETS.get_ptr_mut(&self.cookie()) {
-                Some(record) => record,
-                None => ptr::null_mut(),
-            }
+            maps::UDP_SOCKETS.get_ptr_mut(self.cookie()).unwrap_or_default()
         } else {
             self.storage(0)
         }
@@ -73,13 +70,13 @@ impl Socket {
             return !record.is_null();
         }
         let cookie = self.cookie();
-        if let Some(record) = maps::UDP_SOCKETS.get_ptr_mut(&cookie) {
+        if let Some(record) = maps::UDP_SOCKETS.get_ptr_mut(cookie) {
             change(record);
             return true;
         }
         let mut record = SocketRecord::EMPTY;
         change(&raw mut record);
-        maps::UDP_SOCKETS.insert(&cookie, &record, 0).is_ok()
+        maps::UDP_SOCKETS.insert(cookie, record, 0).is_ok()
     }
 }
 
@@ -115,7 +112,7 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn netns(&self, cookie: u64) -> Option<NetnsRecord> {
-        let record = maps::NETNS.get_ptr(&cookie)?;
+        let record = maps::NETNS.get_ptr(cookie)?;
         // SAFETY: the verifier proved the pointer; the agent replaces records whole and rarely.
         Some(unsafe { record.read_volatile() })
     }
@@ -174,13 +171,14 @@ impl SocketTables for Socket {
     }
 
     #[inline(always)]
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would be on the stack")]
     fn set_head(&self, head: &SocketLink, peers: u32) -> bool {
         let mut record = self.found();
         if record.is_null() {
             // Made empty and filled in place: a whole one does not fit on this stack.
             record = if !self.udp {
                 self.storage(BPF_SK_STORAGE_GET_F_CREATE)
-            } else if maps::UDP_SOCKETS.insert(&self.cookie(), &EMPTY, 0).is_ok() {
+            } else if maps::UDP_SOCKETS.insert(self.cookie(), &EMPTY, 0).is_ok() {
                 self.found()
             } else {
                 return false;
@@ -198,7 +196,7 @@ impl SocketTables for Socket {
     fn remove_record(&self) {
         if self.udp {
             // A record that is gone already is what was wanted.
-            let _gone = maps::UDP_SOCKETS.remove(&self.cookie());
+            let _gone = maps::UDP_SOCKETS.remove(self.cookie());
         }
     }
 

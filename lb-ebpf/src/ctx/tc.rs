@@ -294,7 +294,7 @@ pub fn run(
 #[inline(always)]
 fn go_on(ctx: &TcContext, slot: ProgramSlot) {
     // SAFETY: a helper on this program's context.
-    let _missing = unsafe { maps::PROGRAMS.tail_call(ctx, slot as u32) };
+    unsafe { maps::PROGRAMS.tail_call(ctx, slot as u32) };
 }
 
 /// Answers a packet that was refused at ingress, out of its interface.
