@@ -7,10 +7,10 @@
 //! kube-proxy also emits an Event `FailedToStartProxierHealthcheck` when it cannot listen. Events go
 //! through the API server, which this agent only reads so far; the log line stands in for it.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::{Endpoint, Health};
@@ -44,7 +44,7 @@ const STACK_BYTES: usize = 256 << 10;
 /// How much a client may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Connections at a time, in all; more are closed at once.
+    /// Connections at a time, in all; the oldest ends for one more.
     pub(super) connections: usize,
     /// Time to send the head of a request, idleness before it included.
     pub(super) head: Duration,
@@ -164,7 +164,7 @@ pub(super) async fn serve(
         .max_buf_size(HEAD_BYTES)
         .max_header_size(HEAD_BYTES)
         .max_headers(HEADERS);
-    let free = Arc::new(Semaphore::new(limits.connections));
+    let mut held: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -174,18 +174,25 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Ok(place) = free.clone().try_acquire_owned() else { continue };
+        // The oldest gives way: a probe takes milliseconds, and who holds every place must not keep
+        // a load balancer from asking.
+        held.retain(|connection| !connection.is_finished());
+        if held.len() >= limits.connections
+            && let Some(oldest) = held.pop_front()
+        {
+            oldest.abort();
+        }
         let health = health.clone();
         let answer = move |request: Request<hyper::body::Incoming>| {
             let response = answer(request.method(), request.uri().path(), &health);
             async move { Ok::<_, Infallible>(response) }
         };
         let connection = http.serve_connection(TokioIo::new(stream), service_fn(answer));
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             // However it ends, it was the client's choice or its time was over.
             drop(timeout(limits.connection, connection).await);
-            drop(place);
         });
+        held.push_back(connection.abort_handle());
     }
 }
 
