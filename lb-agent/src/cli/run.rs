@@ -112,6 +112,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let cgroup = node.cgroup()?;
     let bypass = arguments.sockets.bypass()?;
     start_logs(arguments.log_format);
+    datapath::keep_memory_small();
     node.enter()?;
     let config = Config {
         bpffs: node.bpffs.clone(),
