@@ -62,11 +62,9 @@ pub fn enter_netns(namespace: &File) -> io::Result<()> {
 #[cfg(target_env = "gnu")]
 pub fn keep_memory_small() {
     const LARGE: libc::c_int = 128 << 10;
-    for (parameter, value) in [
-        (libc::M_ARENA_MAX, 1),
-        (libc::M_MMAP_THRESHOLD, LARGE),
-        (libc::M_TRIM_THRESHOLD, LARGE),
-    ] {
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE)]
+    {
         // SAFETY: no pointers; an allocator that refuses goes on as it was.
         let _accepted = unsafe { libc::mallopt(parameter, value) };
     }
