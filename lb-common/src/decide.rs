@@ -11,14 +11,14 @@
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{AddressFlags, Counter, Flow, FlowKind, FrontendKey, V4, V6, client_of, proto};
+use crate::abi::{AddressFlags, Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, touch};
 use crate::packet::Packet;
 use crate::parse::{
     Header, Headers, Ipv, Link, Network, Shape, destination_of, headers, network, source_of,
 };
 use crate::rewrite::{apply, swap_ethernet};
-use crate::select::{address_flags, choose_for, destination, scope_on_node, still_serves};
+use crate::select::{address_flags, choose_for, destination, scope_on_node, still_serves, widen};
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, ServiceTables};
 use crate::verdict::{NoBackend, Verdict};
 use crate::{fragment, icmp};
@@ -28,7 +28,7 @@ use crate::{fragment, icmp};
 pub enum Next {
     /// [`translate_ingress`] or [`translate_egress`].
     Translate,
-    /// [`icmp::ingress`] or [`icmp::egress`].
+    /// [`icmp::at_hook`].
     Icmp,
     /// [`fragment::ingress`] or [`fragment::egress`].
     Fragment,
@@ -44,7 +44,7 @@ where
     match look_at_ingress(packet, tables, link) {
         Err(verdict) => verdict,
         Ok(Next::Translate) => translate_ingress(packet, tables, link),
-        Ok(Next::Icmp) => icmp::ingress(packet, tables, link),
+        Ok(Next::Icmp) => icmp::at_hook(packet, tables, link, FlowKind::INGRESS),
         Ok(Next::Fragment) => fragment::ingress(packet, tables, link),
     }
 }
@@ -59,7 +59,7 @@ where
     match look_at_egress(packet, tables, link) {
         Err(verdict) => verdict,
         Ok(Next::Translate) => translate_egress(packet, tables, link),
-        Ok(Next::Icmp) => icmp::egress(packet, tables, link),
+        Ok(Next::Icmp) => icmp::at_hook(packet, tables, link, FlowKind::EGRESS),
         Ok(Next::Fragment) => fragment::egress(packet, tables, link),
     }
 }
@@ -366,7 +366,7 @@ fn fresh<const N: usize, T: FlowTables<N>>(
         return Some(if of_node { Verdict::NotService } else { Verdict::NoFlow });
     }
     let scope = scope_on_node(tables, found);
-    let choice = match choose_for(tables, found.id, scope, || client_of(&key.src)) {
+    let choice = match choose_for(tables, found.id, scope, || widen(&key.src)) {
         Ok(choice) => choice,
         Err(NoBackend::Reject) => return Some(Verdict::NoBackend),
         Err(NoBackend::Drop) => return Some(Verdict::NoLocalBackend),

@@ -83,6 +83,23 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
     new != live
 }
 
+/// The record under a key, whole, from the table that has it; only TCP has flows in both.
+#[inline(always)]
+pub fn recorded<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>) -> Option<Flow<N>> {
+    for table in [FlowTable::Main, FlowTable::HalfOpen] {
+        if let Some(record) = tables.flow(table, key) {
+            let flow = record.read();
+            if flow.is_for(key) {
+                return Some(flow);
+            }
+        }
+        if key.proto != proto::TCP {
+            return None;
+        }
+    }
+    None
+}
+
 /// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one, or its
 /// reply record was evicted, without which it cannot go on.
 #[inline(always)]

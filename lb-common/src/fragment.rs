@@ -4,11 +4,10 @@
 //! One that comes before the first is dropped if it is for a VIP, because a program cannot keep it
 //! until then; others pass, as they are nobody's that is known here.
 
-use crate::abi::{
-    AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6, proto,
-};
+use crate::abi::{AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6};
 use crate::csum::{Diff, updated};
 use crate::decide::{counted, translate_egress, translate_ingress};
+use crate::flow::recorded;
 use crate::packet::Packet;
 use crate::parse::{
     Header, Ipv, Link, Network, Part, destination_of, headers, join_ports, network, source_of,
@@ -16,7 +15,7 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
-use crate::tables::{FlowRef, FlowTable, FlowTables};
+use crate::tables::FlowTables;
 use crate::verdict::Verdict;
 
 /// A fragment, or an IPv6 packet with extension headers, that arrives and may concern us.
@@ -186,18 +185,10 @@ where
     let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
     let (proto, kind) = ((ports >> 32) as u8, (ports >> 40) as u8);
     let key = FlowKey { src, dst, sport, dport, proto, kind, pad: 0 };
-    for table in [FlowTable::Main, FlowTable::HalfOpen] {
-        if let Some(record) = tables.flow(table, &key) {
-            let flow = record.read();
-            if flow.is_for(&key) {
-                return forward(packet, l3, &key, &flow);
-            }
-        }
-        if key.proto != proto::TCP {
-            return Verdict::Fragment;
-        }
+    match recorded(tables, &key) {
+        Some(flow) => forward(packet, l3, &key, &flow),
+        None => Verdict::Fragment,
     }
-    Verdict::Fragment
 }
 
 #[inline(always)]
@@ -229,10 +220,11 @@ where
         return Verdict::Fragment;
     }
     let Some(dst) = destination_of::<N, P>(packet, l3 & 0xff) else { return Verdict::Unparsed };
-    let flags = address_flags(tables, &dst);
-    let vip = flags & (AddressFlags::CLUSTER_IP | AddressFlags::VIP) != 0;
-    let node = flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0;
-    if vip && !node { Verdict::EarlyFragment } else { Verdict::Fragment }
+    if AddressFlags::is_services_alone(address_flags(tables, &dst)) {
+        Verdict::EarlyFragment
+    } else {
+        Verdict::Fragment
+    }
 }
 
 /// Replaces the addresses of a packet that has no transport header. What keeps a sum of all bytes

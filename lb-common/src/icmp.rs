@@ -9,40 +9,23 @@
 use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Ip, V4, V6, proto};
 use crate::csum::{Diff, adjusted, updated};
 use crate::decide::counted;
+use crate::flow::recorded;
 use crate::packet::{ChecksumChange, Packet};
 use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
-use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables};
+use crate::tables::{FlowTables, FrontendTables};
 use crate::verdict::Verdict;
 
 /// Bytes of an ICMP message before what it quotes.
 const QUOTE: usize = 8;
 
-/// An ICMP packet that arrives and may concern a VIP.
+/// An ICMP packet that arrives and may concern a VIP, or that leaves by an interface with flows; `kind`
+/// tells which hook it is at ([`FlowKind`]).
 #[inline(always)]
-pub fn ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
-where
-    P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
-{
-    at_hook(packet, tables, link, FlowKind::INGRESS)
-}
-
-/// An ICMP packet that leaves by an interface with flows.
-#[inline(always)]
-pub fn egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
-where
-    P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
-{
-    at_hook(packet, tables, link, FlowKind::EGRESS)
-}
-
-#[inline(always)]
-fn at_hook<P, T>(packet: &mut P, tables: &T, link: Link, kind: u8) -> Verdict
+pub fn at_hook<P, T>(packet: &mut P, tables: &T, link: Link, kind: u8) -> Verdict
 where
     P: Packet,
     T: FlowTables<V4> + FlowTables<V6>,
@@ -107,10 +90,8 @@ where
     if destination_of::<N, P>(packet, l3 & 0xff) != Some(quote.key.dst) {
         return Verdict::NotService;
     }
-    let mut flow = Flow::empty();
-    if !known(tables, &quote.key, &mut flow) {
-        return Verdict::NotService;
-    }
+    // Not touched: an error does not keep a flow alive.
+    let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
     if rewrite(packet, &quote, &flow).is_none() {
         return Verdict::Rewrite;
     }
@@ -173,28 +154,6 @@ where
         at: (at & MAX_L4) as u16,
         l4: (l4 & MAX_L4) as u16,
     })
-}
-
-/// Fills in the record of a flow that is in either table. It is not touched: an error does not keep a
-/// flow alive.
-#[inline(always)]
-fn known<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    key: &FlowKey<N>,
-    flow: &mut Flow<N>,
-) -> bool {
-    for table in [FlowTable::Main, FlowTable::HalfOpen] {
-        if let Some(record) = tables.flow(table, key) {
-            *flow = record.read();
-            if flow.is_for(key) {
-                return true;
-            }
-        }
-        if key.proto != proto::TCP {
-            return false;
-        }
-    }
-    false
 }
 
 /// Turns quote and outer addresses into what the sender of the quoted packet knows; `None` if the
@@ -272,9 +231,7 @@ where
     // the verifier does not know that the answer is the same.
     let Some(src) = source_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
     let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
-    let flags = address_flags(tables, &dst);
-    let ours = AddressFlags::CLUSTER_IP | AddressFlags::VIP;
-    if flags & ours == 0 || flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0 {
+    if !AddressFlags::is_services_alone(address_flags(tables, &dst)) {
         return Verdict::NotService;
     }
     if answer::<N, P>(packet, l3, at, &src, &dst).is_none() {

@@ -16,7 +16,7 @@ mod tables;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
-use lb_common::abi::{ProgramSlot, V4, V6};
+use lb_common::abi::{FlowKind, ProgramSlot, V4, V6};
 use lb_common::decide::{self, Next};
 use lb_common::parse::Link;
 use lb_common::{fragment, icmp};
@@ -82,7 +82,7 @@ pub fn tc_translate_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_icmp_ingress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::ingress(p, t, link))
+    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::at_hook(p, t, link, FlowKind::INGRESS))
 }
 
 #[classifier]
@@ -102,7 +102,7 @@ pub fn tc_translate_ingress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_icmp_ingress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |p, t, link| icmp::ingress(p, t, link))
+    tc::run(ctx, Link::None, |p, t, link| icmp::at_hook(p, t, link, FlowKind::INGRESS))
 }
 
 #[classifier]
@@ -122,7 +122,7 @@ pub fn tc_translate_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_icmp_egress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::egress(p, t, link))
+    tc::run(ctx, Link::Ethernet, |p, t, link| icmp::at_hook(p, t, link, FlowKind::EGRESS))
 }
 
 #[classifier]
@@ -142,7 +142,7 @@ pub fn tc_translate_egress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_icmp_egress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |p, t, link| icmp::egress(p, t, link))
+    tc::run(ctx, Link::None, |p, t, link| icmp::at_hook(p, t, link, FlowKind::EGRESS))
 }
 
 #[classifier]

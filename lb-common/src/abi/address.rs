@@ -16,6 +16,13 @@ impl AddressFlags {
     pub const LOOPBACK: u32 = 1 << 2;
     /// A load balancer VIP or an externalIP.
     pub const VIP: u32 = 1 << 3;
+
+    /// Whether an address with these flags is a Service's and not the node's own as well, whose
+    /// business is then the node's (C-4).
+    #[inline(always)]
+    pub const fn is_services_alone(flags: u32) -> bool {
+        flags & (Self::CLUSTER_IP | Self::VIP) != 0 && flags & (Self::NODE | Self::LOOPBACK) == 0
+    }
 }
 
 /// Value of `ADDRESSES4` and `ADDRESSES6`: [`AddressFlags`] in the low half, tag of the address in

@@ -9,7 +9,7 @@ use super::{BackendId, ServicePortId};
 pub struct AffinityKey {
     /// The service port.
     pub service_port: ServicePortId,
-    /// The client: see [`client_of`] and [`client_of_cookie`].
+    /// The client's address, IPv4 in the first word and zeros behind it; or [`client_of_cookie`].
     pub client: [u32; 4],
 }
 
@@ -32,16 +32,6 @@ pub struct AffinityRecord {
 }
 
 const _: () = assert!(size_of::<AffinityRecord>() == 16);
-
-/// A client whose address is known: IPv4 in the first word, zeros behind it.
-#[inline(always)]
-pub fn client_of<const N: usize>(ip: &[u32; N]) -> [u32; 4] {
-    let mut client = [0; 4];
-    for (to, from) in client.iter_mut().zip(ip) {
-        *to = *from;
-    }
-    client
-}
 
 /// A client of which only the network namespace is known. No unicast address looks like it.
 #[inline(always)]

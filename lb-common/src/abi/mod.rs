@@ -23,7 +23,7 @@ mod socket;
 pub use address::{AddressFlags, AddressWord, SERVICE_CIDRS, ServiceCidr};
 pub use backend::{Backend, BackendFlags, BackendId, BackendWord};
 pub use client::{
-    AffinityKey, AffinityRecord, BYPASS_CGROUPS, BypassCgroup, NetnsFlags, NetnsRecord, client_of,
+    AffinityKey, AffinityRecord, BYPASS_CGROUPS, BypassCgroup, NetnsFlags, NetnsRecord,
     client_of_cookie,
 };
 pub use counter::{COUNTERS, Counter};
