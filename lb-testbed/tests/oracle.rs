@@ -53,13 +53,9 @@ const MET: [&str; 11] =
 fn tables_agree_with_the_contract_after_every_burst() {
     run::check("tables", Weight::Usual, &[], history(8), |history| {
         let mut agent = Agent::new(&history.config, &history.service_cidrs);
-        let mut cluster = history.beginning();
         let mut tally = Tally::default();
-        for burst in &history.bursts {
+        for (burst, cluster) in history.steps() {
             agent.take(burst);
-            for event in burst {
-                event.apply(&mut cluster);
-            }
             tally.add(&compare::tables(&agent.meaning(), &View::new(&cluster, NODE))?);
         }
         Ok(tally)
@@ -71,13 +67,9 @@ fn tables_agree_with_the_contract_after_every_burst() {
 fn the_loop_programs_what_the_contract_says() {
     run::check("loop", Weight::Usual, &[], history(6), |history| {
         let mut agent = Loop::new(&history);
-        let mut cluster = history.beginning();
         let mut tally = Tally::default();
-        for burst in &history.bursts {
+        for (burst, cluster) in history.steps() {
             agent.take(burst);
-            for event in burst {
-                event.apply(&mut cluster);
-            }
             tally.add(&compare::tables(&agent.meaning(), &View::new(&cluster, NODE))?);
         }
         Ok(tally)
@@ -90,13 +82,9 @@ fn the_loop_programs_what_the_contract_says() {
 fn decisions_agree_with_the_contract() {
     run::check("decisions", Weight::Main, &MET, history(4), |history| {
         let mut agent = Agent::new(&history.config, &history.service_cidrs);
-        let mut cluster = history.beginning();
         let mut tally = Tally::default();
-        for (index, burst) in history.bursts.iter().enumerate() {
+        for (index, (burst, cluster)) in history.steps().enumerate() {
             agent.take(burst);
-            for event in burst {
-                event.apply(&mut cluster);
-            }
             let last = index + 1 == history.bursts.len();
             let asked = if last { Asked::Everything } else { Asked::Frontends };
             tally.add(&compare::decisions(&agent, &View::new(&cluster, NODE), asked)?);
@@ -111,14 +99,10 @@ fn decisions_agree_with_the_contract() {
 fn affinity_agrees_with_the_contract() {
     run::check("affinity", Weight::Usual, &["A-4"], history(4), |history| {
         let mut agent = Agent::new(&history.config, &history.service_cidrs);
-        let mut cluster = history.beginning();
         let mut memory = Memory::default();
         let mut tally = Tally::default();
-        for burst in &history.bursts {
+        for (burst, cluster) in history.steps() {
             agent.take(burst);
-            for event in burst {
-                event.apply(&mut cluster);
-            }
             memory.walk(&agent, &View::new(&cluster, NODE), &mut tally)?;
         }
         Ok(tally)
@@ -132,14 +116,10 @@ fn udp_flows_agree_with_the_contract() {
     let rules = ["stays", "moves", "tries again"];
     run::check("udp", Weight::Usual, &rules, history(6), |history| {
         let mut agent = Agent::new(&history.config, &history.service_cidrs);
-        let mut cluster = history.beginning();
         let mut senders = Senders::default();
         let mut tally = Tally::default();
-        for burst in &history.bursts {
+        for (burst, cluster) in history.steps() {
             agent.take(burst);
-            for event in burst {
-                event.apply(&mut cluster);
-            }
             let view = View::new(&cluster, NODE);
             let decider = Decider::new(&agent);
             senders.go_on(&decider, &view, &mut tally)?;

@@ -98,6 +98,16 @@ impl History {
         }
     }
 
+    /// Each burst, with the cluster as it is after it.
+    pub fn steps(&self) -> impl Iterator<Item = (&[Event], Cluster)> {
+        self.bursts.iter().scan(self.beginning(), |cluster, burst| {
+            for event in burst {
+                event.apply(cluster);
+            }
+            Some((burst.as_slice(), cluster.clone()))
+        })
+    }
+
     /// The cluster when all has happened.
     pub fn end(&self) -> Cluster {
         let mut cluster = self.beginning();

@@ -269,14 +269,10 @@ fn property_8_the_order_of_events_does_not_matter() {
 fn property_9_an_established_tcp_flow_is_never_retargeted() {
     run::check("property-9", Weight::Usual, &["moved on"], history(6), |history| {
         let mut agent = Agent::new(&history.config, &history.service_cidrs);
-        let mut cluster = history.beginning();
         let mut flows = Flows::default();
         let mut tally = Tally::default();
-        for burst in &history.bursts {
+        for (burst, cluster) in history.steps() {
             agent.take(burst);
-            for event in burst {
-                event.apply(&mut cluster);
-            }
             let view = View::new(&cluster, NODE);
             tally.compared += flows.go_on(&agent.tables)?;
             let gone = flows.whose_endpoint_is_gone(&view);

@@ -53,13 +53,9 @@ fn kernel_programs_agree_with_the_contract() -> Result<()> {
     let programs = RefCell::new(Programs { kernel, sport: 1024 });
     run::check("kernel", Weight::Usual, &MET, history(4), |history| {
         let mut agent = Agent::new(&history.config, &history.service_cidrs);
-        let mut cluster = history.beginning();
         let mut tally = Tally::default();
-        for burst in &history.bursts {
+        for (burst, cluster) in history.steps() {
             agent.take(burst);
-            for event in burst {
-                event.apply(&mut cluster);
-            }
             let view = View::new(&cluster, NODE);
             tally.add(&programs.borrow_mut().compare(&agent, &view)?);
         }
