@@ -2,5 +2,6 @@
 
 mod direct;
 pub mod sock_addr;
+mod socket;
 pub mod tc;
 pub mod xdp;

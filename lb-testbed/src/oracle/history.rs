@@ -90,7 +90,7 @@ fn drop_slice(cluster: &mut Cluster, namespace: &str, name: &str) {
 
 impl History {
     /// A cluster before anything happened.
-    pub fn beginning(&self) -> Cluster {
+    fn beginning(&self) -> Cluster {
         Cluster {
             service_cidrs: self.service_cidrs.clone(),
             config: self.config.clone(),
