@@ -42,8 +42,13 @@ pub trait ServiceTables {
 pub trait FrontendTables<const N: usize>: ServiceTables {
     /// One lookup; the caller checks the tag.
     fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord>;
-    /// Whether an address may be in any table: `false` is certain ([`crate::abi::filter_bit`]).
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool;
+    /// What an address may be, by its bits in `VIP_FILTER` ([`crate::abi::FILTER_VIP`],
+    /// [`crate::abi::FILTER_NODE`]): a bit that is not set is certain.
+    fn filter(&self, ip: &Ip<N>) -> u32;
+    /// Whether an address may be in any table: `false` is certain.
+    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
+        self.filter(ip) != 0
+    }
     /// What an address is; the caller checks the tag.
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
 }

@@ -3,13 +3,14 @@
 
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
     COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS,
-    FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, Ip,
-    META_WORDS, Name, NetnsRecord, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS,
-    ServiceCidr, SocketKey, SocketPeer, SocketRecord, V4, V6,
+    FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
+    Interface, Ip, LOCAL_CIDRS as PODS, META_WORDS, NODE_PORT_WORDS, Name, NetnsRecord,
+    ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr, SocketKey, SocketPeer,
+    SocketRecord, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -23,8 +24,18 @@ const PEERS: u32 = 1 << 16;
 const UDP: u32 = 1 << 16;
 const CLIENTS: u32 = 1 << 16;
 const NAMESPACES: u32 = 1 << 12;
+const LINKS: u32 = 1 << 13;
+const RANGES: u32 = 1 << 16;
 /// `BPF_F_MMAPABLE`: the agent writes these by plain stores.
 const MMAPABLE: u32 = 1 << 10;
+
+/// What follows the prefix in [`lb_common::abi::SourceRangeKey`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RangeData<const N: usize> {
+    pub service_port: u32,
+    pub addr: Ip<N>,
+}
 
 #[map]
 pub static FRONTENDS4: HashMap<FrontendKey<V4>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
@@ -38,6 +49,22 @@ pub static ADDRESSES6: HashMap<Ip<V6>, u64> = HashMap::with_max_entries(FRONTEND
 pub static SERVICE_CIDRS4: Array<ServiceCidr<V4>> = Array::with_max_entries(CIDRS, MMAPABLE);
 #[map]
 pub static SERVICE_CIDRS6: Array<ServiceCidr<V6>> = Array::with_max_entries(CIDRS, MMAPABLE);
+#[map]
+pub static LOCAL_CIDRS4: Array<ServiceCidr<V4>> = Array::with_max_entries(PODS, MMAPABLE);
+#[map]
+pub static LOCAL_CIDRS6: Array<ServiceCidr<V6>> = Array::with_max_entries(PODS, MMAPABLE);
+#[map]
+pub static NODE_PORTS: Array<u64> = Array::with_max_entries(NODE_PORT_WORDS, MMAPABLE);
+#[map]
+pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(LINKS, 0);
+/// `BPF_F_NO_PREALLOC`, without which the kernel makes no such map.
+const NO_PREALLOC: u32 = 1;
+#[map]
+pub static SOURCE_RANGES4: LpmTrie<RangeData<V4>, u64> =
+    LpmTrie::with_max_entries(RANGES, NO_PREALLOC);
+#[map]
+pub static SOURCE_RANGES6: LpmTrie<RangeData<V6>, u64> =
+    LpmTrie::with_max_entries(RANGES, NO_PREALLOC);
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityRecord> =
     LruHashMap::with_max_entries(CLIENTS, 0);

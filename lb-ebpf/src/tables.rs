@@ -6,7 +6,7 @@ use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter,
     FLOW_SOURCE_FLAGS, FactsWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
-    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, V4, V6, filter_bit,
+    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, V4, V6, filter_place,
     flow_port, flow_source,
 };
 use lb_common::tables::{
@@ -163,9 +163,9 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn may_be_vip(&self, ip: &Ip<$n>) -> bool {
-                let (word, mask) = filter_bit(ip);
-                load(&maps::VIP_FILTER, word).unwrap_or(0) & mask != 0
+            fn filter(&self, ip: &Ip<$n>) -> u32 {
+                let (word, shift) = filter_place(ip);
+                (load(&maps::VIP_FILTER, word).unwrap_or(0) >> shift) as u32 & 3
             }
 
             #[inline(always)]

@@ -15,7 +15,7 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use lb_common::abi::{
     AddressFlags, AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, COUNTERS, Counter,
     FILTER_WORDS, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, ServicePortId, SetWord,
-    V4, filter_bit, map,
+    V4, filter_place, map,
 };
 use lb_common::select::narrow;
 use lb_common::tables::FlowTable;
@@ -75,11 +75,12 @@ impl Inspector {
         self.failure.take()
     }
 
-    /// Whether the filter lets packets to an address through to a lookup.
-    pub fn may_be_vip<const N: usize>(&self, ip: &Ip<N>) -> bool {
-        let (word, mask) = filter_bit(ip);
+    /// What an address may be, by its bits in the filter.
+    #[expect(clippy::cast_possible_truncation, reason = "two bits")]
+    pub fn filter<const N: usize>(&self, ip: &Ip<N>) -> u32 {
+        let (word, shift) = filter_place(ip);
         let word = self.filter.get(word as usize);
-        word.is_some_and(|word| word.load(Ordering::Relaxed) & mask != 0)
+        word.map_or(0, |word| (word.load(Ordering::Relaxed) >> shift) as u32 & 3)
     }
 
     /// The word of a frontend.
@@ -226,7 +227,7 @@ fn flow_from<const N: usize>(bytes: &[u8]) -> Option<Flow<N>> {
         backend: word()?,
         generation: word()?,
         tag: word()?,
-        pad: word()?,
+        ifindex: word()?,
     })
 }
 

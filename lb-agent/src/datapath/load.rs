@@ -172,13 +172,19 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 30] = [
+pub(super) const PINNED: [&str; 36] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
     map::ADDRESSES6,
     map::SERVICE_CIDRS4,
     map::SERVICE_CIDRS6,
+    map::LOCAL_CIDRS4,
+    map::LOCAL_CIDRS6,
+    map::NODE_PORTS,
+    map::INTERFACES,
+    map::SOURCE_RANGES4,
+    map::SOURCE_RANGES6,
     map::AFFINITY,
     map::NETNS,
     map::BYPASS_CGROUPS,

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SetWord, V4,
-    filter_bit, map,
+    ABI_VERSION, Backend, BackendWord, FILTER_VIP, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES,
+    SetWord, V4, filter_place, map,
 };
 use lb_common::select::narrow;
 
@@ -205,10 +205,10 @@ impl Maps {
     /// up for an address whose bit is not set.
     fn note_address(&self, addr: IpAddr) {
         let ip = words(addr);
-        let (word, bit) =
-            if addr.is_ipv4() { filter_bit(&narrow::<V4>(&ip)) } else { filter_bit(&ip) };
+        let (word, shift) =
+            if addr.is_ipv4() { filter_place(&narrow::<V4>(&ip)) } else { filter_place(&ip) };
         if let Some(word) = self.vip_filter.get(word as usize) {
-            word.fetch_or(bit, Ordering::Release);
+            word.fetch_or(u64::from(FILTER_VIP) << shift, Ordering::Release);
         }
     }
 
@@ -328,11 +328,11 @@ mod tests {
                 maps.apply(&[Op::FrontendPut(key, key.word(1, FrontendKind::ClusterIp))]).len(),
                 1
             );
-            let (word, bit) = match &key {
-                FrontKey::V4(key) => filter_bit(&key.addr),
-                FrontKey::V6(key) => filter_bit(&key.addr),
+            let (word, shift) = match &key {
+                FrontKey::V4(key) => filter_place(&key.addr),
+                FrontKey::V6(key) => filter_place(&key.addr),
             };
-            assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) & bit, 0);
+            assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) >> shift & 3, 0);
         }
     }
 
@@ -346,8 +346,8 @@ mod tests {
         let addr = "fd02::1".parse().unwrap();
         let failed = maps.apply(&[Op::AddressPut(addr, address_word(&addr, 2))]);
         assert_eq!((failed.len(), bits()), (1, 1));
-        let (word, bit) = filter_bit(&words(addr));
-        assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) & bit, 0);
+        let (word, shift) = filter_place(&words(addr));
+        assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) >> shift & 3, 0);
     }
 
     #[test]

@@ -17,11 +17,15 @@ impl AddressFlags {
     /// A load balancer VIP or an externalIP.
     pub const VIP: u32 = 1 << 3;
 
+    /// An address of one of this node's interfaces, loopback aside.
+    pub const HOST: u32 = 1 << 4;
+
     /// Whether an address with these flags is a Service's and not the node's own as well, whose
     /// business is then the node's (C-4).
     #[inline(always)]
     pub const fn is_services_alone(flags: u32) -> bool {
-        flags & (Self::CLUSTER_IP | Self::VIP) != 0 && flags & (Self::NODE | Self::LOOPBACK) == 0
+        flags & (Self::CLUSTER_IP | Self::VIP) != 0
+            && flags & (Self::NODE | Self::LOOPBACK | Self::HOST) == 0
     }
 }
 
@@ -55,8 +59,12 @@ impl AddressWord {
 /// Number of elements of `SERVICE_CIDRS4` and `SERVICE_CIDRS6`.
 pub const SERVICE_CIDRS: u32 = 16;
 
-/// Element of `SERVICE_CIDRS4` and `SERVICE_CIDRS6`: a range of `ServiceCIDR` objects (V-13), 8 or
-/// 32 bytes, network order. A zero mask ends the list.
+/// Number of elements of `LOCAL_CIDRS4` and `LOCAL_CIDRS6`.
+pub const LOCAL_CIDRS: u32 = 4;
+
+/// Element of `SERVICE_CIDRS4` and `SERVICE_CIDRS6`, a range of `ServiceCIDR` objects (V-13), and of
+/// `LOCAL_CIDRS4` and `LOCAL_CIDRS6`, a range of pods' addresses (contract 4.3): 8 or 32 bytes,
+/// network order. A zero mask ends the list.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceCidr<const N: usize> {

@@ -66,12 +66,26 @@ counters! {
     DropNoPort = 21, "drop_no_port";
     /// Drop: SCTP to a service port whose target port differs; its `CRC32c` cannot be kept.
     DropSctpPort = 22, "drop_sctp_port";
+    /// Drop: the client is in none of the source ranges of a load balancer's address (V-5).
+    DropSourceRange = 19, "drop_source_range";
+    /// Drop: no route leads to the backend, or back to the client.
+    DropNoRoute = 20, "drop_no_route";
     /// Drop: the packet could not be rewritten.
     DropRewrite = 23, "drop_rewrite";
     /// Drop: the flow table refused the records of a new flow.
     DropTableFull = 24, "drop_table_full";
     /// Drop: a fragment to a VIP before the first one of its datagram.
     DropFragment = 25, "drop_fragment";
+    /// New flows from outside that are sent on to another node under an address of this one.
+    FlowForwarded = 26, "flow_forwarded";
+    /// Packets too large for the way to the backend or back: their sender is told the size that fits.
+    PacketTooBig = 27, "packet_too_big";
+    /// Packets whose time to live ended here: their sender is told.
+    TimeExceeded = 28, "time_exceeded";
+    /// Flows of this node's own from a port that is a `NodePort` too, whose answers are left alone.
+    FlowForeign = 29, "flow_foreign";
+    /// Packets of forwarded flows that XDP left to tc, for want of a neighbour or of XDP at the egress.
+    XdpLeft = 30, "xdp_left_to_tc";
     /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
     DropUndefinedPort = 32, "drop_undefined_port";
     /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).

@@ -58,8 +58,9 @@ pub struct Flow<const N: usize> {
     /// [`Flow::tag_for`] of the key and all of the above but `live`, and but the backend in the reply
     /// direction.
     pub tag: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The interface by which the client's packets arrive, if they come from outside the node: its
+    /// replies leave by it. 0 for all other flows.
+    pub ifindex: u32,
 }
 
 const _: () = assert!(size_of::<Flow<1>>() == 40 && size_of::<Flow<4>>() == 64);
@@ -69,6 +70,11 @@ impl<const N: usize> Flow<N> {
     pub const HAIRPIN: u32 = 1;
     /// This record is the reply direction.
     pub const REPLY: u32 = 1 << 1;
+    /// The source is this node's, and the packet is sent on by the programs themselves: both
+    /// directions are met where they arrive.
+    pub const FORWARDED: u32 = 1 << 2;
+    /// None of ours: an answer to what this node sent from a port that is a `NodePort` too.
+    pub const FOREIGN: u32 = 1 << 3;
 
     /// A record to be filled in.
     #[inline(always)]
@@ -83,7 +89,7 @@ impl<const N: usize> Flow<N> {
             backend: 0,
             generation: 0,
             tag: 0,
-            pad: 0,
+            ifindex: 0,
         }
     }
 
@@ -103,6 +109,7 @@ impl<const N: usize> Flow<N> {
             .ip(&self.src)
             .ip(&self.dst)
             .word(ports(self.sport, self.dport) | ((self.flags as u64) << 32))
+            .word(self.ifindex as u64)
             .word(if self.flags & Self::REPLY == 0 {
                 self.backend as u64 | ((self.generation as u64) << 32)
             } else {

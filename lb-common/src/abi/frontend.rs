@@ -42,6 +42,31 @@ impl FrontendFlags {
     /// An external destination (externalIP, load balancer VIP, `NodePort`): governed by
     /// `externalTrafficPolicy`. Without it a clusterIP, governed by `internalTrafficPolicy` (T-13).
     pub const EXTERNAL: u8 = 1;
+    /// Only sources in `SOURCE_RANGES4` or `SOURCE_RANGES6` are let through (V-5, R-1 to R-4).
+    pub const RANGES: u8 = 1 << 1;
+}
+
+/// Key of `SOURCE_RANGES4` and `SOURCE_RANGES6` (longest prefix match): 12 or 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceRangeKey<const N: usize> {
+    /// Bits that count, from the service port on: 32 and the prefix of the range.
+    pub prefix: u32,
+    /// The service port, big endian.
+    pub service_port: u32,
+    /// The first address of the range, network order.
+    pub addr: Ip<N>,
+}
+
+const _: () = assert!(size_of::<SourceRangeKey<1>>() == 12 && size_of::<SourceRangeKey<4>>() == 24);
+
+impl<const N: usize> SourceRangeKey<N> {
+    /// The key under which a source is looked up.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 160")]
+    pub const fn of(id: ServicePortId, addr: Ip<N>) -> Self {
+        Self { prefix: 32 + 32 * N as u32, service_port: id.to_be(), addr }
+    }
 }
 
 /// What a frontend leads to.

@@ -14,13 +14,14 @@ mod filter;
 mod flow;
 mod fragment;
 mod frontend;
+mod interface;
 mod meta;
 mod programs;
 mod refusal;
 mod set;
 mod socket;
 
-pub use address::{AddressFlags, AddressWord, SERVICE_CIDRS, ServiceCidr};
+pub use address::{AddressFlags, AddressWord, LOCAL_CIDRS, SERVICE_CIDRS, ServiceCidr};
 pub use backend::{Backend, BackendFlags, BackendId, BackendWord};
 pub use client::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS, BypassCgroup, NetnsFlags, NetnsRecord,
@@ -28,11 +29,15 @@ pub use client::{
 };
 pub use counter::{COUNTERS, Counter};
 pub use filter::{
-    FILTER_WORDS, FLOW_PORTS, FLOW_SOURCE_FLAGS, FLOW_SOURCES, filter_bit, flow_port, flow_source,
+    FILTER_NODE, FILTER_VIP, FILTER_WORDS, FLOW_PORTS, FLOW_SOURCE_FLAGS, FLOW_SOURCES,
+    NODE_PORT_WORDS, filter_place, flow_port, flow_source, node_port_place,
 };
 pub use flow::{Flow, FlowKey, FlowKind, Live};
 pub use fragment::{FragmentKey, FragmentRecord};
-pub use frontend::{Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId};
+pub use frontend::{
+    Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId, SourceRangeKey,
+};
+pub use interface::{Interface, InterfaceFlags, SNAT_ADDRESSES};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use programs::ProgramSlot;
 pub use refusal::{REFUSALS_PER_TICK, RefusalWord};
@@ -40,7 +45,7 @@ pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
 pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord};
 
 /// Version of this layout; the name of the pin folder is `v` followed by it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Words of an IPv4 address in keys and records.
 pub const V4: usize = 1;
@@ -96,7 +101,19 @@ pub mod map {
     pub const NAMES: &str = "NAMES";
     /// Array of words that tell the state of the agent; never read by a kernel program.
     pub const META: &str = "META";
-    /// Array of 64-bit words: the bit set of VIPs.
+    /// Array of 64-bit words: the bit set of ports that are `NodePort`s.
+    pub const NODE_PORTS: &str = "NODE_PORTS";
+    /// Hash: what an interface is, by its index.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// Array of IPv4 ranges that pods get their addresses from.
+    pub const LOCAL_CIDRS4: &str = "LOCAL_CIDRS4";
+    /// Array of IPv6 ranges that pods get their addresses from.
+    pub const LOCAL_CIDRS6: &str = "LOCAL_CIDRS6";
+    /// Longest prefix match: IPv4 sources that a service port lets through.
+    pub const SOURCE_RANGES4: &str = "SOURCE_RANGES4";
+    /// Longest prefix match: IPv6 sources that a service port lets through.
+    pub const SOURCE_RANGES6: &str = "SOURCE_RANGES6";
+    /// Array of 64-bit words: two bits for each hash of an address.
     pub const VIP_FILTER: &str = "VIP_FILTER";
     /// Array of 64-bit words: interfaces on which flows were made.
     pub const FLOW_PORTS: &str = "FLOW_PORTS";

@@ -7,8 +7,9 @@ use std::vec::Vec;
 use super::HostTables;
 use super::family::OfFamily;
 use crate::abi::{
-    AddressWord, Backend, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, FrontendKey,
-    FrontendWord, Ip, Scope, ServiceCidr, ServicePortId, SetWord, V4, V6, filter_bit,
+    AddressWord, Backend, BackendFlags, BackendId, BackendWord, FILTER_VIP, FactsFlags, FactsWord,
+    FrontendKey, FrontendWord, Ip, Scope, ServiceCidr, ServicePortId, SetWord, V4, V6,
+    filter_place,
 };
 
 /// The flags of a backend that is ready.
@@ -205,9 +206,9 @@ impl HostTables {
     }
 
     pub(super) fn set_filter_bit<const N: usize>(&self, ip: &Ip<N>) {
-        let (word, mask) = filter_bit(ip);
+        let (word, shift) = filter_place(ip);
         if let Some(bits) = self.filter.borrow_mut().get_mut(word as usize) {
-            *bits |= mask;
+            *bits |= u64::from(FILTER_VIP) << shift;
         }
     }
 

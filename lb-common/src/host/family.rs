@@ -8,7 +8,7 @@ use std::vec::Vec;
 use super::{Capacities, HostTables, WhenFull};
 use crate::abi::{
     AddressWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live,
-    SERVICE_CIDRS, ServiceCidr, V4, V6, filter_bit, flow_source,
+    SERVICE_CIDRS, ServiceCidr, V4, V6, filter_place, flow_source,
 };
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert};
 
@@ -265,9 +265,10 @@ where
         Some(FrontendWord::new(&other, word.id(), word.flags()))
     }
 
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        let (word, mask) = filter_bit(ip);
-        self.filter.borrow().get(word as usize).is_some_and(|bits| bits & mask != 0)
+    #[expect(clippy::cast_possible_truncation, reason = "two bits")]
+    fn filter(&self, ip: &Ip<N>) -> u32 {
+        let (word, shift) = filter_place(ip);
+        self.filter.borrow().get(word as usize).map_or(0, |bits| (bits >> shift) as u32 & 3)
     }
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {

@@ -280,8 +280,8 @@ where
     }
 
     #[inline(always)]
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        FrontendTables::<N>::may_be_vip(&MAPS, ip)
+    fn filter(&self, ip: &Ip<N>) -> u32 {
+        FrontendTables::<N>::filter(&MAPS, ip)
     }
 
     #[inline(always)]

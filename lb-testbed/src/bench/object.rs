@@ -13,9 +13,9 @@ use aya::{
     programs::Program,
 };
 use lb_common::abi::{
-    Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_WORDS, FactsFlags, FactsWord,
-    Flow, FlowKey, FlowKind, FrontendKey, FrontendWord, Ip, Scope, ServicePortId, SetWord, V4, V6,
-    filter_bit, flow_port, map, proto,
+    Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_VIP, FILTER_WORDS, FactsFlags,
+    FactsWord, Flow, FlowKey, FlowKind, FrontendKey, FrontendWord, Ip, Scope, ServicePortId,
+    SetWord, V4, V6, filter_place, flow_port, map, proto,
 };
 use lb_object::Settings;
 
@@ -165,10 +165,10 @@ impl Object {
     fn fill_filter(&mut self) -> Result<()> {
         let size = usize::try_from(FILTER_WORDS).unwrap_or(0);
         let mut bits = vec![0_u64; size];
-        let of_each = (0..SERVICES).flat_map(|n| [filter_bit(&vip4(n)), filter_bit(&vip6(n))]);
-        for (word, mask) in of_each {
+        let of_each = (0..SERVICES).flat_map(|n| [filter_place(&vip4(n)), filter_place(&vip6(n))]);
+        for (word, shift) in of_each {
             if let Some(bits) = bits.get_mut(usize::try_from(word).unwrap_or(size)) {
-                *bits |= mask;
+                *bits |= u64::from(FILTER_VIP) << shift;
             }
         }
         let mut filter = self.array::<u64>(map::VIP_FILTER)?;
@@ -249,20 +249,20 @@ pub(super) fn vip6_address(n: u32) -> Ipv6Addr {
 /// An address that is no Service's but shares its bit of the filter with one.
 pub(super) fn collision4() -> Result<Ipv4Addr> {
     let bits: std::collections::HashSet<_> =
-        (0..SERVICES).flat_map(|n| [filter_bit(&vip4(n)), filter_bit(&vip6(n))]).collect();
+        (0..SERVICES).flat_map(|n| [filter_place(&vip4(n)), filter_place(&vip6(n))]).collect();
     let pods = 0x0af4_0100..0x0af5_0000_u32;
     pods.map(Ipv4Addr::from)
-        .find(|pod| bits.contains(&filter_bit(&words4(*pod))))
+        .find(|pod| bits.contains(&filter_place(&words4(*pod))))
         .context("no pod address shares a bit with a VIP")
 }
 
 /// Whether an address has a bit of the filter that no VIP has.
 pub(super) fn is_alone(ip: std::net::IpAddr) -> bool {
     let bit = match ip {
-        std::net::IpAddr::V4(ip) => filter_bit(&words4(ip)),
-        std::net::IpAddr::V6(ip) => filter_bit(&words6(ip)),
+        std::net::IpAddr::V4(ip) => filter_place(&words4(ip)),
+        std::net::IpAddr::V6(ip) => filter_place(&words6(ip)),
     };
-    (0..SERVICES).all(|n| bit != filter_bit(&vip4(n)) && bit != filter_bit(&vip6(n)))
+    (0..SERVICES).all(|n| bit != filter_place(&vip4(n)) && bit != filter_place(&vip6(n)))
 }
 
 fn vip4(n: u32) -> Ip<V4> {

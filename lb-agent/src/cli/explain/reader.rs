@@ -28,7 +28,7 @@ pub(super) trait Reader {
 pub(super) trait FamilyReader<const N: usize>: Reader {
     fn frontend(&self, key: &FrontendKey<N>) -> Option<FrontendWord>;
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Flow<N>>;
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool;
+    fn filter(&self, ip: &Ip<N>) -> u32;
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
     /// A range of Services' addresses; a zero mask ends the list.
     fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>>;
@@ -79,8 +79,8 @@ impl<const N: usize> FamilyReader<N> for Inspector {
         self.flow(table, key)
     }
 
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        self.may_be_vip(ip)
+    fn filter(&self, ip: &Ip<N>) -> u32 {
+        self.filter(ip)
     }
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {

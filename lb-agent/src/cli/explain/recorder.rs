@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::plan::address;
 use lb_common::abi::{
-    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FactsWord, Found,
-    FrontendFlags, FrontendKey, FrontendWord, Ip, SCOPES, ServiceCidr, ServicePortId, SetWord, V4,
-    V6, filter_bit,
+    AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, Counter, FILTER_NODE, FILTER_VIP,
+    FactsWord, Found, FrontendFlags, FrontendKey, FrontendWord, Ip, SCOPES, ServiceCidr,
+    ServicePortId, SetWord, V4, V6, filter_place,
 };
 use lb_common::select::widen;
 use lb_common::tables::{FrontendTables, GuardTables, ServiceTables};
@@ -231,13 +231,17 @@ impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
         found
     }
 
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        let may = self.reader.may_be_vip(ip);
-        let (word, mask) = filter_bit(ip);
-        let bit = mask.trailing_zeros();
-        let says = if may { "set: may be a VIP" } else { "clear: no Service has this address" };
-        self.note("vip_filter", format!("VIP filter: bit {bit} of word {word} is {says}"));
-        may
+    fn filter(&self, ip: &Ip<N>) -> u32 {
+        let bits = self.reader.filter(ip);
+        let (word, bit) = filter_place(ip);
+        let says = match (bits & FILTER_VIP != 0, bits & FILTER_NODE != 0) {
+            (true, false) => "may be a VIP",
+            (true, true) => "may be a VIP, or an address of this node",
+            (false, true) => "may be an address of this node, and is no VIP",
+            (false, false) => "no Service has this address",
+        };
+        self.note("vip_filter", format!("VIP filter: bits {bit} of word {word}: {says}"));
+        bits
     }
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {

@@ -69,8 +69,8 @@ where
         self.0.flow(table, key).map(|record| record.read())
     }
 
-    fn may_be_vip(&self, ip: &Ip<N>) -> bool {
-        self.0.may_be_vip(ip)
+    fn filter(&self, ip: &Ip<N>) -> u32 {
+        self.0.filter(ip)
     }
 
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {

@@ -1,0 +1,61 @@
+//! Interfaces: what arrives by them, and under which address packets leave by them.
+
+use super::Mix;
+
+/// What an interface is.
+pub struct InterfaceFlags;
+
+impl InterfaceFlags {
+    /// An uplink or an overlay: what arrives by it comes from outside the node.
+    pub const OFF_NODE: u32 = 1;
+    /// What arrives by it was sent by a pod of this node, to a local detector that goes by interfaces
+    /// (contract 4.3).
+    pub const LOCAL_POD: u32 = 1 << 1;
+    /// An XDP program may send packets out of it.
+    pub const XDP: u32 = 1 << 2;
+    /// Its packets have no Ethernet header.
+    pub const L3: u32 = 1 << 3;
+}
+
+/// Addresses of each family that an interface has for SNAT.
+pub const SNAT_ADDRESSES: usize = 4;
+
+/// Value of `INTERFACES`, by interface index: 96 bytes. Read for new flows only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// See [`InterfaceFlags`].
+    pub flags: u32,
+    /// Index of its master, or its own: packets may leave by any interface of a group.
+    pub group: u32,
+    /// IPv4 addresses for packets that leave by it, network order; 0 ends the list.
+    pub v4: [u32; SNAT_ADDRESSES],
+    /// The same for IPv6.
+    pub v6: [[u32; 4]; SNAT_ADDRESSES],
+    /// Largest IP packet that it sends, in bytes.
+    pub mtu: u32,
+    /// [`Interface::tag_for`] its index and all of the above.
+    pub tag: u32,
+}
+
+const _: () = assert!(size_of::<Interface>() == 96);
+
+impl Interface {
+    /// The tag of these contents for an interface: a value torn by its replacement is not believed.
+    #[inline(always)]
+    pub fn tag_for(&self, ifindex: u32) -> u32 {
+        let pair = |low: u32, high: u32| (low as u64) | ((high as u64) << 32);
+        let mut mix = Mix::new().word(pair(ifindex, self.flags)).word(pair(self.group, self.mtu));
+        mix = mix.ip(&self.v4);
+        for ip in &self.v6 {
+            mix = mix.ip(ip);
+        }
+        mix.tag()
+    }
+
+    /// Whether the value is whole and of that interface.
+    #[inline(always)]
+    pub fn is_for(&self, ifindex: u32) -> bool {
+        self.tag == self.tag_for(ifindex)
+    }
+}
