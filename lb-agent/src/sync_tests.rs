@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::convert;
 use crate::datapath::fake::Fake;
-use crate::datapath::roles::Role;
+use crate::datapath::roles::{Device, Role};
 use crate::datapath::{Grace, Lacking};
 use crate::health;
 use crate::model::{
@@ -163,6 +163,7 @@ fn pod_port(index: u32) -> Event {
         name,
         role: Role::PodPort,
         ethernet: true,
+        device: Device::default(),
     }))
 }
 

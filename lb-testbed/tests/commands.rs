@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_agent::datapath::{
     Interface,
-    roles::Role,
+    roles::{Device, Role},
     status::{self, HookStatus},
 };
 use lb_testbed::{
@@ -99,8 +99,13 @@ fn idle_port() -> u16 {
 /// What runs on an interface of the first node that has this role.
 fn on_interface(node: &Node, name: &str, role: Role) -> Result<Vec<HookStatus>> {
     let netns = &node.rig.cluster.nodes()[0].netns;
-    let interface =
-        Interface { index: netns.ifindex(name)?, name: name.to_owned(), role, ethernet: true };
+    let interface = Interface {
+        index: netns.ifindex(name)?,
+        name: name.to_owned(),
+        role,
+        ethernet: true,
+        device: Device::default(),
+    };
     netns.run(|| status::interface_hooks(node.bpffs(), &interface))
 }
 

@@ -17,7 +17,7 @@ use lb_agent::{
         fake::Fake,
         hooks::{self, Direction, SOCKET_HOOKS},
         interfaces::{self, Change},
-        roles::{Overrides, Role},
+        roles::{Device, Overrides, Role},
         status, sys,
     },
     diff,
@@ -60,6 +60,7 @@ impl Rig {
             sizes,
             scope: datapath::Scope::All,
             node_netns: 0,
+            xdp: datapath::xdp::Config::default(),
         }
     }
 

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::{
     datapath::{
-        self, BpfDatapath, Config, Datapath as _, Interface, Sizes, hooks, roles::Role, sys,
+        self, BpfDatapath, Config, Datapath as _, Interface, Sizes, hooks,
+        roles::{Device, Role},
+        sys,
     },
     diff,
     model::{DesiredBackend, DesiredPort, Family, Frontend, PortKey, Protocol},
@@ -51,11 +53,18 @@ fn no_packet_reaches_a_backend_that_was_never_its_services() -> Result<()> {
         sizes,
         scope: datapath::Scope::All,
         node_netns: 0,
+        xdp: datapath::xdp::Config::default(),
     };
     let mut real = netns.run(|| -> Result<BpfDatapath> {
         let mut real = BpfDatapath::open(&config)?;
         let role = Role::PodPort;
-        real.attach(&Interface { index, name: "v0".into(), role, ethernet: true })?;
+        real.attach(&Interface {
+            index,
+            name: "v0".into(),
+            role,
+            ethernet: true,
+            device: Device::default(),
+        })?;
         Ok(real)
     })??;
     let pin =

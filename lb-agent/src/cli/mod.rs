@@ -16,6 +16,7 @@ mod sockets;
 mod status;
 mod table;
 mod view;
+mod xdp;
 
 use clap::{Parser, Subcommand};
 

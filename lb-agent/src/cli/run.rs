@@ -27,6 +27,7 @@ use super::health::HealthArgs;
 use super::lacking;
 use super::sizes::SizeArgs;
 use super::sockets::SocketArgs;
+use super::xdp::XdpArgs;
 
 /// Run the agent: keep what is programmed equal to the cluster's Services and EndpointSlices
 ///
@@ -53,6 +54,8 @@ pub(super) struct Arguments {
     interfaces: Option<Overrides>,
     #[command(flatten)]
     sockets: SocketArgs,
+    #[command(flatten)]
+    xdp: XdpArgs,
     #[command(flatten)]
     health: HealthArgs,
     /// Addresses of this node that answer on node ports: ranges as 10.0.0.0/8, or a keyword
@@ -120,6 +123,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         sizes: arguments.sizes.sizes(),
         scope: arguments.sockets.scope(),
         node_netns: arguments.sockets.node_netns()?,
+        xdp: arguments.xdp.config()?,
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

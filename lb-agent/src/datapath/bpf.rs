@@ -10,7 +10,7 @@ use aya::Ebpf;
 
 use super::hooks::{self, SOCKET_HOOKS};
 use super::roles::Interface;
-use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys};
+use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys, xdp};
 use crate::diff::Op;
 use crate::plan::Snapshot;
 
@@ -27,6 +27,8 @@ pub struct Config {
     pub scope: Scope,
     /// The cookie of the node's own network namespace; 0 if the kernel does not tell.
     pub node_netns: u64,
+    /// Where XDP is wanted.
+    pub xdp: xdp::Config,
 }
 
 /// The programs at the hooks of interfaces; those that they go on with are loaded with `PROGRAMS`.

@@ -21,6 +21,7 @@ pub mod status;
 #[cfg(test)]
 mod stress_tests;
 pub mod sys;
+pub mod xdp;
 
 pub use self::bpf::{BpfDatapath, Config, Lacking, cleanup};
 pub use self::grace::Grace;

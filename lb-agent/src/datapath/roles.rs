@@ -30,7 +30,7 @@ pub struct Link {
 }
 
 /// Kinds of devices, as `IFLA_INFO_KIND` tells them, and what has none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
     /// No kind: a device with a driver.
     Physical,
@@ -49,6 +49,7 @@ pub enum Kind {
     /// tun or tap.
     Tun,
     /// Anything else: dummy, macvlan, ipvlan, …
+    #[default]
     Other,
 }
 
@@ -165,6 +166,23 @@ pub struct Interface {
     pub role: Role,
     /// Whether its frames begin with an Ethernet header.
     pub ethernet: bool,
+    /// What else is known of it.
+    pub device: Device,
+}
+
+/// What of a device decides whether XDP runs on it, and how packets leave by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// What kind of device it is.
+    pub kind: Kind,
+    /// Largest packet that it sends, in bytes without the link header.
+    pub mtu: u32,
+    /// It is up and has a carrier.
+    pub running: bool,
+    /// There is a VLAN on it.
+    pub has_vlan: bool,
+    /// Index of its master (bond, bridge, team); 0 without.
+    pub master: u32,
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ pub fn socket_hooks(bpffs: &Path, cgroup: &Path) -> Result<Vec<HookStatus>, Erro
 /// The packet engine on one interface of this thread's network namespace.
 pub fn interface_hooks(bpffs: &Path, interface: &Interface) -> Vec<HookStatus> {
     let folder = load::folder(bpffs);
-    let Interface { index, name, role, ethernet } = interface;
+    let Interface { index, name, role, ethernet, .. } = interface;
     let index = *index;
     let each = Direction::ALL.iter().filter_map(|&direction| {
         let program = direction.program(*role, *ethernet)?;

@@ -53,7 +53,13 @@ fn socket_programs_are_replaced_in_place() -> Result<()> {
 
 fn interface(netns: &Netns, name: &str, ethernet: bool) -> Result<Interface> {
     let index = netns.ifindex(name)?;
-    Ok(Interface { index, name: name.into(), role: Role::PodPort, ethernet })
+    Ok(Interface {
+        index,
+        name: name.into(),
+        role: Role::PodPort,
+        ethernet,
+        device: Device::default(),
+    })
 }
 
 #[test]

@@ -8,13 +8,13 @@ use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::datapath::Error;
-use crate::datapath::roles::{Interface, Kind, Link, Overrides, role};
+use crate::datapath::roles::{Device, Interface, Kind, Link, Overrides, role};
 
 /// What a message means for what is known, in the order of what has to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,8 @@ pub(super) struct State {
 struct Seen {
     link: Link,
     master: Option<u32>,
+    mtu: u32,
+    running: bool,
     /// The device below this VLAN.
     vlan_of: Option<u32>,
     is_bridge: bool,
@@ -135,7 +137,14 @@ impl State {
                 ..seen.link.clone()
             };
             let role = role(&link, overrides);
-            Interface { index, name: link.name, role, ethernet: link.ethernet }
+            let device = Device {
+                kind: link.kind,
+                mtu: seen.mtu,
+                running: seen.running,
+                has_vlan: link.has_vlan,
+                master: seen.master.unwrap_or(0),
+            };
+            Interface { index, name: link.name, role, ethernet: link.ethernet, device }
         });
         each.collect()
     }
@@ -144,12 +153,14 @@ impl State {
 fn seen(message: &LinkMessage) -> Seen {
     let mut found = None;
     let (mut name, mut master, mut lower, mut peer_elsewhere) = (String::new(), None, None, false);
+    let mut mtu = 0;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
             LinkAttribute::Controller(index) => master = Some(*index),
             LinkAttribute::Link(index) => lower = Some(*index),
             LinkAttribute::LinkNetNsId(_) => peer_elsewhere = true,
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::LinkInfo(infos) => {
                 found = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.clone()),
@@ -177,6 +188,8 @@ fn seen(message: &LinkMessage) -> Seen {
             default_route: false,
         },
         master,
+        mtu,
+        running: message.header.flags.contains(LinkFlags::LowerUp | LinkFlags::Up),
         vlan_of: lower.filter(|_| kind == Kind::Vlan),
         is_bridge: matches!(found, Some(InfoKind::Bridge)),
     }
