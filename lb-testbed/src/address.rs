@@ -54,6 +54,46 @@ pub(crate) fn fabric_v6(host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, host)
 }
 
+/// A host on the network of second uplinks, IPv4.
+pub fn second_v4(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 19, 0, host)
+}
+
+/// A host on the network of second uplinks, IPv6.
+pub fn second_v6(host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x172, 0x19, 0, 0, 0, 0, host)
+}
+
+/// The IPv4 address of a client outside of the cluster.
+pub fn client_v4(client: usize) -> Ipv4Addr {
+    client_net_v4(10 + small(client))
+}
+
+/// The IPv6 address of a client outside of the cluster.
+pub fn client_v6(client: usize) -> Ipv6Addr {
+    client_net_v6(0x10 + u16::from(small(client)))
+}
+
+/// A host on the network of clients outside, IPv4.
+pub(crate) fn client_net_v4(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, host)
+}
+
+/// A host on the network of clients outside, IPv6.
+pub(crate) fn client_net_v6(host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, host)
+}
+
+/// The address of a node on the overlay, IPv4.
+pub(crate) fn overlay_v4(node: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, small(node), 0)
+}
+
+/// The address of a node on the overlay, IPv6; the first of the range is every router's.
+pub(crate) fn overlay_v6(node: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x10, 0x244, u16::from(small(node)), 0, 0, 0, 0xff00)
+}
+
 /// Nodes and pods are counted in single digits; more than an address byte holds is a bug in the
 /// test, found by the duplicate address that follows.
 fn small(number: usize) -> u8 {

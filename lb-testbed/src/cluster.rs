@@ -9,10 +9,17 @@
 //!
 //! Pods hang on a bridge that is their gateway, or on a veth each with routes (as the ptp plugin
 //! does). Service addresses are in 10.96.0.0/16 and `fd00:10:96::/112`; without Millrace they follow
-//! the default routes to the fabric, which forwards nothing.
+//! the default routes to the fabric, which forwards nothing unless there are clients outside:
+//! 192.0.2.10 and up, `2001:db8:2::10` and up, behind the fabric as their router ([`outside`]).
+//! Nodes may reach each other's pods by way of an [`overlay`], and have more than one [`uplink`].
+
+pub mod outside;
+pub mod overlay;
+pub mod uplink;
+mod wire;
 
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -20,13 +27,11 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    address::{
-        fabric_v4, fabric_v6, gateway_v4, gateway_v6, node_v4, node_v6, pod_net_v4, pod_net_v6,
-        pod_v4, pod_v6,
-    },
+    address::{client_v4, client_v6, fabric_v4, fabric_v6, node_v4, node_v6, pod_v4, pod_v6},
     agent::{AgentSpec, Source},
     bpffs::Bpffs,
     cgroup::Cgroup,
+    cluster::{overlay::Overlay, uplink::Uplink},
     netns::Netns,
     peer::Peer,
     scratch::Scratch,
@@ -59,6 +64,12 @@ pub struct Spec {
     pub pods_per_node: u8,
     /// How pods are attached.
     pub topology: Topology,
+    /// How nodes are attached to the fabric.
+    pub uplink: Uplink,
+    /// How nodes reach each other's pods.
+    pub overlay: Overlay,
+    /// Clients behind the fabric; with any, it forwards as a router does.
+    pub clients: u8,
 }
 
 /// A place in the cluster.
@@ -70,6 +81,8 @@ pub enum At {
     Node(usize),
     /// Outside the cluster, on the network of the nodes.
     Fabric,
+    /// Outside the cluster, behind the fabric: client number.
+    Client(usize),
 }
 
 /// Which cgroup a process runs in, and so which engine can serve it.
@@ -85,7 +98,10 @@ pub enum Place {
 #[derive(Debug)]
 pub struct Cluster {
     spec: Spec,
+    // Before the namespaces whose packets it carries.
+    tunnel: Option<overlay::Tunnel>,
     nodes: Vec<Node>,
+    clients: Vec<Netns>,
     fabric: Netns,
     outside: Cgroup,
     // Last of the cgroups: it is the parent of the others, and kills what is left in any.
@@ -120,7 +136,14 @@ pub struct Pod {
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { nodes: 2, pods_per_node: 2, topology: Topology::Bridge }
+        Self {
+            nodes: 2,
+            pods_per_node: 2,
+            topology: Topology::Bridge,
+            uplink: Uplink::One,
+            overlay: Overlay::None,
+            clients: 0,
+        }
     }
 }
 
@@ -130,7 +153,9 @@ impl Cluster {
         let cgroup = Cgroup::new()?;
         let mut cluster = Self {
             spec,
+            tunnel: None,
             nodes: Vec::new(),
+            clients: Vec::new(),
             fabric: Netns::new()?,
             outside: cgroup.child("outside")?,
             cgroup,
@@ -151,6 +176,8 @@ impl Cluster {
                 cluster.add_pod(index)?;
             }
         }
+        cluster.join_pods().context("join the pods of all nodes")?;
+        cluster.add_clients().context("make clients outside")?;
         Ok(cluster)
     }
 
@@ -190,6 +217,7 @@ impl Cluster {
             At::Pod(node, pod) => &self.nodes[node].pods[pod].netns,
             At::Node(node) => &self.nodes[node].netns,
             At::Fabric => &self.fabric,
+            At::Client(client) => &self.clients[client],
         }
     }
 
@@ -202,6 +230,8 @@ impl Cluster {
             (At::Node(node), Family::V6) => node_v6(node).into(),
             (At::Fabric, Family::V4) => fabric_v4(1).into(),
             (At::Fabric, Family::V6) => fabric_v6(1).into(),
+            (At::Client(client), Family::V4) => client_v4(client).into(),
+            (At::Client(client), Family::V6) => client_v6(client).into(),
         }
     }
 
@@ -210,11 +240,11 @@ impl Cluster {
         [self.address(at, Family::V4), self.address(at, Family::V6)]
     }
 
-    /// Starts a process that holds sockets at a place. [`At::Fabric`] is in no node's cgroup.
+    /// Starts a process that holds sockets at a place. Who is outside is in no node's cgroup.
     pub fn peer(&self, at: At, place: Place) -> Result<Peer> {
         let cgroup = match (at, place) {
             (At::Pod(node, _) | At::Node(node), Place::InCgroup) => &self.nodes[node].cgroup,
-            (_, Place::Outside) | (At::Fabric, _) => &self.outside,
+            (_, Place::Outside) | (At::Fabric | At::Client(_), _) => &self.outside,
         };
         Peer::start(&format!("peer at {at:?}, {place:?}"), self.netns(at), cgroup)
     }
@@ -245,108 +275,6 @@ impl Cluster {
             .cgroup(node.cgroup.path())
             .bpffs(&node.bpffs)
             .runs_in(&self.outside)
-    }
-
-    /// Adds a pod to a node; its number.
-    pub fn add_pod(&mut self, node: usize) -> Result<usize> {
-        let netns = Netns::new()?;
-        let number = self.nodes[node].pods.len();
-        let host_interface = format!("veth{number}");
-        let (v4, v6) = (pod_v4(node, number), pod_v6(node, number));
-        let (gateway4, gateway6) = (gateway_v4(node), gateway_v6(node));
-        let pod_ns = netns.name();
-        match self.spec.topology {
-            Topology::Bridge => {
-                self.nodes[node].netns.ip(&format!(
-                    "link add {host_interface} type veth peer name eth0 netns {pod_ns}\n\
-                     link set {host_interface} master cni0 up"
-                ))?;
-                netns.ip(&format!(
-                    "addr add {v4}/24 dev eth0\n\
-                     addr add {v6}/64 dev eth0 nodad\n\
-                     link set eth0 up\n\
-                     route add default via {gateway4}\n\
-                     route add ::/0 via {gateway6}"
-                ))?;
-            }
-            Topology::Routed => {
-                self.nodes[node].netns.ip(&format!(
-                    "link add {host_interface} type veth peer name eth0 netns {pod_ns}\n\
-                     addr add {gateway4}/32 dev {host_interface}\n\
-                     addr add {gateway6}/128 dev {host_interface} nodad\n\
-                     link set {host_interface} up\n\
-                     route add {v4}/32 dev {host_interface}\n\
-                     route add {v6}/128 dev {host_interface}"
-                ))?;
-                netns.ip(&format!(
-                    "addr add {v4}/32 dev eth0\n\
-                     addr add {v6}/128 dev eth0 nodad\n\
-                     link set eth0 up\n\
-                     route add {gateway4}/32 dev eth0\n\
-                     route add {gateway6}/128 dev eth0\n\
-                     route add default via {gateway4} src {v4}\n\
-                     route add ::/0 via {gateway6} src {v6}"
-                ))?;
-            }
-        }
-        self.nodes[node].pods.push(Pod { netns, host_interface });
-        Ok(number)
-    }
-
-    fn add_node(&mut self, index: usize) -> Result<()> {
-        let name = format!("node-{index}");
-        let node = Node {
-            netns: Netns::new()?,
-            cgroup: self.cgroup.child(&name)?,
-            bpffs: self.bpffs.folder(&name)?,
-            pods: Vec::new(),
-            name,
-        };
-        node.netns.sysctls(&[
-            ("net.ipv4.ip_forward", "1"),
-            ("net.ipv6.conf.all.forwarding", "1"),
-            ("net.ipv6.conf.default.forwarding", "1"),
-            // Strict: a reply that leaves another way than its request came is noticed.
-            ("net.ipv4.conf.all.rp_filter", "1"),
-            ("net.ipv4.conf.default.rp_filter", "1"),
-            ("net.ipv4.conf.all.send_redirects", "0"),
-            ("net.ipv4.conf.default.send_redirects", "0"),
-        ])?;
-        self.fabric.ip(&format!(
-            "link add n{index} type veth peer name eth0 netns {}\n\
-             link set n{index} master br0 up",
-            node.netns.name()
-        ))?;
-        let mut lines = format!(
-            "addr add {}/24 dev eth0\n\
-             addr add {}/64 dev eth0 nodad\n\
-             link set eth0 up\n\
-             route add default via {}\n\
-             route add ::/0 via {}\n",
-            node_v4(index),
-            node_v6(index),
-            fabric_v4(1),
-            fabric_v6(1)
-        );
-        for other in (0..usize::from(self.spec.nodes)).filter(|other| *other != index) {
-            let (net4, net6) = (pod_net_v4(other), pod_net_v6(other));
-            let (via4, via6) = (node_v4(other), node_v6(other));
-            writeln!(lines, "route add {net4} via {via4}\nroute add {net6} via {via6}")?;
-        }
-        if self.spec.topology == Topology::Bridge {
-            writeln!(
-                lines,
-                "link add cni0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-                 addr add {}/24 dev cni0\n\
-                 addr add {}/64 dev cni0 nodad\n\
-                 link set cni0 up",
-                gateway_v4(index),
-                gateway_v6(index)
-            )?;
-        }
-        node.netns.ip(&lines)?;
-        self.nodes.push(node);
-        Ok(())
     }
 }
 

@@ -78,22 +78,31 @@ impl Netns {
 
     /// Runs lines of `ip` commands inside, each without the leading `ip`; stops at the first error.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        let mut ip = Command::new("ip")
+        self.batch("ip", lines)
+    }
+
+    /// Runs lines of `bridge` commands inside, each without the leading `bridge`.
+    pub fn bridge(&self, lines: &str) -> Result<()> {
+        self.batch("bridge", lines)
+    }
+
+    fn batch(&self, program: &str, lines: &str) -> Result<()> {
+        let mut child = Command::new(program)
             .args(["-n", &self.name, "-batch", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .context("run `ip`; install the package iproute2")?;
-        if let Some(mut stdin) = ip.stdin.take() {
-            // A broken pipe means that `ip` has stopped at an error, which is reported below.
+            .with_context(|| format!("run `{program}`; install the package iproute2"))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A broken pipe means that it has stopped at an error, which is reported below.
             drop(stdin.write_all(format!("{}\n", lines.trim()).as_bytes()));
         }
-        let output = ip.wait_with_output().context("wait for `ip`")?;
+        let output = child.wait_with_output().with_context(|| format!("wait for `{program}`"))?;
         if !output.status.success() {
             let error = String::from_utf8_lossy(&output.stderr);
             let error = error.trim();
-            bail!("ip -n {} failed: {error}\nthe lines were:\n{lines}", self.name);
+            bail!("{program} -n {} failed: {error}\nthe lines were:\n{lines}", self.name);
         }
         Ok(())
     }
@@ -130,6 +139,37 @@ impl Netns {
     pub fn offload_checksums(&self, interface: &str, on: bool) -> Result<()> {
         self.run(|| sys::offload_checksums(interface, on))?
             .with_context(|| format!("set who fills in the checksums of {interface}"))
+    }
+
+    /// How many packets an interface inside has received.
+    pub fn received(&self, interface: &str) -> Result<u64> {
+        self.statistic(interface, "rx", "packets")
+    }
+
+    /// How many packets an interface inside has sent.
+    pub fn sent(&self, interface: &str) -> Result<u64> {
+        self.statistic(interface, "tx", "packets")
+    }
+
+    fn statistic(&self, interface: &str, way: &str, what: &str) -> Result<u64> {
+        let text = self.ip_output(&["-s", "-j", "link", "show", "dev", interface])?;
+        let links: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("understand {text}"))?;
+        let statistic = &links[0]["stats64"][way][what];
+        statistic.as_u64().with_context(|| format!("no {way} {what} in {text}"))
+    }
+
+    /// The hardware address of an interface inside.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let text = self.ip_output(&["-j", "link", "show", "dev", interface])?;
+        let links: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("understand {text}"))?;
+        let address = links[0]["address"].as_str().with_context(|| format!("address in {text}"))?;
+        let mut mac = [0; 6];
+        for (byte, part) in mac.iter_mut().zip(address.split(':')) {
+            *byte = u8::from_str_radix(part, 16).with_context(|| format!("read {address}"))?;
+        }
+        Ok(mac)
     }
 
     /// The index of an interface inside.

@@ -3,11 +3,12 @@
 
 use std::{
     ffi::{CString, c_int, c_ulong},
+    fs::File,
     io,
     net::{SocketAddr, TcpStream},
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
-        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     path::Path,
     process::Command,
@@ -89,6 +90,38 @@ struct Offload {
     name: [u8; 16],
     value: *const u32,
     pad: [u8; 16],
+}
+
+/// A fresh tun device of the calling thread's namespace; what is read and written are its packets.
+pub(crate) fn open_tun(name: &str) -> io::Result<File> {
+    // linux/if_tun.h: TUNSETIFF, IFF_TUN | IFF_NO_PI
+    const SET_INTERFACE: c_ulong = 0x4004_54ca;
+    const TUN_WITHOUT_HEADER: u16 = 0x1001;
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    let mut request = [0_u8; 40];
+    for (to, from) in request.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    request[16..18].copy_from_slice(&TUN_WITHOUT_HEADER.to_ne_bytes());
+    let at = request.as_mut_ptr();
+    // SAFETY: a request of the size of `struct ifreq`, which lives until the call returns.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), SET_INTERFACE, at) })?;
+    Ok(device)
+}
+
+/// Waits until one of these can be read; which ones.
+pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>]) -> io::Result<Vec<bool>> {
+    let poll =
+        |fd: &BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut polls: Vec<_> = fds.iter().map(poll).collect();
+    let count = libc::nfds_t::try_from(polls.len()).unwrap_or(0);
+    // SAFETY: `count` elements, which live until the call returns.
+    check(unsafe { libc::poll(polls.as_mut_ptr(), count, -1) })?;
+    Ok(polls.iter().map(|poll| poll.revents != 0).collect())
 }
 
 /// Whether this process runs as root.

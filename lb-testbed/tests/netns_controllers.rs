@@ -160,8 +160,11 @@ impl World {
             return Ok(None);
         }
         let Some(assets) = require::kubernetes_or_skip(test) else { return Ok(None) };
-        let cluster =
-            Cluster::build(Spec { nodes: 2, pods_per_node: 1, topology: Topology::Routed })?;
+        let cluster = Cluster::build(Spec {
+            pods_per_node: 1,
+            topology: Topology::Routed,
+            ..Spec::default()
+        })?;
         let plane = ApiServer::start_in(
             &assets,
             cluster.fabric(),

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_testbed::{
     apiserver::ApiServer,
-    cluster::{At, Cluster, Family, Place, Spec, Topology},
+    cluster::{At, Cluster, Family, Place, Spec},
     foreign::{Direction, Order, Policy},
     id,
     manifest::{Manifest, Node, Service},
@@ -64,7 +64,7 @@ fn a_pod_added_later_is_reachable() -> Result<()> {
         return Ok(());
     }
     for topology in TOPOLOGIES {
-        let mut cluster = Cluster::build(Spec { nodes: 2, pods_per_node: 1, topology })?;
+        let mut cluster = Cluster::build(Spec { pods_per_node: 1, topology, ..Spec::default() })?;
         let pod = cluster.add_pod(1)?;
         let _server = cluster.serve(At::Pod(1, pod), "late", 80)?;
         let mut client = cluster.peer(At::Pod(0, 0), Place::InCgroup)?;
@@ -81,7 +81,7 @@ fn peers_report_what_the_kernel_reports() -> Result<()> {
     if !require::root_or_skip("peers_report_what_the_kernel_reports") {
         return Ok(());
     }
-    let cluster = Cluster::build(Spec { nodes: 1, pods_per_node: 2, topology: Topology::Bridge })?;
+    let cluster = Cluster::build(Spec { nodes: 1, ..Spec::default() })?;
     let mut server = cluster.serve(At::Pod(0, 1), "server", 80)?;
     let mut client = cluster.peer(At::Pod(0, 0), Place::Outside)?;
     for family in Family::ALL {

@@ -141,8 +141,11 @@ impl Api {
     pub(super) fn start(plan: &Plan) -> Result<Self> {
         let services = plan.pick(SERVICES, 200);
         let assets = assets().context("KUBEBUILDER_ASSETS")?;
-        let cluster =
-            Cluster::build(Spec { nodes: 2, pods_per_node: 1, topology: Topology::Routed })?;
+        let cluster = Cluster::build(Spec {
+            pods_per_node: 1,
+            topology: Topology::Routed,
+            ..Spec::default()
+        })?;
         let address = cluster.address(At::Fabric, Family::V4);
         let plane = ApiServer::start_in(&assets, cluster.fabric(), address)?;
         let mut manifest = Manifest::new();

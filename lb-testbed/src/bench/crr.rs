@@ -96,7 +96,7 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
 
 fn run(plan: &Plan, topology: Topology, pairs: u32, count: u32) -> Result<Vec<Client>> {
     say(&format!("crr: a cluster of {topology} pods"));
-    let cluster = Cluster::build(Spec { nodes: 1, pods_per_node: 2, topology })?;
+    let cluster = Cluster::build(Spec { nodes: 1, topology, ..Spec::default() })?;
     cluster
         .netns(CLIENT)
         .sysctls(&[("net.ipv4.tcp_tw_reuse", "1"), ("net.ipv4.tcp_max_tw_buckets", "262144")])?;

@@ -253,7 +253,12 @@ fn one_service(change: u32) -> Manifest {
 }
 
 fn cluster() -> Result<Cluster> {
-    Cluster::build(Spec { nodes: 1, pods_per_node: 1, topology: Topology::Routed })
+    Cluster::build(Spec {
+        nodes: 1,
+        pods_per_node: 1,
+        topology: Topology::Routed,
+        ..Spec::default()
+    })
 }
 
 pub(super) fn unload(mut agent: Agent) -> Result<()> {

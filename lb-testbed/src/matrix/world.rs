@@ -92,7 +92,8 @@ pub struct Client {
 impl World {
     /// Builds it, and waits until everything is in force.
     pub fn new(topology: Topology) -> Result<Self> {
-        let mut cluster = Cluster::build(Spec { nodes: 2, pods_per_node: 1, topology })?;
+        let mut cluster =
+            Cluster::build(Spec { nodes: 2, pods_per_node: 1, topology, ..Spec::default() })?;
         for _ in 0..2 {
             cluster.add_pod(0)?;
         }
