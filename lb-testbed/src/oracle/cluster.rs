@@ -276,10 +276,13 @@ pub struct Node {
 /// How a pod of this node is told from everybody else (section 4.3).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Detector {
-    /// By the interface or the socket that it uses: Millrace's way, and `BridgeInterface` and
-    /// `InterfaceNamePrefix` of kube-proxy.
+    /// By the interface that leads to it, whatever its name: Millrace's own way.
     #[default]
     Interface,
+    /// By an interface that this bridge holds: `BridgeInterface`.
+    Bridge(String),
+    /// By an interface whose name begins so: `InterfaceNamePrefix`.
+    Prefix(String),
     /// By these address ranges, the first of each family: `ClusterCIDR`.
     ClusterCidr(Vec<String>),
     /// By the Node's `podCIDRs`: `NodeCIDR`.

@@ -7,7 +7,7 @@ use super::cluster::{
     SERVICE_NAME, Service, ServicePort, ServiceType, Slice, SlicePort,
 };
 use super::services::View;
-use super::verdict::{Client, Engine, Expectation, Place};
+use super::verdict::{Client, Engine, Expectation, Link, Place};
 
 pub(super) const CLUSTER_IP: &str = "10.96.0.1";
 pub(super) const EXTERNAL_IP: &str = "192.0.2.1";
@@ -120,6 +120,7 @@ pub(super) fn pods(ips: &[&str]) -> BTreeSet<SocketAddr> {
 
 pub(super) fn pod() -> Client {
     Client::new(Place::Pod, "10.244.1.9".parse().unwrap())
+        .by(Link { name: "veth9", bridge: Some("cni0") })
 }
 
 pub(super) fn host() -> Client {
@@ -128,6 +129,13 @@ pub(super) fn host() -> Client {
 
 pub(super) fn outside() -> Client {
     Client::new(Place::Elsewhere, "198.51.100.1".parse().unwrap())
+        .by(Link { name: "eth0", bridge: None })
+}
+
+/// A pod of another node, by the overlay.
+pub(super) fn other_pod() -> Client {
+    Client::new(Place::Elsewhere, "10.244.2.9".parse().unwrap())
+        .by(Link { name: "vxlan0", bridge: None })
 }
 
 /// What becomes of a TCP connection on `node-a`.

@@ -21,4 +21,4 @@ pub mod verdict;
 pub use cluster::Cluster;
 pub use history::History;
 pub use services::View;
-pub use verdict::{Client, Engine, Expectation, Place, Source, Verdict, expect};
+pub use verdict::{Client, Engine, Expectation, Link, Place, Source, Verdict, expect};

@@ -151,10 +151,11 @@ impl View {
             // Nobody gets around ranges that are checked elsewhere.
             let guarded = !source_ranges.is_empty() && !self.config.guarded_load_balancers;
             let left_alone = |ip: &IpAddr| guarded && ingress.contains(ip);
+            // An address that is both is the load balancer's: ranges hold for it.
             let claims = [
                 (Kind::ClusterIp, BTreeSet::from([cluster_ip])),
-                (Kind::ExternalIp, external_ips.clone()),
                 (Kind::LoadBalancer, ingress.clone()),
+                (Kind::ExternalIp, external_ips.clone()),
             ];
             for (kind, addresses) in claims {
                 for ip in addresses {

@@ -4,12 +4,18 @@
 //! Departures, by the letters of the design:
 //!
 //! - a: external destination, client off this node, endpoint on it: the source is kept (M-2);
-//! - b: a socket of this node keeps its source always; a packet of a pod of this node too, but for
-//!   `masqueradeAll` and hairpin (M-2, M-5, M-6, M-7);
+//! - b: a socket of this node keeps its source always, and what a pod is it knows without a
+//!   detector; in packets the source is another one for a client off this node whose endpoint is off
+//!   it too, for M-7 with such an endpoint, for `masqueradeAll`, and in a hairpin (M-2, M-4, M-5,
+//!   M-6, M-7, M-9);
 //! - c: what is dropped fails at a socket with EHOSTUNREACH;
 //! - d: V-12 and V-13 act where a packet leaves the node, for everybody alike; V-13 leaves the other
-//!   ports of an externalIP alone that is out of a `ServiceCIDR`;
+//!   ports of an externalIP alone that is out of a `ServiceCIDR`; a port that no Service has at an
+//!   address that only Services have is refused to who comes from off this node, because the packet
+//!   would leave the way it came, and come again;
 //! - f: SCTP has no hook at a socket; packets of the node's own sockets are not translated.
+//!
+//! Nothing that is delivered to the node itself is masqueraded, as in kube-proxy: it never leaves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,11 +49,22 @@ pub enum Place {
     Elsewhere,
 }
 
+/// An interface by which packets arrive, as far as a local detector looks at it (section 4.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    /// Its name; empty for what does not arrive, because it begins here.
+    pub name: &'static str,
+    /// The bridge that holds it.
+    pub bridge: Option<&'static str>,
+}
+
 /// A client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     /// Where it is.
     pub place: Place,
+    /// By which interface its packets arrive.
+    pub link: Link,
     /// Its address, of the destination's family.
     pub ip: IpAddr,
     /// Endpoints for which it has a live affinity entry at the service port in question.
@@ -55,9 +72,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that never connected before.
+    /// A client that never connected before, by an interface that no detector knows by name.
     pub fn new(place: Place, ip: IpAddr) -> Self {
-        Self { place, ip, affinity: BTreeSet::new() }
+        Self { place, link: Link::default(), ip, affinity: BTreeSet::new() }
+    }
+
+    /// The same by this interface.
+    #[must_use]
+    pub fn by(self, link: Link) -> Self {
+        Self { link, ..self }
     }
 }
 
@@ -94,6 +117,9 @@ pub struct Expectation {
     pub rule: &'static str,
     /// What was asked for, and the index of its service port in [`View::ports`].
     pub found: Option<(Kind, usize)>,
+    /// Those of its endpoints that are on this node: a packet to one of them is delivered here, to
+    /// any other it is sent on to another node.
+    pub here: BTreeSet<SocketAddr>,
 }
 
 /// What becomes of a new connection on this node.
@@ -128,9 +154,16 @@ impl View {
             }
             (Engine::Packet, Place::Host, Some(_)) => (Verdict::Reject, "V-12"),
             (_, _, Some((kind, port))) => self.at_frontend(engine, client, to, kind, port),
-            (_, _, None) => self.elsewhere(engine, to.ip()),
+            (_, _, None) => self.elsewhere(engine, client.place, to.ip()),
         };
-        Expectation { engine, verdict, rule, found }
+        let here = match (&verdict, found) {
+            (Verdict::Translate(endpoints), Some((_, port))) => {
+                let here = endpoints.keys().filter(|at| self.is_here(&self.ports[port], at));
+                here.copied().collect()
+            }
+            _ => BTreeSet::new(),
+        };
+        Expectation { engine, verdict, rule, found, here }
     }
 
     /// C-2.
@@ -153,13 +186,17 @@ impl View {
     }
 
     /// The destination is no frontend.
-    fn elsewhere(&self, engine: Engine, to: IpAddr) -> (Verdict, &'static str) {
-        if self.cluster_ips.contains(&to) {
+    fn elsewhere(&self, engine: Engine, from: Place, to: IpAddr) -> (Verdict, &'static str) {
+        if self.is_of_node(to) {
+            (Verdict::PassUntouched, "C-6") // V-i: delivered here.
+        } else if self.cluster_ips.contains(&to) {
             (Verdict::Reject, "V-12")
         } else if engine == Engine::Socket {
             (Verdict::PassUntouched, "C-6") // departure d: V-13 never at a socket
         } else if engine == Engine::Packet && self.captured.keys().any(|(at, _)| at.ip() == to) {
-            (Verdict::PassUntouched, "departure d") // An externalIP out of a ServiceCIDR.
+            let again = from == Place::Elsewhere;
+            // An externalIP out of a ServiceCIDR for one.
+            (if again { Verdict::Reject } else { Verdict::PassUntouched }, "departure d")
         } else if self.service_cidrs.iter().any(|cidr| cidr.contains(to)) {
             (Verdict::Drop, "V-13")
         } else {
@@ -194,7 +231,7 @@ impl View {
             (&port.lists.cluster, true, "V-7") // M-2
         } else if local_pod == Some(true) {
             (&port.lists.cluster, false, "V-9") // M-4
-        } else if client.place == Place::Host {
+        } else if client.place == Place::Host || self.is_of_node(client.ip) {
             (&port.lists.cluster, true, "V-10") // M-5
         } else {
             (&port.lists.local, false, "V-8") // M-3
@@ -204,23 +241,33 @@ impl View {
         }
         let endpoints = sticky(port, client, list).into_iter().map(|at| {
             let hairpin = at.ip() == client.ip; // M-1
-            let on_this_node = port.lists.all.get(&at).is_some_and(|endpoint| endpoint.local);
-            let rewritten = match (engine, client.place) {
-                (Engine::Contract, _) => masquerade || hairpin,
-                (Engine::Socket, _) => false, // departure b
-                // departure b: masqueradeAll only
-                (Engine::Packet, Place::Pod | Place::Host) => {
-                    hairpin || (kind == Kind::ClusterIp && self.config.masquerade_all)
-                }
-                // departure a: on the same node the source is kept, but for masqueradeAll
-                (Engine::Packet, Place::Elsewhere) => {
-                    let all = kind == Kind::ClusterIp && self.config.masquerade_all;
-                    hairpin || all || (masquerade && !on_this_node)
+            let all = kind == Kind::ClusterIp && self.config.masquerade_all;
+            let rewritten = match engine {
+                Engine::Contract => masquerade || hairpin,
+                Engine::Socket => false, // departure b
+                // What reaches the node itself does not leave; departure a: nor does what stays here.
+                Engine::Packet if self.is_of_node(at.ip()) => hairpin,
+                Engine::Packet if self.is_here(port, &at) => hairpin || all,
+                // departure b
+                Engine::Packet if client.place == Place::Elsewhere => true,
+                Engine::Packet => {
+                    let by_detector = kind == Kind::ClusterIp && local_pod == Some(false); // M-7
+                    hairpin || all || by_detector
                 }
             };
             (at, if rewritten { Source::Rewritten } else { Source::Kept })
         });
         (Verdict::Translate(endpoints.collect()), rule)
+    }
+
+    /// Whether an endpoint is on this node: its object says so (E-13), or the node has its address.
+    fn is_here(&self, port: &Port, at: &SocketAddr) -> bool {
+        port.lists.all.get(at).is_some_and(|endpoint| endpoint.local) || self.is_of_node(at.ip())
+    }
+
+    /// Whether an interface of the node has an address.
+    fn is_of_node(&self, ip: IpAddr) -> bool {
+        self.node.interfaces.contains(&ip)
     }
 
     ///
@@ -233,7 +280,8 @@ impl View {
             || (port.ingress.contains(&from) && node_is_inside())
     }
 
-    /// Whether the client is a pod of this node, as far as anybody can tell (section 4.3).
+    /// Whether the client is a pod of this node, as far as anybody can tell (section 4.3); nothing
+    /// if there is no detector for its family.
     fn is_local_pod(&self, engine: Engine, client: &Client, family: Family) -> Option<bool> {
         let in_first = |cidrs: &[String]| {
             let ranges = cidrs.iter().filter_map(|cidr| Range::read(cidr));
@@ -241,9 +289,11 @@ impl View {
             Some(first.contains(client.ip))
         };
         match &self.config.detector {
-            // Millrace knows its pods by their interfaces and sockets, whatever it is told.
-            _ if engine != Engine::Contract => Some(client.place == Place::Pod),
+            // departure b: a socket's place is known, whatever packets are judged by.
+            _ if engine == Engine::Socket => Some(client.place == Place::Pod),
             Detector::Interface => Some(client.place == Place::Pod),
+            Detector::Bridge(name) => Some(client.link.bridge == Some(name)),
+            Detector::Prefix(prefix) => Some(client.link.name.starts_with(prefix.as_str())),
             Detector::ClusterCidr(cidrs) => in_first(cidrs), // V-e
             Detector::NodeCidr => in_first(&self.node.pod_cidrs),
             Detector::Missing => None, // V-d, M-9
@@ -291,6 +341,9 @@ impl fmt::Display for Expectation {
     }
 }
 
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod source_tests;
 #[cfg(test)]
 #[path = "verdict_tests.rs"]
 mod tests;
