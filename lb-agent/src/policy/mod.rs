@@ -9,6 +9,7 @@ mod endpoints;
 #[cfg(test)]
 mod frontend_tests;
 mod frontends;
+pub mod health;
 pub mod node;
 mod refusals;
 #[cfg(test)]

@@ -59,6 +59,15 @@ impl NodePortAddresses {
     pub fn asks_the_node(&self) -> bool {
         self.0.contains(&Entry::Primary)
     }
+
+    /// Whether all addresses of a family count (N-1).
+    pub fn is_all(&self, family: Family) -> bool {
+        let mut entries = self.0.iter().filter(|entry| entry.is_of(family)).peekable();
+        entries.peek().is_none()
+            || entries.any(|entry| {
+                *entry == Entry::All || entry.range().is_some_and(|range| range.prefix() == 0)
+            })
+    }
 }
 
 impl FromStr for NodePortAddresses {
@@ -154,6 +163,12 @@ pub fn node_port_addresses(
     found.into_iter().collect()
 }
 
+/// The addresses of this node among those of its interfaces. Loopback and link-local ones are on every
+/// node, and no Service, node port or SNAT can have them.
+pub fn host_addresses(interface_addresses: &[IpAddr]) -> Vec<IpAddr> {
+    interface_addresses.iter().copied().filter(|addr| refusal(*addr).is_none()).collect()
+}
+
 /// The address of a node that others know it by (L-5).
 fn primary(node: Option<&Node>, family: Family) -> Option<IpAddr> {
     let addresses = node.map_or(&[][..], |node| &node.addresses);
@@ -168,16 +183,7 @@ pub fn service_cidrs(store: &Store) -> Vec<(IpAddr, u8)> {
         store.service_cidrs().flat_map(|object| object.cidrs.iter().copied()).collect();
     // A zero prefix would guard everything there is.
     all.retain(|cidr| cidr.prefix() > 0);
-    all.sort_unstable();
-    all.dedup();
-    let mut widest: Vec<Cidr> = Vec::new();
-    for cidr in all {
-        // Sorted by first address, then prefix: what is around another comes before it.
-        if !widest.last().is_some_and(|last| last.covers(&cidr)) {
-            widest.push(cidr);
-        }
-    }
-    widest.into_iter().map(|cidr| (cidr.first(), cidr.prefix())).collect()
+    Cidr::widest(all).into_iter().map(|cidr| (cidr.first(), cidr.prefix())).collect()
 }
 
 #[cfg(test)]
