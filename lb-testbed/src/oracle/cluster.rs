@@ -281,7 +281,8 @@ pub enum Detector {
     Interface,
     /// By an interface that this bridge holds: `BridgeInterface`.
     Bridge(String),
-    /// By an interface whose name begins so: `InterfaceNamePrefix`.
+    /// By an interface whose name, or that of the bridge that holds it, begins so, because routing
+    /// knows the bridge only: `InterfaceNamePrefix`.
     Prefix(String),
     /// By these address ranges, the first of each family: `ClusterCIDR`.
     ClusterCidr(Vec<String>),

@@ -293,7 +293,10 @@ impl View {
             _ if engine == Engine::Socket => Some(client.place == Place::Pod),
             Detector::Interface => Some(client.place == Place::Pod),
             Detector::Bridge(name) => Some(client.link.bridge == Some(name)),
-            Detector::Prefix(prefix) => Some(client.link.name.starts_with(prefix.as_str())),
+            Detector::Prefix(prefix) => {
+                let names = [Some(client.link.name), client.link.bridge];
+                Some(names.into_iter().flatten().any(|name| name.starts_with(prefix.as_str())))
+            }
             Detector::ClusterCidr(cidrs) => in_first(cidrs), // V-e
             Detector::NodeCidr => in_first(&self.node.pod_cidrs),
             Detector::Missing => None, // V-d, M-9

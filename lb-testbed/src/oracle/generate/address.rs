@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 
 use super::{NODE_PORTS, PORTS, TARGETS};
-use crate::oracle::cluster::Family;
+use crate::oracle::{Client, Place, cluster::Family};
 
 /// Who has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +26,26 @@ pub enum Owner {
     OtherPod(u8),
     /// This machine's, by every machine.
     Loopback,
-    /// Nobody's here.
-    Foreign,
+    /// Nobody's here, in one of two networks.
+    Foreign(u8),
+}
+
+/// The interfaces of the node by which packets arrive. Pods of this node are behind the first two.
+pub mod link {
+    use crate::oracle::Link;
+
+    /// Leads to a pod, and is a port of a bridge.
+    pub const BRIDGED: Link = Link { name: "veth9", bridge: Some("cni0") };
+    /// Leads to a pod by a route.
+    pub const ROUTED: Link = Link { name: "cali1", bridge: None };
+    /// An uplink.
+    pub const UPLINK: Link = Link { name: "eth0", bridge: None };
+    /// The other uplink, with the node's second address.
+    pub const UPLINK2: Link = Link { name: "eth1", bridge: None };
+    /// Leads to pods of other nodes, encapsulated.
+    pub const OVERLAY: Link = Link { name: "vxlan0", bridge: None };
+    /// All of them.
+    pub const ALL: [Link; 5] = [BRIDGED, ROUTED, UPLINK, UPLINK2, OVERLAY];
 }
 
 /// The address of somebody in a family.
@@ -41,12 +59,31 @@ pub fn address(family: Family, owner: Owner) -> IpAddr {
         Owner::Pod(n) => ([10, 244, 1], [0xfd00, 0x10, 0x2441], n),
         Owner::OtherPod(n) => ([10, 244, 2], [0xfd00, 0x10, 0x2442], n),
         Owner::Loopback => ([127, 0, 0], [0, 0, 0], 1),
-        Owner::Foreign => ([198, 51, 100], [0x2001, 0xdb8, 3], 1),
+        Owner::Foreign(n) => ([198, 51, 100 + n], [0x2001, 0xdb8, 3 + u16::from(n)], 1),
     };
     match family {
         Family::V4 => Ipv4Addr::new(v4[0], v4[1], v4[2], last).into(),
         Family::V6 => Ipv6Addr::new(v6[0], v6[1], v6[2], 0, 0, 0, 0, last.into()).into(),
     }
+}
+
+/// Clients of every kind: pods of this node and of the other one, processes of this node, what is
+/// outside, and what has, or claims to have, an address of the node or of a load balancer. One pod of
+/// each node may be an endpoint itself: hairpin.
+pub fn clients(family: Family) -> Vec<Client> {
+    let at = |place, owner| Client::new(place, address(family, owner));
+    let off_node = |owner, link| at(Place::Elsewhere, owner).by(link);
+    vec![
+        at(Place::Pod, Owner::Pod(9)).by(link::BRIDGED),
+        at(Place::Pod, Owner::Pod(1)).by(link::ROUTED),
+        at(Place::Host, Owner::Node(0)),
+        off_node(Owner::OtherPod(1), link::OVERLAY),
+        off_node(Owner::OtherPod(9), link::UPLINK),
+        off_node(Owner::Foreign(0), link::UPLINK),
+        off_node(Owner::Foreign(1), link::UPLINK2),
+        off_node(Owner::Node(0), link::UPLINK2),
+        off_node(Owner::Balancer(0), link::UPLINK),
+    ]
 }
 
 /// Every address that a client may ask for, of Services and around them.
@@ -57,8 +94,8 @@ pub fn destinations(family: Family) -> Vec<IpAddr> {
         .map(Owner::ClusterIp)
         .chain(few.clone().map(Owner::External))
         .chain(few.clone().map(Owner::Balancer))
-        .chain([Owner::Node(0), Owner::Node(1), Owner::OtherNode, Owner::Loopback, Owner::Foreign])
-        .chain([Owner::Pod(1), Owner::OtherPod(1)]);
+        .chain([Owner::Node(0), Owner::Node(1), Owner::OtherNode, Owner::Loopback])
+        .chain([Owner::Foreign(0), Owner::Pod(1), Owner::OtherPod(1)]);
     owners.map(|owner| address(family, owner)).collect()
 }
 

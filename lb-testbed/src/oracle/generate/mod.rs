@@ -2,6 +2,7 @@
 //! meet, collide and follow each other.
 
 mod address;
+pub mod every;
 mod service;
 mod slice;
 
@@ -9,9 +10,11 @@ use std::net::IpAddr;
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-pub use address::{Owner, address, destination_ports, destinations};
+pub use address::{Owner, address, clients, destination_ports, destinations, link};
 
-use super::cluster::{Config, Family, HEADLESS, Labels, Node, PROXY_NAME, Policy, Protocol};
+use super::cluster::{
+    Config, Detector, Family, HEADLESS, Labels, Node, PROXY_NAME, Policy, Protocol,
+};
 use super::history::{Event, History};
 
 /// The node that decides.
@@ -30,28 +33,31 @@ pub const NODE_PORTS: [u16; 3] = [30_000, 30_001, 30_002];
 
 fn node() -> impl Strategy<Value = Node> {
     let zone = select(vec![None, Some("zone-1"), Some("zone-2")]);
-    (select(vec![NODE, NODE, NODE, OTHER_NODE]), zone).prop_map(|(name, zone)| {
-        let own = |family| {
-            if name == NODE {
-                vec![Owner::Loopback, Owner::Node(0), Owner::Node(1)]
-            } else {
-                vec![Owner::Loopback, Owner::OtherNode]
-            }
-            .into_iter()
-            .map(move |owner| address(family, owner))
-        };
-        let interfaces: Vec<IpAddr> = Family::BOTH.into_iter().flat_map(own).collect();
-        Node {
-            name: name.into(),
-            zone: zone.map(str::to_owned),
-            addresses: [interfaces[1], interfaces[interfaces.len() / 2 + 1]]
-                .map(|ip| ip.to_string())
-                .into(),
-            pod_cidrs: vec!["10.244.1.0/24".into(), "fd00:10:2441::/64".into()],
-            kubelet_port: 443,
-            interfaces,
+    (select(vec![NODE, NODE, NODE, OTHER_NODE]), zone).prop_map(|(name, zone)| node_at(name, zone))
+}
+
+/// A node of that name, with the addresses of its interfaces.
+fn node_at(name: &str, zone: Option<&str>) -> Node {
+    let own = |family| {
+        if name == NODE {
+            vec![Owner::Loopback, Owner::Node(0), Owner::Node(1)]
+        } else {
+            vec![Owner::Loopback, Owner::OtherNode]
         }
-    })
+        .into_iter()
+        .map(move |owner| address(family, owner))
+    };
+    let interfaces: Vec<IpAddr> = Family::BOTH.into_iter().flat_map(own).collect();
+    Node {
+        name: name.into(),
+        zone: zone.map(str::to_owned),
+        addresses: [interfaces[1], interfaces[interfaces.len() / 2 + 1]]
+            .map(|ip| ip.to_string())
+            .into(),
+        pod_cidrs: vec!["10.244.1.0/24".into(), "fd00:10:2441::/64".into()],
+        kubelet_port: 443,
+        interfaces,
+    }
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -65,21 +71,57 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// `nodePortAddresses` of every kind (N-1 to N-7).
+pub fn node_port_addresses() -> Vec<Vec<String>> {
+    let lists: [&[&str]; 8] = [
+        &[],
+        &["primary"],
+        &["all"],
+        &["192.168.1.0/24"],
+        &["primary", "localhost"],
+        &["127.0.0.0/8", "fd00:192:1::/48"],
+        &["0.0.0.0/0", "fd00:192::1/128"],
+        &["198.51.100.0/24", "2001:db8:3::/48"],
+    ];
+    lists.map(|list| list.iter().map(|&entry| entry.to_owned()).collect()).into()
+}
+
+/// Local detectors of every kind, with what is not to be taken for anything among their ranges
+/// (section 4.3).
+pub fn detectors() -> Vec<Detector> {
+    let ranges =
+        |texts: &[&str]| Detector::ClusterCidr(texts.iter().map(|&text| text.to_owned()).collect());
+    vec![
+        Detector::Interface,
+        Detector::Bridge("cni0".into()),
+        Detector::Prefix("cali".into()),
+        Detector::Prefix("cni".into()),
+        // All pods, of other nodes too (V-e).
+        ranges(&["10.244.0.0/16", "fd00:10:2440::/44"]),
+        // The first range of each family counts.
+        ranges(&["10.244.1.0/24", "10.244.2.0/24", "fd00:10:2442::/48", "fd00:10:2441::/48"]),
+        // No detector for the other family.
+        ranges(&["fd00:10:2441::/48"]),
+        Detector::NodeCidr,
+        Detector::Missing,
+    ]
+}
+
 fn config() -> impl Strategy<Value = Config> {
-    let addresses = select(vec![
-        vec![],
-        vec!["primary"],
-        vec!["all"],
-        vec!["192.168.1.0/24"],
-        vec!["primary", "localhost"],
-        vec!["127.0.0.0/8", "fd00:192:1::/48"],
-    ]);
-    (addresses, proptest::bool::weighted(0.9)).prop_map(|(addresses, external_ips)| Config {
-        node_port_addresses: addresses.into_iter().map(str::to_owned).collect(),
-        external_ips,
-        guarded_load_balancers: false,
-        ..Config::default()
-    })
+    // Usually nothing is said of it.
+    let detector = Just(Detector::Interface);
+    let addresses = select(node_port_addresses());
+    let external_ips = proptest::bool::weighted(0.9);
+    let masquerade_all = proptest::bool::weighted(0.0);
+    (addresses, external_ips, masquerade_all, detector).prop_map(
+        |(node_port_addresses, external_ips, masquerade_all, detector)| Config {
+            node_port_addresses,
+            masquerade_all,
+            detector,
+            external_ips,
+            guarded_load_balancers: false,
+        },
+    )
 }
 
 /// Histories: many objects at first, then up to `bursts` bursts of changes.

@@ -17,6 +17,8 @@ fn external(balancer: bool) -> impl Strategy<Value = Vec<String>> {
         // An address may be an externalIP of one and a load balancer's of another.
         1 => (0u8..3).prop_map(Owner::External).boxed(),
         2 => Just(Owner::Node(0)).boxed(),
+        // Somebody else's, whom nobody here knows.
+        1 => select(vec![Owner::OtherNode, Owner::Foreign(0)]).boxed(),
         // Nobody may have these.
         1 => select(vec![Owner::Loopback, Owner::Pod(1), Owner::ClusterIp(1)]).boxed(),
     ];
@@ -40,17 +42,30 @@ fn ingress() -> impl Strategy<Value = Vec<Ingress>> {
     })
 }
 
+/// Ranges of clients of every kind, of either family, overlapping, everybody's, and of nonsense
+/// (R-2, S-8, S-16).
 fn source_ranges() -> impl Strategy<Value = Vec<String>> {
     let range = select(vec![
         "198.51.100.0/24",
-        " 10.244.1.0/24 ",
+        "198.51.100.1/32",
+        " 198.48.0.0/13 ",
+        "10.244.1.0/24",
         "192.168.0.77/24",
+        "203.0.113.0/31",
+        "0.0.0.0/0",
         "2001:db8:3::/48",
+        "2001:db8::/32",
+        "2001:db8:3::1/128",
         "fd00:10:2441::/48",
+        "fd00:192::/64",
+        "::/0",
         "nonsense",
+        "198.51.100.0/33",
+        "::ffff:198.51.100.0/120",
+        "",
     ]);
-    let some = vec(range.prop_map(str::to_owned), 1..3);
-    prop_oneof![4 => Just(Vec::new()).boxed(), 1 => some.boxed()]
+    let some = vec(range.prop_map(str::to_owned), 1..4);
+    prop_oneof![2 => Just(Vec::new()).boxed(), 1 => some.boxed()]
 }
 
 /// The ports of a Service: names and protocols differ, and numbers of one protocol, as the API
