@@ -172,6 +172,13 @@ impl Netns {
         Ok(mac)
     }
 
+    /// Has an interface inside put packets of a flow together when it receives them (GRO), or not.
+    /// A veth needs it, or an XDP program, to take what XDP sends to it.
+    pub fn aggregate(&self, interface: &str, on: bool) -> Result<()> {
+        self.run(|| sys::aggregate(interface, on))?
+            .with_context(|| format!("set whether {interface} puts packets together"))
+    }
+
     /// The index of an interface inside.
     pub fn ifindex(&self, interface: &str) -> Result<u32> {
         let output = self.ip_output(&["-o", "link", "show", "dev", interface])?;

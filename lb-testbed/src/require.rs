@@ -35,6 +35,19 @@ pub fn root_or_skip(test: &str) -> bool {
     true
 }
 
+/// [`root_or_skip`], and `nft` to write rules with.
+#[must_use]
+pub fn nft_or_skip(test: &str) -> bool {
+    if !root_or_skip(test) {
+        return false;
+    }
+    if Command::new("nft").arg("--version").output().is_err() {
+        skip(test, "needs the `nft` command; `apt install nftables`");
+        return false;
+    }
+    true
+}
+
 /// True when this process may load programs; otherwise says that `test` is skipped and what to do.
 #[must_use]
 pub fn bpf_or_skip(test: &str) -> bool {

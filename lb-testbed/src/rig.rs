@@ -193,7 +193,7 @@ pub fn with_small_maps(spec: AgentSpec) -> AgentSpec {
 
 /// Whether the output of `services --output json` shows an address as backend of a Service; `None`
 /// when it cannot be read.
-fn is_backend(output: &str, service: &str, address: IpAddr) -> Option<bool> {
+pub(crate) fn is_backend(output: &str, service: &str, address: IpAddr) -> Option<bool> {
     let output: serde_json::Value = serde_json::from_str(output).ok()?;
     let frontends = output.as_array().or_else(|| output.get("frontends")?.as_array())?;
     let address = address.to_string();

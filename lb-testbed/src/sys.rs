@@ -1,6 +1,8 @@
 //! The system calls that the standard library has no safe form of.
 #![expect(unsafe_code, reason = "namespaces, mounts and bpf() are reached through libc only")]
 
+pub(crate) mod packet;
+
 use std::{
     ffi::{CString, c_int, c_ulong},
     fs::File,
@@ -69,11 +71,23 @@ pub(crate) fn may_make_namespaces() -> bool {
 
 /// Has an interface of the calling thread's namespace fill in checksums of what it sends, or not.
 pub(crate) fn offload_checksums(interface: &str, on: bool) -> io::Result<()> {
-    // linux/ethtool.h, linux/sockios.h
     const SET_TX_CHECKSUMS: u32 = 0x17;
+    ethtool(interface, SET_TX_CHECKSUMS, on)
+}
+
+/// Has an interface of the calling thread's namespace put packets of a flow together when it
+/// receives them (GRO), or not.
+pub(crate) fn aggregate(interface: &str, on: bool) -> io::Result<()> {
+    const SET_GRO: u32 = 0x2c;
+    ethtool(interface, SET_GRO, on)
+}
+
+/// A command of linux/ethtool.h with one number.
+fn ethtool(interface: &str, command: u32, on: bool) -> io::Result<()> {
+    // linux/sockios.h
     const ETHTOOL: c_ulong = 0x8946;
     let mut request = Offload { name: [0; 16], value: ptr::null(), pad: [0; 16] };
-    let value = [SET_TX_CHECKSUMS, u32::from(on)];
+    let value = [command, u32::from(on)];
     request.value = value.as_ptr();
     for (to, from) in request.name.iter_mut().take(15).zip(interface.bytes()) {
         *to = from;

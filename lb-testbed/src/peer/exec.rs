@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     load::{self, Load},
-    server,
+    many, server,
     wire::{Answer, Close, Command, LoadId, SocketId},
 };
 use crate::sys;
@@ -40,6 +40,7 @@ pub fn obey() -> Result<()> {
 struct Peer {
     sockets: HashMap<SocketId, Socket>,
     loads: HashMap<LoadId, Load>,
+    many: Vec<TcpStream>,
     next: u32,
 }
 
@@ -92,6 +93,12 @@ impl Peer {
             Command::LoadStop { load } => {
                 self.loads.remove(&load).map(|load| Answer::Stats(load.stop())).ok_or_else(unknown)
             }
+            Command::ServeMany { addr, count } => many::serve(addr, count).map(|()| Answer::Done),
+            Command::ConnectMany { to, count, timeout_ms } => {
+                self.many = many::connect(to, count, Duration::from_millis(timeout_ms))?;
+                Ok(Answer::Done)
+            }
+            Command::AskMany => many::ask(&mut self.many).map(|count| Answer::Ports { count }),
             Command::Crr { to, count, timeout_ms } => {
                 Ok(Answer::Stats(load::crr(to, count, Duration::from_millis(timeout_ms))))
             }

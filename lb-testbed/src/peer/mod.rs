@@ -5,6 +5,7 @@
 
 mod exec;
 mod load;
+mod many;
 mod server;
 mod wire;
 
@@ -254,6 +255,25 @@ impl Peer {
     pub fn crr(&mut self, to: SocketAddr, count: u32) -> Result<Stats> {
         let command = Command::Crr { to, count, timeout_ms: millis(STEP) };
         self.stats(&command, Duration::from_mins(2))
+    }
+
+    /// Accepts so many connections at an address, then answers on all of them in turn.
+    pub fn serve_many(&mut self, addr: SocketAddr, count: usize) -> Result<()> {
+        self.done(&Command::ServeMany { addr, count }, STEP)
+    }
+
+    /// Opens so many connections and keeps them all.
+    pub fn connect_many(&mut self, to: SocketAddr, count: usize) -> Result<()> {
+        let command = Command::ConnectMany { to, count, timeout_ms: millis(STEP) };
+        self.done(&command, Duration::from_mins(1))
+    }
+
+    /// Asks on all of them, and checks every answer; from how many ports the server sees them come.
+    pub fn ask_many(&mut self) -> Result<usize> {
+        match self.execute(&Command::AskMany, Duration::from_mins(1))? {
+            Answer::Ports { count } => Ok(count),
+            other => bail!("the question was answered with {other:?}"),
+        }
     }
 
     fn reply(

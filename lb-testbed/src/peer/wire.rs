@@ -42,6 +42,12 @@ pub(super) enum Command {
     LoadStop { load: LoadId },
     /// `count` times connect, request, reply, close, as fast as one thread can.
     Crr { to: SocketAddr, count: u32, timeout_ms: u64 },
+    /// Accepts that many connections, then answers on all of them in turn.
+    ServeMany { addr: SocketAddr, count: usize },
+    /// Opens that many connections.
+    ConnectMany { to: SocketAddr, count: usize, timeout_ms: u64 },
+    /// Asks on all of them, and waits for all answers.
+    AskMany,
 }
 
 /// How a socket is closed.
@@ -88,6 +94,8 @@ pub(super) enum Answer {
     Load { load: LoadId },
     /// What a load has done.
     Stats(Stats),
+    /// From how many ports the server of many connections sees them come.
+    Ports { count: usize },
     /// It failed.
     Failed { what: String, errno: Option<i32> },
 }
