@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
+use tokio::sync::mpsc;
 
 use super::hooks::{self, SOCKET_HOOKS};
 use super::roles::Interface;
+use super::xdp::{Programs, Xdp};
 use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys, xdp};
 use crate::diff::Op;
 use crate::plan::Snapshot;
@@ -75,6 +77,8 @@ pub struct BpfDatapath {
     lacking: Vec<Lacking>,
     scope: Scope,
     tcx: bool,
+    /// Before the lock, so that nobody else attaches while its thread still does.
+    xdp: Xdp,
     _lock: load::Lock,
 }
 
@@ -104,6 +108,8 @@ impl BpfDatapath {
             .map_err(|source| Error::Program { name: "tc_translate", source: Box::new(source) })?;
         let maps = Arc::new(Maps::open(&folder)?);
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
+        let xdp = Xdp::new(config.xdp.clone(), folder.clone(), Programs::load(&mut ebpf))
+            .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
         // From an earlier run; those that are gone by now are found out by the first list.
         let attached = hooks::pinned_interfaces(&folder)
             .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
@@ -118,6 +124,7 @@ impl BpfDatapath {
             lacking,
             scope: config.scope,
             tcx: true,
+            xdp,
             _lock: lock,
         })
     }
@@ -197,10 +204,13 @@ impl Datapath for BpfDatapath {
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
         // First, because what stops half-way has to be taken off as well.
         self.attached.insert(interface.index);
-        hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx)
+        hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx)?;
+        self.xdp.settle(interface);
+        Ok(())
     }
 
     fn detach(&mut self, index: u32) -> Result<(), Error> {
+        self.xdp.forget(index);
         if !self.attached.contains(&index) {
             return Ok(());
         }
@@ -214,7 +224,19 @@ impl Datapath for BpfDatapath {
     }
 
     fn attached(&self) -> Vec<u32> {
-        self.attached.iter().copied().collect()
+        self.attached.iter().copied().chain(self.xdp.known()).collect()
+    }
+
+    fn xdp_flags(&self, index: u32) -> u32 {
+        self.xdp.state(index).flags()
+    }
+
+    fn xdp_demotions(&self) -> u64 {
+        self.xdp.demotions()
+    }
+
+    fn xdp_changed(&mut self) -> Option<mpsc::Receiver<u32>> {
+        self.xdp.changed()
     }
 }
 
@@ -255,6 +277,9 @@ pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)], force: bool) -> Resul
         for index in hooks::pinned_interfaces(&folder).unwrap_or_default() {
             let name = interfaces.iter().find(|(i, _)| *i == index).map(|(_, name)| name.as_str());
             hooks::detach_interface(&folder, index, name).map_err(failed(&folder))?;
+        }
+        for index in xdp::pinned(&folder).unwrap_or_default() {
+            hooks::detach(&xdp::pin(&folder, index)).map_err(failed(&folder))?;
         }
         detach_sockets(&folder)?;
         fs::remove_dir_all(&folder).map_err(failed(&folder))?;

@@ -55,6 +55,7 @@ impl Sizes {
         Some(match name {
             map::FRONTENDS4 | map::FRONTENDS6 => tables.frontends,
             map::ADDRESSES4 | map::ADDRESSES6 => tables.addresses,
+            map::SOURCE_RANGES4 | map::SOURCE_RANGES6 => tables.source_ranges,
             map::SETS => tables.service_ports.saturating_mul(SCOPES),
             map::FACTS | map::NAMES => tables.service_ports,
             map::SLOTS => tables.slots.div_ceil(2),
@@ -262,6 +263,7 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Er
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => return Err(Error::NoProgram(name)),
     };
     match result {

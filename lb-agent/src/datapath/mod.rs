@@ -34,6 +34,8 @@ pub use self::scope::Scope;
 use std::io;
 use std::path::PathBuf;
 
+use tokio::sync::mpsc;
+
 use crate::diff::Op;
 use crate::plan::Snapshot;
 
@@ -66,6 +68,22 @@ pub trait Datapath {
 
     /// Indices of the interfaces that have programs, those of an earlier run included.
     fn attached(&self) -> Vec<u32>;
+
+    /// The bits of `INTERFACES` that tell what became of XDP on an interface, and whether packets may
+    /// be sent out of it by XDP.
+    fn xdp_flags(&self, _index: u32) -> u32 {
+        0
+    }
+
+    /// How often an interface was demoted from XDP to tc.
+    fn xdp_demotions(&self) -> u64 {
+        0
+    }
+
+    /// Tells indices of interfaces whose [`Self::xdp_flags`] are others than before, for who asks first.
+    fn xdp_changed(&mut self) -> Option<mpsc::Receiver<u32>> {
+        None
+    }
 }
 
 /// What went wrong with the kernel, and what to do.

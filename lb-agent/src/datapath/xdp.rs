@@ -4,10 +4,30 @@
 //! fails. An interface whose driver refuses, or that nobody answers on once the program is there, is
 //! demoted to tc, counted and told about, and tried again when its link changes.
 
-use std::collections::BTreeSet;
-use std::fmt;
+mod neighbours;
+mod probe;
+mod socket;
+mod state;
+mod worker;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use aya::Ebpf;
+use rtnetlink::new_connection;
+use tokio::sync::{Notify, mpsc, watch};
+
+pub use self::neighbours::Attached;
+pub use self::state::{Reason, State};
 use super::roles::{Interface, Kind, Role};
+use super::{Error, load};
 
 /// How XDP is attached, `--xdp`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,5 +73,270 @@ impl Config {
             None => device.kind == Kind::Physical,
         };
         self.mode != Mode::Off && *role == Role::Uplink && *ethernet && !device.has_vlan && chosen
+    }
+}
+
+/// The pin of the link of an interface.
+pub fn pin(folder: &Path, index: u32) -> PathBuf {
+    folder.join("links").join(format!("xdp_{index}"))
+}
+
+/// Indices of the interfaces that XDP is pinned on.
+pub(super) fn pinned(folder: &Path) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder.join("links"))? {
+        let name = entry?.file_name();
+        let index = name.to_str().and_then(|name| name.strip_prefix("xdp_"));
+        found.extend(index.and_then(|index| index.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
+/// What every link of this thread's network namespace runs at XDP, by index.
+pub async fn attached() -> Result<BTreeMap<u32, Attached>, Error> {
+    let (connection, handle, _messages) =
+        new_connection().map_err(Error::system("open a netlink socket"))?;
+    let driver = tokio::spawn(connection);
+    let found = neighbours::all(&handle).await;
+    driver.abort();
+    found.map_err(Error::system("list links"))
+}
+
+/// The two variants of the program, as far as the kernel loads them.
+#[derive(Debug, Default)]
+pub(super) struct Programs {
+    /// That takes packets in several buffers (kernel 5.18).
+    frags: Option<OwnedFd>,
+    plain: Option<OwnedFd>,
+}
+
+impl Programs {
+    /// Loads both. What the kernel refuses is done without.
+    pub(super) fn load(ebpf: &mut Ebpf) -> Self {
+        Self { frags: load(ebpf, "xdp_ingress_frags"), plain: load(ebpf, "xdp_ingress") }
+    }
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Option<OwnedFd> {
+    let loaded = load::load_program(ebpf, name)
+        .and_then(|()| load::program_fd(ebpf, name))
+        .and_then(|fd| {
+            fd.try_clone_to_owned().map_err(Error::system(format!("keep a descriptor of {name}")))
+        });
+    match loaded {
+        Ok(fd) => Some(fd),
+        Err(error) => {
+            tracing::info!(program = name, %error, "the kernel has no such XDP");
+            None
+        }
+    }
+}
+
+/// What the thread that attaches shares with who asks it to.
+#[derive(Debug)]
+struct Shared {
+    /// Interfaces as they are to be settled, none for those that are gone; the last word counts.
+    asked: Mutex<BTreeMap<u32, Option<Interface>>>,
+    asks: Notify,
+    closed: watch::Sender<bool>,
+    states: Mutex<BTreeMap<u32, State>>,
+    demotions: AtomicU64,
+    changes: mpsc::Sender<u32>,
+}
+
+impl Shared {
+    fn ask(&self, index: u32, interface: Option<Interface>) {
+        lock(&self.asked).insert(index, interface);
+        self.asks.notify_one();
+    }
+
+    fn take(&self) -> BTreeMap<u32, Option<Interface>> {
+        std::mem::take(&mut lock(&self.asked))
+    }
+
+    async fn asked(&self) {
+        self.asks.notified().await;
+    }
+
+    async fn closed(&self) {
+        let mut closed = self.closed.subscribe();
+        // Ends with an error if the sender is gone, which is as good.
+        let _ends = closed.wait_for(|closed| *closed).await;
+    }
+
+    /// Takes note of what became of XDP on an interface.
+    async fn tell(&self, index: u32, state: State) {
+        let before = match state {
+            State::Unwanted => lock(&self.states).remove(&index).unwrap_or_default(),
+            _ => lock(&self.states).insert(index, state).unwrap_or_default(),
+        };
+        if matches!(state, State::Demoted(_)) {
+            self.demotions.fetch_add(1, Ordering::Relaxed);
+        }
+        if before != state || matches!(state, State::Demoted(_)) {
+            // Nobody listens any more: then nobody wants to know.
+            drop(self.changes.send(index).await);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is in there is whole after each store, whoever panicked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// XDP on this node's interfaces.
+#[derive(Debug)]
+pub(super) struct Xdp {
+    config: Config,
+    folder: PathBuf,
+    /// Until the thread has them.
+    programs: Option<Programs>,
+    shared: Arc<Shared>,
+    /// Interfaces whose state may not be [`State::Unwanted`].
+    known: BTreeSet<u32>,
+    thread: Option<JoinHandle<()>>,
+    changed: Option<mpsc::Receiver<u32>>,
+}
+
+/// Changes that wait at most; the thread waits with more.
+const CHANGES: usize = 64;
+
+impl Xdp {
+    /// Nothing is attached yet.
+    pub(super) fn new(config: Config, folder: PathBuf, programs: Programs) -> io::Result<Self> {
+        let (changes, changed) = mpsc::channel(CHANGES);
+        let shared = Shared {
+            asked: Mutex::default(),
+            asks: Notify::new(),
+            closed: watch::Sender::new(false),
+            states: Mutex::default(),
+            demotions: AtomicU64::new(0),
+            changes,
+        };
+        let known = pinned(&folder)?.into_iter().collect();
+        Ok(Self {
+            config,
+            folder,
+            programs: Some(programs),
+            shared: Arc::new(shared),
+            known,
+            thread: None,
+            changed: Some(changed),
+        })
+    }
+
+    /// Makes an interface have XDP if that is wanted, and none otherwise; on another thread, in a
+    /// while.
+    pub(super) fn settle(&mut self, interface: &Interface) {
+        let index = interface.index;
+        if self.config.wants(interface) {
+            self.known.insert(index);
+        } else if !self.known.remove(&index) {
+            return;
+        }
+        self.start();
+        self.shared.ask(index, Some(interface.clone()));
+    }
+
+    /// Forgets an interface that is gone, or takes XDP off it.
+    pub(super) fn forget(&mut self, index: u32) {
+        if self.known.remove(&index) {
+            self.start();
+            self.shared.ask(index, None);
+        }
+    }
+
+    /// Indices of the interfaces that have XDP, or have it of an earlier run.
+    pub(super) fn known(&self) -> impl Iterator<Item = u32> {
+        self.known.iter().copied()
+    }
+
+    /// What became of XDP on an interface.
+    pub(super) fn state(&self, index: u32) -> State {
+        lock(&self.shared.states).get(&index).copied().unwrap_or_default()
+    }
+
+    /// How often an interface was demoted to tc.
+    pub(super) fn demotions(&self) -> u64 {
+        self.shared.demotions.load(Ordering::Relaxed)
+    }
+
+    /// Tells indices of interfaces whose [`Self::state`] is another one, for who asks first.
+    pub(super) fn changed(&mut self) -> Option<mpsc::Receiver<u32>> {
+        self.changed.take()
+    }
+
+    fn start(&mut self) {
+        let Some(programs) = self.programs.take() else { return };
+        let (config, folder) = (self.config.clone(), self.folder.clone());
+        let shared = Arc::clone(&self.shared);
+        // In the network namespace of this thread.
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let result = runtime
+                .and_then(|runtime| runtime.block_on(worker::work(config, folder, programs, shared)));
+            if let Err(error) = result {
+                tracing::error!(%error, "XDP is not attached anywhere: tc does its work");
+            }
+        };
+        match thread::Builder::new().name("xdp".to_owned()).spawn(run) {
+            Ok(thread) => self.thread = Some(thread),
+            Err(error) => {
+                tracing::error!(%error, "no thread for XDP: tc does its work");
+            }
+        }
+    }
+}
+
+impl Drop for Xdp {
+    fn drop(&mut self) {
+        self.shared.closed.send_replace(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that attaches XDP panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::roles::{Device, Reason as Ignored};
+
+    fn interface(name: &str, kind: Kind, role: Role) -> Interface {
+        let device = Device { kind, running: true, ..Device::default() };
+        Interface { index: 7, name: name.into(), role, ethernet: true, device }
+    }
+
+    /// Case 50: bonds, teams and VLANs are no interfaces of ours to begin with, or not for XDP.
+    #[test]
+    fn only_uplinks_with_a_driver_get_xdp_unless_named() {
+        let native = Config::default();
+        assert!(native.wants(&interface("eth0", Kind::Physical, Role::Uplink)));
+        for other in [
+            interface("veth0", Kind::Veth, Role::Uplink),
+            interface("veth1", Kind::Veth, Role::PodPort),
+            interface("eth0.7", Kind::Vlan, Role::Uplink),
+            interface("vxlan0", Kind::Tunnel, Role::Overlay),
+            interface("bond0", Kind::Master, Role::Ignored(Ignored::Master)),
+            interface("eth0", Kind::Physical, Role::Ignored(Ignored::VlanParent)),
+        ] {
+            assert!(!native.wants(&other), "{other:?}");
+        }
+        let mut carrier = interface("eth0", Kind::Physical, Role::Uplink);
+        carrier.device.has_vlan = true;
+        assert!(!native.wants(&carrier), "cards take tags off");
+    }
+
+    #[test]
+    fn a_veth_gets_xdp_when_named_and_never_a_pod_port() {
+        let named = Config { interfaces: Some(["veth0".to_owned()].into()), ..Config::default() };
+        assert!(named.wants(&interface("veth0", Kind::Veth, Role::Uplink)));
+        assert!(!named.wants(&interface("veth0", Kind::Veth, Role::PodPort)));
+        assert!(!named.wants(&interface("eth0", Kind::Physical, Role::Uplink)), "not named");
+        let off = Config { mode: Mode::Off, ..named };
+        assert!(!off.wants(&interface("veth0", Kind::Veth, Role::Uplink)));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Mix;
 
-/// What an interface is.
+/// What an interface is. Bits from 8 on are for tools: what became of XDP there.
 pub struct InterfaceFlags;
 
 impl InterfaceFlags {
@@ -15,6 +15,31 @@ impl InterfaceFlags {
     pub const XDP: u32 = 1 << 2;
     /// Its packets have no Ethernet header.
     pub const L3: u32 = 1 << 3;
+}
+
+/// What decisions on a packet need to know of its interface: [`InterfaceFlags`] in the low half, the
+/// group in the high one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceWord(pub u64);
+
+impl InterfaceWord {
+    /// A word.
+    #[inline(always)]
+    pub const fn new(flags: u32, group: u32) -> Self {
+        Self(flags as u64 | ((group as u64) << 32))
+    }
+
+    /// Whether any of `flags` is set.
+    #[inline(always)]
+    pub const fn has(self, flags: u32) -> bool {
+        self.0 & flags as u64 != 0
+    }
+
+    /// Index of its master, or its own.
+    #[inline(always)]
+    pub const fn group(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// Addresses of each family that an interface has for SNAT.
@@ -44,13 +69,18 @@ impl Interface {
     /// The tag of these contents for an interface: a value torn by its replacement is not believed.
     #[inline(always)]
     pub fn tag_for(&self, ifindex: u32) -> u32 {
-        let pair = |low: u32, high: u32| (low as u64) | ((high as u64) << 32);
-        let mut mix = Mix::new().word(pair(ifindex, self.flags)).word(pair(self.group, self.mtu));
-        mix = mix.ip(&self.v4);
+        let mut mix = Self::mix(ifindex, self.flags, self.group, self.mtu).ip(&self.v4);
         for ip in &self.v6 {
             mix = mix.ip(ip);
         }
         mix.tag()
+    }
+
+    /// What [`Interface::tag_for`] begins with; the addresses follow, IPv4 first.
+    #[inline(always)]
+    pub fn mix(ifindex: u32, flags: u32, group: u32, mtu: u32) -> Mix {
+        let pair = |low: u32, high: u32| (low as u64) | ((high as u64) << 32);
+        Mix::new().word(pair(ifindex, flags)).word(pair(group, mtu))
     }
 
     /// Whether the value is whole and of that interface.

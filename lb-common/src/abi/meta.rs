@@ -41,6 +41,10 @@ pub enum MetaWord {
     Unprogrammed = 8,
     /// What Services claim and do not get, because it belongs to somebody else (contract section 12).
     Refused = 9,
+    /// Services whose health check node port cannot be had (contract H-12).
+    FailedHealthPorts = 10,
+    /// How often XDP was taken off an interface, or could not be put there, since the maps were made.
+    XdpDemotions = 11,
     /// Whose sockets the socket engine serves: 0 everybody's, 1 those of the node's own network
     /// namespace, 2 nobody's.
     SocketScope = 12,
