@@ -15,7 +15,7 @@ pub type Name = [u8; NAME_LEN];
 const _: () = assert!(NAME_LEN >= 63 + 1 + 63 + 1 + 63 + 1 + 5 && NAME_LEN.is_multiple_of(8));
 
 /// Number of words of `META`.
-pub const META_WORDS: u32 = 16;
+pub const META_WORDS: u32 = 24;
 
 /// Index of a word in `META`.
 #[repr(u32)]
@@ -43,11 +43,19 @@ pub enum MetaWord {
     Refused = 9,
     /// Services whose health check node port cannot be had (contract H-12).
     FailedHealthPorts = 10,
-    /// How often XDP was taken off an interface, or could not be put there, since the maps were made.
-    XdpDemotions = 11,
+    /// How pods of this node are told (contract 4.3): 1 by what interfaces lead to, 2 by the cluster's
+    /// range of addresses, 3 by the node's, 4 by a bridge, 5 by names of interfaces, 6 not at all; with
+    /// bit 8, every connection to a clusterIP is masqueraded (M-6).
+    LocalDetector = 11,
     /// Whose sockets the socket engine serves: 0 everybody's, 1 those of the node's own network
     /// namespace, 2 nobody's.
     SocketScope = 12,
     /// Connected UDP sockets that were ended because their backend was gone, since the maps were made.
     DestroyedSockets = 13,
+    /// Source ports of what is sent on: the first one in the low half, how many in the high one.
+    SnatPorts = 14,
+    /// Addresses for SNAT that were asked for and that the node does not have.
+    MissingSnatAddresses = 15,
+    /// How often XDP was taken off an interface, or could not be put there, since the maps were made.
+    XdpDemotions = 16,
 }
