@@ -12,6 +12,7 @@
 
 mod apply;
 mod attach;
+mod health_ports;
 mod node;
 mod retry;
 mod tell;
@@ -27,6 +28,7 @@ use lb_common::abi::{ABI_VERSION, MetaWord};
 use tokio::sync::{mpsc, oneshot};
 
 use self::apply::{Element, log_failures};
+use self::health_ports::HealthCheckPorts;
 use self::unread::Unread;
 use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
@@ -36,7 +38,7 @@ use crate::namespaces;
 use crate::plan::{Batch, Capacity, Planner, self_test};
 use crate::policy::node::NodePortAddresses;
 use crate::policy::{self, Refusals};
-use crate::source::SourceEvent;
+use crate::source::{SourceEvent, Warning};
 
 /// Everything that the loop reacts to.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub enum Event {
     Interface(interfaces::Change),
     /// A grace period has passed, or could not be waited for.
     GraceDone(io::Result<()>),
+    /// Health check node ports can be had, or cannot any more.
+    HealthPorts,
     /// Stop, and leave everything in place.
     Shutdown,
 }
@@ -118,9 +122,10 @@ pub struct Sync<D> {
     failed: BTreeMap<Element, Op>,
     unread: Unread,
     /// What `META` tells of [`Self::tell_counts`].
-    told: Option<[(MetaWord, usize); 4]>,
+    told: Option<[(MetaWord, usize); 5]>,
     counts: Counts,
     health: Health,
+    health_ports: HealthCheckPorts,
     namespaces: Option<namespaces::Handle>,
     /// How the thread that waits for a grace period tells that it has passed.
     grace_done: mpsc::Sender<io::Result<()>>,
@@ -176,6 +181,7 @@ impl<D: Datapath> Sync<D> {
             told: None,
             counts: Counts { commits, ..Counts::default() },
             health: Health::default(),
+            health_ports: HealthCheckPorts::default(),
             namespaces: None,
             grace_done,
             graces,
@@ -211,6 +217,13 @@ impl<D: Datapath> Sync<D> {
         Self { health, ..self }
     }
 
+    /// Where to tell of what is wrong with single objects, beside the log.
+    #[must_use]
+    pub fn with_warnings(mut self, warnings: mpsc::Sender<Warning>) -> Self {
+        self.health_ports.warnings = Some(warnings);
+        self
+    }
+
     /// Runs until it is told to stop, or until the source has ended. Everything stays in place.
     pub async fn run(mut self, mut inputs: Inputs) {
         let mut interfaces = true;
@@ -229,6 +242,7 @@ impl<D: Datapath> Sync<D> {
                     change.map(Event::Interface)
                 }
                 result = self.graces.recv() => result.map(Event::GraceDone),
+                () = self.health.ports().outcome() => Some(Event::HealthPorts),
                 _ = &mut inputs.shutdown => Some(Event::Shutdown),
                 () = retry => None,
             };
@@ -269,6 +283,7 @@ impl<D: Datapath> Sync<D> {
                 }
                 Event::Interface(change) => self.interface(change),
                 Event::GraceDone(result) => self.grace_done(result),
+                Event::HealthPorts => self.health_ports_outcome(),
                 Event::Shutdown => return false,
             }
         }
@@ -283,12 +298,14 @@ impl<D: Datapath> Sync<D> {
         let Dirty { services, node } = self.store.apply_all(changes);
         self.dirty.services.extend(services);
         self.dirty.node |= node;
+        let commits = self.counts.commits;
         self.commit();
         if !any || self.retry_is_due() {
             self.retry();
         }
         self.start_grace();
         self.schedule_retry();
+        self.tell_health_ports(self.counts.commits != commits);
         self.tell_counts();
         self.tell_synced();
         self.tell_health();
@@ -326,6 +343,7 @@ impl<D: Datapath> Sync<D> {
         }
         // Before the first plan, these are all Services.
         self.tell_refusals(&dirty.services);
+        self.note_health_ports(&dirty.services);
         let batch = if self.synced && !sweep { self.plan(&dirty) } else { self.plan_all() };
         self.log_plan(&batch.reports);
         let first = !std::mem::replace(&mut self.synced, true);

@@ -27,9 +27,10 @@ pub(super) struct HealthArgs {
 struct Bind(Option<SocketAddr>);
 
 impl HealthArgs {
-    /// Starts the server, if it is wanted. Call it in the node's network namespace.
+    /// Starts the server: of the ports of Services, and of this address if it is wanted. Call it in
+    /// the node's network namespace.
     pub(super) fn serve(self, health: &Health) -> Result<(), Error> {
-        let Bind(Some(address)) = self.healthz_bind_address else { return Ok(()) };
+        let Bind(address) = self.healthz_bind_address;
         Ok(server::start(address, self.bind_address_hard_fail, health.clone())?)
     }
 }

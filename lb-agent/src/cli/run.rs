@@ -106,6 +106,8 @@ enum LogFormat {
 
 /// Changes of interfaces that wait at most.
 const CHANGES: usize = 256;
+/// Warnings that wait for the API server at most; the log has all of them.
+const WARNINGS: usize = 64;
 
 pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let started = Instant::now();
@@ -178,18 +180,20 @@ async fn agent(
     let namespaces = namespaces::start(&namespaces, datapath.maps(), Datapath::grace(&datapath))?;
     // What maps have, which need not be what was asked for.
     let capacity = datapath.maps().capacity()?;
-    let sync = Sync::new(datapath, capacity)?
+    let mut sync = Sync::new(datapath, capacity)?
         .started_at(started)
         .with_health(health)
         .with_namespaces(namespaces)
         .with_node_port_addresses(arguments.node_port_addresses.clone());
     let converter =
         Converter::new(node_name).with_external_ips(arguments.external_ips == Switch::On);
+    let (tell, warnings) = mpsc::channel(WARNINGS);
     let (source, source_task) = if let Some(path) = &arguments.source.manifests {
         source::start(Manifests::new(path), converter)
     } else {
         let kubeconfig = arguments.source.kubeconfig.clone();
-        source::start(ApiServer::new(kubeconfig, node_name), converter)
+        sync = sync.with_warnings(tell);
+        source::start(ApiServer::new(kubeconfig, node_name).with_warnings(warnings), converter)
     };
     let (changes, interfaces) = mpsc::channel(CHANGES);
     let overrides = arguments.interfaces.clone().unwrap_or_default();

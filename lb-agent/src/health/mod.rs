@@ -7,14 +7,21 @@
 //! - [`state`] decides; it is a pure function of what was told and of the time.
 //! - [`Health`] is told by the loop, and asked by the server.
 //! - [`server`] answers HTTP/1.1 on a thread of its own, so that a loop that hangs is told as such.
+//! - [`Ports`] has the ports of Services that tell a load balancer how many endpoints are here.
 //!
 //! An API server that is away changes nothing here (H-6): only what is queued and not in force does.
 
+mod clients;
+mod listeners;
+mod ports;
+#[cfg(test)]
+mod ports_tests;
 pub mod server;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub use ports::{Failure, Ports};
 pub use state::{Answer, Endpoint, Now, State, is_eligible};
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +37,7 @@ pub struct Health(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     counts: [Count; 2],
+    ports: Ports,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +60,7 @@ impl Default for Health {
         let shared = Shared {
             state: Mutex::new(State::new(Now::read())),
             counts: [(); 2].map(|()| Count::default()),
+            ports: Ports::default(),
         };
         Self(Arc::new(shared))
     }
@@ -80,6 +89,17 @@ impl Health {
         let count = if answer.healthy { &count.healthy } else { &count.unhealthy };
         count.fetch_add(1, Ordering::Relaxed);
         answer
+    }
+
+    /// The ports of Services.
+    pub fn ports(&self) -> &Ports {
+        &self.0.ports
+    }
+
+    /// What is answered at the port of a Service now; nothing while it is being closed.
+    fn told_at(&self, port: u16) -> Option<ports::Told> {
+        let proxy_is_healthy = self.state().proxy_is_healthy(Now::read());
+        self.0.ports.told(port, proxy_is_healthy)
     }
 
     /// How often an endpoint has answered.

@@ -119,11 +119,16 @@ impl State {
         self.node_is_eligible = eligible;
     }
 
+    /// Whether the proxy does its work (H-3), whatever the node is about to do (H-14).
+    pub fn proxy_is_healthy(&self, now: Now) -> bool {
+        self.v4.is_healthy(now) && self.v6.is_healthy(now)
+    }
+
     /// What is answered at that moment.
     pub fn answer(&self, endpoint: Endpoint, now: Now) -> Answer {
         let (v4, v6) = (self.v4.is_healthy(now), self.v6.is_healthy(now));
         let node_eligible = (endpoint == Endpoint::Healthz).then_some(self.node_is_eligible);
-        let proxy_healthy = v4 && v6;
+        let proxy_healthy = self.proxy_is_healthy(now);
         let healthy = proxy_healthy && node_eligible != Some(false);
         // Readers take an old time for a proxy that hangs, so that idleness must not show one.
         let shown = |healthy: bool, completed| rfc_3339(if healthy { now.wall } else { completed });

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use super::server::{self, Limits, listen};
+use super::clients::{Clients, Limits};
+use super::server::{self, listen};
 use super::*;
 use crate::model::Node;
 
@@ -166,7 +167,7 @@ impl Server {
         thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(server::serve(listener, served, limits))
+            runtime.block_on(async { server::serve(listener, served, &Clients::new(limits)).await })
         });
         Self { address, health }
     }
@@ -400,12 +401,12 @@ fn h_7_an_unspecified_address_listens_in_both_families() {
 fn h_7_an_address_in_use_is_fatal_only_if_asked_for_and_served_once_it_is_free() {
     let taken = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let address = taken.local_addr().unwrap();
-    let error = server::start(address, true, Health::default()).unwrap_err().to_string();
+    let error = server::start(Some(address), true, Health::default()).unwrap_err().to_string();
     assert!(error.contains(&address.to_string()), "{error}");
     assert!(error.contains("--healthz-bind-address"), "{error}");
 
     let health = Health::default();
-    server::start(address, false, health).unwrap();
+    server::start(Some(address), false, health).unwrap();
     drop(taken);
     let end = Instant::now() + DEADLINE;
     loop {

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::endpoints;
 use super::node::NodePortAddresses;
 use crate::model::{Conditions, Family, ObjectKey, Store};
 
@@ -96,15 +95,15 @@ impl HealthPorts {
 fn wanted(store: &Store, key: &ObjectKey) -> Option<Wanted> {
     let service = store.service(key)?;
     let port = service.health_check_node_port()?;
-    let slices: Vec<_> = store.slices_of(key).collect();
     let here = Conditions::READY.with(Conditions::LOCAL, true);
+    let ports: BTreeSet<_> = service.ports.iter().map(|port| (&port.name, port.protocol)).collect();
     let mut addresses = BTreeSet::new();
-    for family in service.cluster_ips.all().map(Family::of) {
-        for port in &service.ports {
-            // Hints do not matter for the local set (T-3), so that no zone is needed.
-            let joined = endpoints::join(&slices, port, family, "");
-            let ready = joined.iter().filter(|(_, conditions)| conditions.has(here));
-            addresses.extend(ready.map(|((addr, _), _)| *addr));
+    for slice in store.slices_of(key) {
+        let counts = service.cluster_ips.of(slice.family()).is_some();
+        // Each of its endpoints serves all of its ports (E-8).
+        if counts && slice.ports.iter().any(|own| ports.contains(&(&own.name, own.protocol))) {
+            let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.has(here));
+            addresses.extend(ready.map(|endpoint| endpoint.addr));
         }
     }
     Some(Wanted { port, created_s: service.created_s, local_endpoints: addresses.len() })

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::convert::{Converter, Report};
-use crate::model::Change;
+use crate::model::{Change, ObjectKey};
 
 /// What a source says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +86,17 @@ pub enum SourceError {
         /// How it ended.
         source: tokio::task::JoinError,
     },
+}
+
+/// What is wrong with a Service on this node, for those who look at the Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The Service.
+    pub service: ObjectKey,
+    /// A word for programs, as kube-proxy has it.
+    pub reason: &'static str,
+    /// What is wrong, for people.
+    pub note: String,
 }
 
 /// Where the state of the cluster comes from.

@@ -17,6 +17,7 @@ impl<D: Datapath> Sync<D> {
         } else {
             node::node_port_addresses(config, object, addresses)
         };
+        self.tell_health_places(&node_port_addresses);
         self.planner.set_node(NodeFacts {
             node_port_addresses,
             service_cidrs: node::service_cidrs(&self.store),

@@ -11,7 +11,7 @@ use crate::model::ObjectKey;
 use crate::plan::{Report, name};
 
 /// Things of one kind that are told at a time: whoever writes objects chooses how many there are.
-const MOST_NAMES: usize = 16;
+pub(super) const MOST_NAMES: usize = 16;
 
 impl<D: Datapath> Sync<D> {
     /// Keeps what `lb-agent status` reads equal to what is true, commit or not.
@@ -21,6 +21,7 @@ impl<D: Datapath> Sync<D> {
             (MetaWord::Unprogrammed, self.planner.failed()),
             (MetaWord::SkippedObjects, self.unread.len()),
             (MetaWord::Refused, self.refusals.len()),
+            (MetaWord::FailedHealthPorts, self.health_ports.failed()),
         ];
         if self.told != Some(counts) {
             let ops = counts.iter().map(|&(word, count)| Op::Meta(word, count as u64));

@@ -103,6 +103,17 @@ fn notes(status: &Status) -> Vec<String> {
             count(sync.refused, "claim is", "claims are")
         ));
     }
+    if sync.failed_health_ports > 0 {
+        notes.push(format!(
+            "{} not answered: another Service or process has the port, or an address is missing; \
+             the log of `lb-agent run` says which",
+            count(
+                sync.failed_health_ports,
+                "Service's healthCheckNodePort is",
+                "Services' healthCheckNodePorts are"
+            )
+        ));
+    }
     notes
 }
 
@@ -212,6 +223,7 @@ mod tests {
                 skipped_objects: 1,
                 conflicts: 1,
                 refused: 2,
+                failed_health_ports: 1,
                 unprogrammed: 0,
             },
             socket_engine: "all".into(),
@@ -238,16 +250,25 @@ mod tests {
         }
     }
 
+    fn without_notes(status: &mut Status) {
+        let sync = &mut status.sync;
+        (sync.skipped_objects, sync.conflicts) = (0, 0);
+        (sync.refused, sync.failed_health_ports) = (0, 0);
+    }
+
     #[test]
     fn healthy_is_when_nothing_is_wrong() {
         let mut status = healthy();
         assert_eq!(judge(&mut status), Exit::Success, "{:?}", status.problems);
         assert_eq!(status.health, "healthy");
-        let [skipped, conflicts, refused] = &status.notes[..] else { panic!("{:?}", status.notes) };
+        let [skipped, conflicts, refused, ports] = &status.notes[..] else {
+            panic!("{:?}", status.notes)
+        };
+        assert!(ports.starts_with("1 Service's healthCheckNodePort is not"), "{ports}");
         assert!(skipped.starts_with("1 object is skipped"), "{skipped}");
         assert!(conflicts.starts_with("1 frontend is claimed"), "{conflicts}");
         assert!(refused.starts_with("2 claims are refused"), "{refused}");
-        (status.sync.skipped_objects, status.sync.conflicts, status.sync.refused) = (0, 0, 0);
+        without_notes(&mut status);
         judge(&mut status);
         assert_eq!(status.notes, Vec::<String>::new());
     }
@@ -303,7 +324,7 @@ mod tests {
     #[test]
     fn what_is_left_alone_on_purpose_is_noted_and_no_problem() {
         let mut status = healthy();
-        (status.sync.skipped_objects, status.sync.conflicts, status.sync.refused) = (0, 0, 0);
+        without_notes(&mut status);
         let path = Some("/cg/vm".into());
         status.bypassed.cgroups.push(BypassedCgroup { id: 7, path });
         assert_eq!(judge(&mut status), Exit::Success);

@@ -93,6 +93,8 @@ struct Sync {
     conflicts: u64,
     /// Addresses and ports that Services claim and do not get.
     refused: u64,
+    /// Services whose health check node port cannot be had.
+    failed_health_ports: u64,
     /// Service ports that are not programmed as desired.
     unprogrammed: u64,
 }
@@ -215,6 +217,7 @@ fn sync(meta: &[u64]) -> Sync {
         skipped_objects: count(MetaWord::SkippedObjects),
         conflicts: count(MetaWord::Conflicts),
         refused: count(MetaWord::Refused),
+        failed_health_ports: count(MetaWord::FailedHealthPorts),
         unprogrammed: count(MetaWord::Unprogrammed),
     }
 }

@@ -3,10 +3,11 @@
 //!
 //! Four reflectors run side by side and send into the same channel. What they receive is decoded
 //! straight into the subset types of [`crate::convert`]; API objects are never kept, a list is never
-//! in memory as a whole.
+//! in memory as a whole. Nothing is written but Events about Services ([`events`]).
 
 mod backoff;
 mod burst;
+mod events;
 #[cfg(test)]
 mod live_tests;
 mod reflect;
@@ -26,20 +27,27 @@ use tokio::sync::mpsc;
 
 use self::reflect::Reflector;
 use self::request::Resource;
-use super::{Source, SourceError, SourceEvent};
+use super::{Source, SourceError, SourceEvent, Warning};
 use crate::convert::Converter;
 
 /// The API server.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ApiServer {
     kubeconfig: Option<PathBuf>,
     node_name: String,
+    warnings: Option<mpsc::Receiver<Warning>>,
 }
 
 impl ApiServer {
     /// The API server that `kubeconfig` names, or the one of the cluster that this runs in.
     pub fn new(kubeconfig: Option<PathBuf>, node_name: impl Into<String>) -> Self {
-        Self { kubeconfig, node_name: node_name.into() }
+        Self { kubeconfig, node_name: node_name.into(), warnings: None }
+    }
+
+    /// Writes what comes from here as Events of the Services it is about.
+    #[must_use]
+    pub fn with_warnings(self, warnings: mpsc::Receiver<Warning>) -> Self {
+        Self { warnings: Some(warnings), ..self }
     }
 
     async fn config(&self) -> Result<Config, SourceError> {
@@ -66,6 +74,10 @@ impl Source for ApiServer {
         tracing::info!(server = %config.cluster_url, "reading from the API server");
         let client = Client::try_from(config)
             .map_err(|source| SourceError::Client { source: Box::new(source) })?;
+        if let Some(warnings) = self.warnings {
+            // On its own: one that is never answered holds up nothing.
+            tokio::spawn(events::write(client.clone(), self.node_name.clone(), warnings));
+        }
         reflect_all(client, &self.node_name, converter, events).await;
         Ok(())
     }
