@@ -206,13 +206,20 @@ impl Agent {
     /// Runs one of its other commands (`status`, `services`, `explain`, `cleanup`) for this node;
     /// its standard output.
     pub fn command(&self, command: &str, args: &[&str]) -> Result<String> {
-        self.spec
-            .launch()?
-            .arg(command)
-            .args(&self.spec.place)
-            .args(args)
+        self.launch(command, args)?
             .output(COMMAND_WITHIN)
             .with_context(|| format!("lb-agent {command} {}", args.join(" ")))
+    }
+
+    /// As [`Agent::command`], whatever its exit status; that and its standard output.
+    pub fn command_any(&self, command: &str, args: &[&str]) -> Result<(ExitStatus, String)> {
+        self.launch(command, args)?
+            .output_any(COMMAND_WITHIN)
+            .with_context(|| format!("lb-agent {command} {}", args.join(" ")))
+    }
+
+    fn launch(&self, command: &str, args: &[&str]) -> Result<Launch> {
+        Ok(self.spec.launch()?.arg(command).args(&self.spec.place).args(args))
     }
 }
 

@@ -18,9 +18,12 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Map, MapData, PerCpuArray};
+use lb_common::abi::{self, Counter};
 use serde_json::{Value, json};
 
 use crate::{
@@ -28,7 +31,8 @@ use crate::{
     agent::{Agent, AgentSpec, SYNC_WITHIN, Source},
     cluster::{At, Cluster, Family, Place, Spec},
     manifest::{Endpoint, EndpointSlice, Manifest, Node, Service},
-    peer::Peer,
+    matrix::{Case, Engine, Transport},
+    peer::{self, Peer},
     rig::{self, IN_FORCE_WITHIN},
     wait,
 };
@@ -61,6 +65,38 @@ pub const LOAD_BALANCERS: [&str; 2] = ["203.0.113.0/24", "2001:db8:8::/64"];
 pub const EXTERNAL_IPS: [&str; 2] = ["198.51.100.0/24", "2001:db8:7::/64"];
 /// Cluster IPs.
 pub const CLUSTER_IPS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+
+/// Sooner than a client sends its SYN again (one second, RFC 6298): it was told, and did not give up.
+pub const AT_ONCE: Duration = Duration::from_millis(900);
+/// How long a client waits for what does not come.
+pub const SILENCE: Duration = Duration::from_millis(250);
+/// How long it takes to see what a packet did.
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// TCP and UDP in both families, of clients that no socket engine sees.
+pub fn cases() -> impl Iterator<Item = Case> {
+    Case::all().filter(|case| case.engine == Engine::Packet)
+}
+
+/// What a client is told about what it asks for: an error number, if any comes before it gives up.
+pub fn told(
+    client: &mut Peer,
+    case: Case,
+    to: SocketAddr,
+    patience: Duration,
+) -> Result<Option<i32>> {
+    let result = match case.transport {
+        Transport::Tcp => client.tcp_connect_from(None, to, patience).map(drop),
+        Transport::Udp => {
+            // What comes back for a datagram is told by the next call.
+            let sock = client.udp_connected(to)?;
+            client.ask_within(&sock, "hello", patience).map(drop)
+        }
+    };
+    let Err(error) = result else { bail!("{case}: {to} answers") };
+    let errno = peer::errno(&error);
+    Ok(errno.filter(|errno| ![libc::ETIMEDOUT, libc::EAGAIN].contains(errno)))
+}
 
 /// Cluster, state, servers and agents.
 #[derive(Debug)]
@@ -313,24 +349,37 @@ impl NorthSouth {
         Ok(())
     }
 
-    /// The counters of a node, as `status` shows them.
-    pub fn counters(&self, node: usize) -> Result<BTreeMap<String, u64>> {
-        let status = self.status(node)?;
-        let list = status["counters"].as_array().context("no counters")?;
-        let pair = |one: &Value| Some((one["name"].as_str()?.to_owned(), one["value"].as_u64()?));
-        list.iter().map(|one| pair(one).with_context(|| format!("{one}"))).collect()
+    /// How far a node's counter has come, over all CPUs.
+    pub fn counter(&self, node: usize, counter: Counter) -> Result<u64> {
+        let folder = self.cluster.nodes()[node].bpffs.join(format!("v{}", abi::ABI_VERSION));
+        let pin = folder.join(abi::map::COUNTERS);
+        let map = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+        let map: PerCpuArray<_, u64> = PerCpuArray::try_from(Map::PerCpuArray(map))?;
+        Ok(map.get(&(counter as u32), 0)?.iter().sum())
     }
 
-    /// One counter of a node.
-    pub fn counter(&self, node: usize, name: &str) -> Result<u64> {
-        let all = self.counters(node)?;
-        all.get(name).copied().with_context(|| format!("no counter {name} among {all:?}"))
+    /// All counters of a node that are not zero, for messages of failing tests.
+    pub fn counters(&self, node: usize) -> Result<BTreeMap<&'static str, u64>> {
+        let mut all = BTreeMap::new();
+        for &counter in Counter::ALL {
+            let value = self.counter(node, counter)?;
+            if value > 0 {
+                all.insert(counter.name(), value);
+            }
+        }
+        Ok(all)
     }
 
-    /// The status of a node's agent. An agent with a problem says so in its exit code, which is of no
-    /// interest here.
+    /// Waits until a counter of a node has gone up by so much.
+    pub fn wait_counted(&self, node: usize, counter: Counter, before: u64, by: u64) -> Result<()> {
+        let what = format!("{} to go up from {before} by {by}", counter.name());
+        wait::until(&what, SOON, || self.counter(node, counter).is_ok_and(|now| now >= before + by))
+            .with_context(|| format!("counters: {:?}", self.counters(node)))
+    }
+
+    /// The status of a node's agent, healthy or not.
     pub fn status(&self, node: usize) -> Result<Value> {
-        let text = self.agents[node].command("status", &["--output", "json"])?;
+        let (_, text) = self.agents[node].command_any("status", &["--output", "json"])?;
         serde_json::from_str(&text).with_context(|| format!("understand {text}"))
     }
 }

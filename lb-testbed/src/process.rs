@@ -138,15 +138,26 @@ impl Launch {
 
     /// Runs it to its end; its standard output, or an error with its standard error stream.
     pub fn output(self, deadline: Duration) -> Result<String> {
+        let (process, status) = self.end(deadline)?;
+        if !status.success() {
+            bail!("{} failed with {status}: {}", process.label, process.stderr.tail(20));
+        }
+        Ok(process.stdout.tail(KEPT_LINES))
+    }
+
+    /// Runs it to its end, whichever it is; its exit status and standard output.
+    pub fn output_any(self, deadline: Duration) -> Result<(ExitStatus, String)> {
+        let (process, status) = self.end(deadline)?;
+        Ok((status, process.stdout.tail(KEPT_LINES)))
+    }
+
+    fn end(self, deadline: Duration) -> Result<(Process, ExitStatus)> {
         let mut process = self.spawn()?;
         drop(process.take_stdin());
         let status = process.wait(deadline)?;
         process.stdout.ended(deadline)?;
         process.stderr.ended(deadline)?;
-        if !status.success() {
-            bail!("{} failed with {status}: {}", process.label, process.stderr.tail(20));
-        }
-        Ok(process.stdout.tail(KEPT_LINES))
+        Ok((process, status))
     }
 }
 

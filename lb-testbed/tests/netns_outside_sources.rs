@@ -1,0 +1,183 @@
+//! Does a client outside reach a Service by each of its addresses, wherever the backend is, and as whom
+//! does the backend see it?
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::abi::Counter;
+use lb_testbed::{
+    cluster::{At, Spec, Topology, overlay::Overlay},
+    matrix::{Case, Transport},
+    north_south::{
+        ENTRY, Exposed, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, STRANGER, TARGET, THERE, Way,
+        cases,
+    },
+    peer::{Close, Peer, STEP},
+    require,
+};
+
+/// Where forwarded flows get their ports from, unless told otherwise.
+const SNAT_PORTS: std::ops::RangeInclusive<u16> = 1024..=29_999;
+
+/// Who answers, and as whom it sees a client.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    Kept,
+    As(IpAddr),
+}
+
+/// Asks in every way; the client sees nothing but what it asked for.
+fn reached(
+    world: &NorthSouth,
+    client: &mut Peer,
+    service: Exposed,
+    server: (&str, At),
+    case: Case,
+    seen: Seen,
+) -> Result<()> {
+    for way in Way::ALL {
+        let to = world.to(service, way, case.family);
+        let what = format!("{case}, {way:?} {to}, backend {server:?}");
+        let counters = || format!("{what}: {:?}", world.counters(0));
+        let sock = case.connect(client, to).with_context(counters)?;
+        for round in 0..3 {
+            let (reply, from) =
+                client.ask_within(&sock, &format!("round {round}"), STEP).with_context(counters)?;
+            ensure!(reply.server == server.0, "{what}: {reply:?}");
+            ensure!(from.is_none_or(|from| from == to), "{what}: answered by {from:?}");
+            let local = SocketAddr::new(world.cluster.address(server.1, case.family), TARGET);
+            ensure!(reply.local == local, "{what}: {reply:?}");
+            match seen {
+                Seen::Kept => ensure!(reply.client == sock.local, "{what}: {reply:?}"),
+                Seen::As(ip) => {
+                    ensure!(reply.client.ip() == ip, "{what}: {reply:?}, wanted {ip}");
+                    ensure!(SNAT_PORTS.contains(&reply.client.port()), "{what}: {reply:?}");
+                }
+            }
+        }
+        if case.transport == Transport::Tcp {
+            client.bulk(sock.id, 500_000).with_context(counters)?;
+            client.close(sock.id, Close::Write)?;
+            let end = client.receive(sock.id, STEP).with_context(counters)?;
+            ensure!(end.is_none(), "{what}: {end:?} instead of the end");
+        }
+        client.close(sock.id, Close::Graceful)?;
+    }
+    Ok(())
+}
+
+/// Rules M-2 with departure (a), M-3, V-7, V-8, C-1, C-2, C-3, X-1, X-2, N-9: a backend on the node sees
+/// the client, one elsewhere sees the entry node; pods and processes, both policies, by every address.
+fn every_backend(test: &str, topology: Topology, overlay: Overlay) -> Result<()> {
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec { topology, overlay, ..Spec::default() })?;
+    let places = [(HERE, "here"), (ENTRY, "host"), (THERE, "there"), (OTHER, "other-host")];
+    let services = places.map(|(at, name)| (at, name, world.expose(&Exposure::new(&[at]))));
+    let local = [(HERE, "here"), (ENTRY, "host")];
+    let local = local.map(|(at, name)| (at, name, world.expose(&Exposure::new(&[at]).local())));
+    world.start(&[])?;
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases() {
+        for (at, name, service) in services.into_iter().chain(local) {
+            let seen = match at {
+                HERE | ENTRY => Seen::Kept,
+                THERE if overlay != Overlay::None => {
+                    Seen::As(world.cluster.overlay_address(0, case.family))
+                }
+                _ => Seen::As(world.cluster.address(ENTRY, case.family)),
+            };
+            reached(&world, &mut client, service, (name, at), case, seen)
+                .with_context(|| format!("{topology}, {overlay:?}"))?;
+        }
+    }
+    ensure!(world.counter(0, Counter::FlowForwarded)? > 0, "{:?}", world.counters(0));
+    ensure!(world.counter(0, Counter::FlowTableFull)? == 0, "{:?}", world.counters(0));
+    Ok(())
+}
+
+#[test]
+fn m_2_m_3_v_7_v_8_x_1_backends_on_bridges_see_who_they_should() -> Result<()> {
+    let test = "m_2_m_3_v_7_v_8_x_1_backends_on_bridges_see_who_they_should";
+    every_backend(test, Topology::Bridge, Overlay::None)
+}
+
+#[test]
+fn m_2_m_3_v_7_v_8_x_1_routed_backends_see_who_they_should() -> Result<()> {
+    let test = "m_2_m_3_v_7_v_8_x_1_routed_backends_see_who_they_should";
+    every_backend(test, Topology::Routed, Overlay::None)
+}
+
+#[test]
+fn m_2_m_3_v_7_v_8_x_1_backends_behind_vxlan_see_who_they_should() -> Result<()> {
+    let test = "m_2_m_3_v_7_v_8_x_1_backends_behind_vxlan_see_who_they_should";
+    every_backend(test, Topology::Bridge, Overlay::Vxlan)
+}
+
+#[test]
+fn m_2_m_3_v_7_v_8_x_1_backends_behind_a_device_without_link_headers_see_who_they_should()
+-> Result<()> {
+    let test =
+        "m_2_m_3_v_7_v_8_x_1_backends_behind_a_device_without_link_headers_see_who_they_should";
+    every_backend(test, Topology::Routed, Overlay::Tunnel)
+}
+
+/// Rules C-1, M-2, V-7: a pod of another node that asks this node's `NodePort` is outside of this node.
+#[test]
+fn c_1_m_2_pods_of_other_nodes_are_clients_outside() -> Result<()> {
+    if !require::root_or_skip("c_1_m_2_pods_of_other_nodes_are_clients_outside") {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let here = world.expose(&Exposure::new(&[HERE]));
+    let there = world.expose(&Exposure::new(&[THERE]));
+    world.start(&[])?;
+    for case in cases() {
+        let mut client = world.cluster.peer(STRANGER, case.engine.place())?;
+        for (service, name, at) in [(here, "here", HERE), (there, "there", THERE)] {
+            let to = world.to(service, Way::NodePort, case.family);
+            let what = format!("{case}, {name}");
+            let sock = case.connect(&mut client, to).with_context(|| what.clone())?;
+            let reply = client.ask(&sock, "hello").with_context(|| what.clone())?;
+            ensure!(reply.server == name, "{what}: {reply:?}");
+            if at == HERE {
+                ensure!(reply.client == sock.local, "{what}: {reply:?}");
+            } else {
+                let entry = world.cluster.address(ENTRY, case.family);
+                ensure!(reply.client.ip() == entry, "{what}: {reply:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rules M-6 to M-9: who comes from outside and asks for a cluster IP is masqueraded where its backend
+/// is elsewhere; a backend on the node sees it, as departure (a) has it, unless everybody is to be
+/// masqueraded.
+#[test]
+fn m_6_m_7_cluster_ips_asked_from_outside() -> Result<()> {
+    if !require::root_or_skip("m_6_m_7_cluster_ips_asked_from_outside") {
+        return Ok(());
+    }
+    for all in [false, true] {
+        let mut world = NorthSouth::new(Spec::default())?;
+        let here = world.expose(&Exposure::new(&[HERE]));
+        let there = world.expose(&Exposure::new(&[THERE]));
+        let flags: &[&str] = if all { &["--masquerade-all"] } else { &[] };
+        world.start(flags)?;
+        let mut client = world.peer(OUTSIDE)?;
+        for case in cases() {
+            for (service, name) in [(here, "here"), (there, "there")] {
+                let to = SocketAddr::new(service.cluster_ip(case.family), 80);
+                let what = format!("{case}, {name}, masquerade all: {all}");
+                let sock = case.connect(&mut client, to).with_context(|| what.clone())?;
+                let reply = client.ask(&sock, "hello").with_context(|| what.clone())?;
+                ensure!(reply.server == name, "{what}: {reply:?}");
+                let kept = reply.client == sock.local;
+                ensure!(kept == (name == "here" && !all), "{what}: {reply:?}");
+            }
+        }
+    }
+    Ok(())
+}
