@@ -19,7 +19,7 @@ use crate::parse::{
 };
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::{address_flags, choose_for, destination, scope_on_node, still_serves, widen};
-use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, ServiceTables};
+use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, RouteTables, ServiceTables};
 use crate::verdict::{NoBackend, Verdict};
 use crate::{fragment, icmp};
 
@@ -46,6 +46,23 @@ where
         Ok(Next::Translate) => translate_ingress(packet, tables, link),
         Ok(Next::Icmp) => icmp::at_hook(packet, tables, link, FlowKind::INGRESS),
         Ok(Next::Fragment) => fragment::ingress(packet, tables, link),
+    }
+}
+
+/// A packet that arrives and is met as early as can be, at XDP. [`Verdict::Forwarded`]: it is one of a
+/// flow that is sent on, and was rewritten; the route is the one that was found last
+/// ([`crate::tables::NodeTables::egress`]). Anything else: it is untouched, and goes on to [`ingress`],
+/// which finds the record that may have been made.
+#[inline(always)]
+pub fn early<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    match look_at_ingress(packet, tables, link) {
+        Err(verdict) => verdict,
+        // What this takes from the hook is still to be written.
+        Ok(Next::Translate | Next::Icmp | Next::Fragment) => Verdict::Left,
     }
 }
 
@@ -240,7 +257,7 @@ where
     }
     if touch(&record, &flow, headers, now) {
         // The flow may have outlived the interface on which it was made.
-        tables.note_flows(&flow.dst);
+        tables.note_flows(&flow.dst, flow.ifindex != 0);
     }
     Some(translate(packet, headers, &flow, link))
 }
@@ -288,7 +305,7 @@ where
     if let Some(verdict) = fresh(tables, headers, &mut flow) {
         return verdict;
     }
-    tables.note_flows(&flow.dst);
+    tables.note_flows(&flow.dst, flow.ifindex != 0);
     if let Some(verdict) = create(tables, &mut headers.key, &mut flow) {
         return verdict;
     }

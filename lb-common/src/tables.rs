@@ -3,9 +3,9 @@
 
 use crate::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
-    Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live, NetnsRecord,
-    RefusalWord, ServiceCidr, ServicePortId, SetWord, SocketKey, SocketLink, SocketPeer,
-    SocketRecord,
+    Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, InterfaceWord, Ip, Live,
+    NetnsRecord, RefusalWord, ServiceCidr, ServicePortId, SetWord, SocketKey, SocketLink,
+    SocketPeer, SocketRecord,
 };
 use crate::select::Choice;
 
@@ -51,12 +51,78 @@ pub trait FrontendTables<const N: usize>: ServiceTables {
     }
     /// What an address is; the caller checks the tag.
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord>;
+    /// Whether a source is in one of the ranges that a service port lets through (V-5).
+    fn source_allowed(&self, id: ServicePortId, source: &Ip<N>) -> bool;
 }
 
 /// The ranges that Services of one family get their addresses from.
 pub trait GuardTables<const N: usize>: FrontendTables<N> {
     /// Element of `SERVICE_CIDRS4` or `SERVICE_CIDRS6`; a zero mask ends the list.
     fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>>;
+}
+
+/// How the local detector goes by sources (contract 4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalMode {
+    /// By the interface that a packet arrives by.
+    Interface,
+    /// By ranges of addresses; a family without one has no detector.
+    Range,
+    /// There is none (M-9, V-d).
+    None,
+}
+
+/// What is set for this node, and what its interfaces are.
+pub trait NodeTables: ServiceTables {
+    /// Index of the interface at hand.
+    fn arrival(&self) -> u32;
+    /// Whether the packet at hand comes from a socket of this node. Asked of packets that leave.
+    fn own(&self) -> bool;
+    /// What an interface is; `None` if nothing is known of it.
+    fn interface(&self, ifindex: u32) -> Option<InterfaceWord>;
+    /// Element of `NODE_PORTS`; 0 out of range.
+    fn node_ports(&self, index: u32) -> u64;
+    /// How pods of this node are told from other clients.
+    fn local_mode(&self) -> LocalMode;
+    /// Whether everything to a clusterIP gets a source of this node (M-6).
+    fn masquerade_all(&self) -> bool;
+    /// First port for SNAT, host order.
+    fn snat_first(&self) -> u32;
+    /// Number of ports for SNAT.
+    fn snat_count(&self) -> u32;
+    /// A random number of this node: others do not know which source port a flow gets.
+    fn seed(&self) -> u32;
+    /// By which interface the route leads that was found last.
+    fn egress(&self) -> u32;
+    /// How many bytes of IP packet fit that route, known after [`RouteStatus::TooBig`].
+    fn mtu(&self) -> u32;
+}
+
+/// Where a packet would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteStatus {
+    /// To a neighbour whose link address is known.
+    Found,
+    /// To a neighbour whose link address is still to be asked for.
+    NoNeighbour,
+    /// To this node itself, or nobody knows where to.
+    Local,
+    /// To somewhere that it is too long for.
+    TooBig,
+    /// Nowhere: the routes say so.
+    NoRoute,
+}
+
+/// What is asked about new flows from outside, and about packets that are sent on.
+pub trait RouteTables<const N: usize>: FlowTables<N> + NodeTables {
+    /// An address for packets that leave by an interface, zeros if it has no such many.
+    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N>;
+    /// Element of `LOCAL_CIDRS4` or `LOCAL_CIDRS6`; a zero mask ends the list.
+    fn local_cidr(&self, index: u32) -> Option<ServiceCidr<N>>;
+    /// Looks for a route for an IP packet (or each segment of one) of `length` bytes: among those that
+    /// leave by the interface `over` if `out`, else as if it arrived by that. What is found stays at
+    /// hand until the next question, for who sends the packet.
+    fn route(&self, from: &Ip<N>, to: &Ip<N>, over: u32, out: bool, length: u32) -> RouteStatus;
 }
 
 /// What limits answers to refused packets.
@@ -103,12 +169,14 @@ pub enum Insert {
 pub trait FlowTables<const N: usize>: FrontendTables<N> {
     /// A looked-up record.
     type Ref: FlowRef<N>;
-    /// Whether a flow was ever made on the interface at hand: `false` is certain.
+    /// Whether a flow was ever made on the interface at hand, or came in from outside by any: `false`
+    /// is certain.
     fn has_flows(&self) -> bool;
     /// Whether a flow was ever made to a backend of this address: `false` is certain.
     fn has_flows_to(&self, backend: &Ip<N>) -> bool;
-    /// Notes that a flow is made on the interface at hand, to a backend of this address.
-    fn note_flows(&self, backend: &Ip<N>);
+    /// Notes that a flow is made on the interface at hand, or from outside, whose replies may leave by
+    /// any interface; to a backend of this address.
+    fn note_flows(&self, backend: &Ip<N>, outside: bool);
     /// Looks a record up.
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Self::Ref>;
     /// Inserts a record; `replace` says what happens to one that is there.

@@ -10,6 +10,8 @@ pub enum Verdict {
     Translated = 0,
     /// Translated; it goes back out of the interface it came from (hairpin).
     Reflected = 1,
+    /// Translated; it is sent out of the interface that its route leads to.
+    Forwarded = 2,
     /// Pass: no flow and no frontend.
     NotService = 16,
     /// Pass: neither IPv4 nor IPv6, or a protocol that Services do not know.
@@ -18,6 +20,8 @@ pub enum Verdict {
     Fragment = 18,
     /// Pass: headers cut off, contradictory or beyond our bounds; whoever is addressed decides.
     Unparsed = 19,
+    /// Pass, at XDP: what is to be done with it is done at tc.
+    Left = 20,
     /// Drop: the service port has no backend at all (V-3).
     NoBackend = 32,
     /// Drop: a Local policy has no backend here (V-4).
@@ -34,7 +38,15 @@ pub enum Verdict {
     TableFull = 38,
     /// Drop: a fragment to a VIP before the first one of its datagram, which has the ports.
     EarlyFragment = 39,
-    /// Drop: to a clusterIP, but a port or protocol that its Service does not define (V-12).
+    /// Drop: the source is in none of the ranges of a load balancer's address (V-5).
+    SourceRange = 40,
+    /// Drop: no route leads to the backend, or back to the client.
+    NoRoute = 41,
+    /// Drop: too long for the way that it has to go.
+    TooBig = 42,
+    /// Drop: its time to live ends here.
+    TimeExceeded = 43,
+    /// Drop: to a Service's address, but a port or protocol that it does not define (V-12).
     UndefinedPort = 48,
     /// Drop: to an address of a `ServiceCIDR` that no Service has (V-13).
     Unallocated = 49,
@@ -47,10 +59,12 @@ impl Verdict {
         match self {
             Self::Translated
             | Self::Reflected
+            | Self::Forwarded
             | Self::NotService
             | Self::NotTransport
             | Self::Fragment
-            | Self::Unparsed => None,
+            | Self::Unparsed
+            | Self::Left => None,
             Self::NoBackend => Some(Counter::DropNoBackend),
             Self::NoLocalBackend => Some(Counter::DropNoLocalBackend),
             Self::NoFlow => Some(Counter::DropNoFlow),
@@ -59,6 +73,10 @@ impl Verdict {
             Self::Rewrite => Some(Counter::DropRewrite),
             Self::TableFull => Some(Counter::DropTableFull),
             Self::EarlyFragment => Some(Counter::DropFragment),
+            Self::SourceRange => Some(Counter::DropSourceRange),
+            Self::NoRoute => Some(Counter::DropNoRoute),
+            Self::TooBig => Some(Counter::PacketTooBig),
+            Self::TimeExceeded => Some(Counter::TimeExceeded),
             Self::UndefinedPort => Some(Counter::DropUndefinedPort),
             Self::Unallocated => Some(Counter::DropUnallocated),
         }
@@ -68,7 +86,14 @@ impl Verdict {
     /// silence it would wait in vain.
     #[inline(always)]
     pub const fn is_reject(self) -> bool {
-        matches!(self, Self::NoBackend | Self::NoFlow | Self::UndefinedPort)
+        matches!(
+            self,
+            Self::NoBackend
+                | Self::NoFlow
+                | Self::UndefinedPort
+                | Self::TooBig
+                | Self::TimeExceeded
+        )
     }
 }
 

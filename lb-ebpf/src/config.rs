@@ -24,6 +24,27 @@ static NODE_ONLY: u32 = 0;
 #[unsafe(no_mangle)]
 static ANSWERS: u32 = 1;
 
+/// How pods of this node are told from other clients: 0 by the interface that they arrive by, 1 by
+/// ranges of addresses, 2 not at all.
+#[unsafe(no_mangle)]
+static LOCAL_MODE: u32 = 0;
+
+/// 1 if everything to a clusterIP gets a source of this node.
+#[unsafe(no_mangle)]
+static MASQUERADE_ALL: u32 = 0;
+
+/// First source port of what is sent on, host order.
+#[unsafe(no_mangle)]
+static SNAT_FIRST: u32 = 1_024;
+
+/// Number of these ports, at least 1.
+#[unsafe(no_mangle)]
+static SNAT_COUNT: u32 = 28_976;
+
+/// A random number.
+#[unsafe(no_mangle)]
+static SEED: u32 = 0;
+
 #[inline(always)]
 pub fn answers() -> bool {
     // SAFETY: a static of this module; nothing writes it after load.
@@ -52,4 +73,34 @@ pub fn skb_summed() -> u32 {
 pub fn set_retval() -> bool {
     // SAFETY: a static of this module; nothing writes it after load.
     unsafe { core::ptr::read_volatile(&raw const SET_RETVAL) != 0 }
+}
+
+#[inline(always)]
+pub fn local_mode() -> u32 {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const LOCAL_MODE) }
+}
+
+#[inline(always)]
+pub fn masquerade_all() -> bool {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const MASQUERADE_ALL) != 0 }
+}
+
+#[inline(always)]
+pub fn snat_first() -> u32 {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const SNAT_FIRST) }
+}
+
+#[inline(always)]
+pub fn snat_count() -> u32 {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const SNAT_COUNT) }
+}
+
+#[inline(always)]
+pub fn seed() -> u32 {
+    // SAFETY: a static of this module; nothing writes it after load.
+    unsafe { core::ptr::read_volatile(&raw const SEED) }
 }

@@ -12,6 +12,7 @@
 mod config;
 mod ctx;
 mod maps;
+mod routes;
 mod tables;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};

@@ -37,6 +37,10 @@ pub struct RangeData<const N: usize> {
     pub addr: Ip<N>,
 }
 
+/// A question to the kernel's routes and its answer (`struct bpf_fib_lookup`), then what came of it:
+/// in a map, because the stack has no room for it.
+pub type Hop = [u32; 18];
+
 #[map]
 pub static FRONTENDS4: HashMap<FrontendKey<V4>, u64> = HashMap::with_max_entries(FRONTENDS, 0);
 #[map]
@@ -117,5 +121,7 @@ pub static SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entr
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
 #[map]
 pub static REJECTS: PerCpuArray<RefusalWord> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static HOP: PerCpuArray<Hop> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();

@@ -1,28 +1,37 @@
 //! `lb-common`'s tables over the maps.
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and user space")]
 
+use core::ffi::c_void;
+
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
+use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter,
     FLOW_SOURCE_FLAGS, FactsWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
-    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, V4, V6, filter_place,
-    flow_port, flow_source,
+    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, SourceRangeKey, V4, V6,
+    filter_place, flow_port, flow_source,
 };
 use lb_common::tables::{
     FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert, RefusalTables,
     ServiceTables,
 };
 
-use crate::maps;
+use crate::maps::{self, RangeData};
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 
+/// Element of `FLOW_PORTS` of flows from outside, whose replies may leave by any interface: no
+/// interface has this index.
+const OUTSIDE: u32 = 0;
+
 /// The maps of this program, and the interface at hand (0 where there is none).
 pub struct Maps {
     pub ifindex: u32,
+    /// Of the program; only programs over packets need it.
+    pub context: *mut c_void,
 }
 
 /// One load of an array element; user space changes elements by single stores of a word.
@@ -155,7 +164,10 @@ impl<const N: usize> FlowRef<N> for Record<N> {
 }
 
 macro_rules! tables {
-    ($n:ident, $frontends:ident, $addresses:ident, $cidrs:ident, $flows:ident, $half_open:ident, $fragments:ident) => {
+    (
+        $n:ident, $frontends:ident, $addresses:ident, $cidrs:ident, $ranges:ident, $flows:ident,
+        $half_open:ident, $fragments:ident
+    ) => {
         impl FrontendTables<$n> for Maps {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$n>) -> Option<FrontendWord> {
@@ -172,6 +184,13 @@ macro_rules! tables {
             fn address(&self, ip: &Ip<$n>) -> Option<AddressWord> {
                 Some(AddressWord(word(maps::$addresses.get_ptr(ip)?)))
             }
+
+            #[inline(always)]
+            fn source_allowed(&self, id: ServicePortId, source: &Ip<$n>) -> bool {
+                let key = SourceRangeKey::of(id, *source);
+                let data = RangeData { service_port: key.service_port, addr: key.addr };
+                maps::$ranges.get(&Key::new(key.prefix, data)).is_some()
+            }
         }
 
         impl GuardTables<$n> for Maps {
@@ -187,6 +206,7 @@ macro_rules! tables {
             #[inline(always)]
             fn has_flows(&self) -> bool {
                 load(&maps::FLOW_PORTS, flow_port(self.ifindex)).unwrap_or(0) != 0
+                    || load(&maps::FLOW_PORTS, OUTSIDE).unwrap_or(0) != 0
             }
 
             #[inline(always)]
@@ -199,14 +219,15 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn note_flows(&self, backend: &Ip<$n>) {
+            fn note_flows(&self, backend: &Ip<$n>, outside: bool) {
                 let (element, place) = flow_source(backend);
                 if let Some(flags) = maps::FLOW_SOURCES.get_ptr_mut(element) {
                     let flag = flags.cast::<u8>().wrapping_add(place & (FLOW_SOURCE_FLAGS - 1));
                     // SAFETY: as above; a byte that only ever becomes 1.
                     unsafe { flag.write_volatile(1) };
                 }
-                if let Some(noted) = maps::FLOW_PORTS.get_ptr_mut(flow_port(self.ifindex)) {
+                let port = if outside { OUTSIDE } else { flow_port(self.ifindex) };
+                if let Some(noted) = maps::FLOW_PORTS.get_ptr_mut(port) {
                     // SAFETY: the verifier proved the pointer; one aligned word that only ever
                     // becomes 1.
                     unsafe { noted.write_volatile(1) };
@@ -260,8 +281,26 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, FRONTENDS4, ADDRESSES4, SERVICE_CIDRS4, FLOWS4, HALF_OPEN4, FRAGMENTS4);
-tables!(V6, FRONTENDS6, ADDRESSES6, SERVICE_CIDRS6, FLOWS6, HALF_OPEN6, FRAGMENTS6);
+tables!(
+    V4,
+    FRONTENDS4,
+    ADDRESSES4,
+    SERVICE_CIDRS4,
+    SOURCE_RANGES4,
+    FLOWS4,
+    HALF_OPEN4,
+    FRAGMENTS4
+);
+tables!(
+    V6,
+    FRONTENDS6,
+    ADDRESSES6,
+    SERVICE_CIDRS6,
+    SOURCE_RANGES6,
+    FLOWS6,
+    HALF_OPEN6,
+    FRAGMENTS6
+);
 
 /// One load of a hash element that is a word.
 #[inline(always)]

@@ -6,10 +6,11 @@ use std::vec::Vec;
 
 use super::HostTables;
 use super::family::OfFamily;
+use super::node::range;
 use crate::abi::{
-    AddressWord, Backend, BackendFlags, BackendId, BackendWord, FILTER_VIP, FactsFlags, FactsWord,
-    FrontendKey, FrontendWord, Ip, Scope, ServiceCidr, ServicePortId, SetWord, V4, V6,
-    filter_place,
+    AddressFlags, AddressWord, Backend, BackendFlags, BackendId, BackendWord, FILTER_NODE,
+    FILTER_VIP, FactsFlags, FactsWord, FrontendKey, FrontendWord, Ip, Scope, ServicePortId, SetWord,
+    V4, V6, filter_place,
 };
 
 /// The flags of a backend that is ready.
@@ -63,22 +64,9 @@ impl HostTables {
 
     /// Adds a range that Services get their addresses from, of one family.
     pub fn add_service_cidr(&self, ip: IpAddr, prefix: u8) {
-        let bits = |from: u32| u32::MAX.checked_shl(32_u32.saturating_sub(from)).unwrap_or(0);
-        let word = |index: u32| {
-            bits(u32::from(prefix).saturating_sub(index.saturating_mul(32)).min(32)).to_be()
-        };
         match words(ip) {
-            Words::V4([addr]) => {
-                let mask = [word(0)];
-                let range = ServiceCidr { addr: [addr & mask[0]], mask };
-                self.v4.service_cidrs.borrow_mut().push(range);
-            }
-            Words::V6(ip) => {
-                let mask = [word(0), word(1), word(2), word(3)];
-                let mut addr = ip;
-                addr.iter_mut().zip(mask).for_each(|(addr, mask)| *addr &= mask);
-                self.v6.service_cidrs.borrow_mut().push(ServiceCidr { addr, mask });
-            }
+            Words::V4(ip) => self.v4.service_cidrs.borrow_mut().push(range(ip, prefix)),
+            Words::V6(ip) => self.v6.service_cidrs.borrow_mut().push(range(ip, prefix)),
         }
     }
 
@@ -188,7 +176,7 @@ impl HostTables {
     ) where
         Self: OfFamily<N>,
     {
-        self.set_filter_bit(&ip);
+        self.expect_frontend(&FrontendKey::new(ip, port.to_be(), protocol));
         let key = FrontendKey::new(ip, port.to_be(), protocol);
         self.family().frontends.borrow_mut().insert(key, FrontendWord::new(&key, id, flags));
     }
@@ -201,14 +189,33 @@ impl HostTables {
             self.family().addresses.borrow_mut().remove(&ip);
             return;
         }
-        self.set_filter_bit(&ip);
+        self.expect_address(&ip, flags);
         self.family().addresses.borrow_mut().insert(ip, AddressWord::new(&ip, flags));
     }
 
-    pub(super) fn set_filter_bit<const N: usize>(&self, ip: &Ip<N>) {
+    /// Sets what leads packets to a frontend to be looked up.
+    pub(super) fn expect_frontend<const N: usize>(&self, key: &FrontendKey<N>) {
+        if key.addr == [0; N] {
+            self.add_node_port(key.proto, u16::from_be(key.port));
+        } else {
+            self.set_filter_bit(&key.addr, FILTER_VIP);
+        }
+    }
+
+    /// The same for an address with these flags.
+    pub(super) fn expect_address<const N: usize>(&self, ip: &Ip<N>, flags: u32) {
+        if flags & (AddressFlags::CLUSTER_IP | AddressFlags::VIP) != 0 {
+            self.set_filter_bit(ip, FILTER_VIP);
+        }
+        if flags & (AddressFlags::NODE | AddressFlags::LOOPBACK | AddressFlags::HOST) != 0 {
+            self.set_filter_bit(ip, FILTER_NODE);
+        }
+    }
+
+    fn set_filter_bit<const N: usize>(&self, ip: &Ip<N>, bit: u32) {
         let (word, shift) = filter_place(ip);
         if let Some(bits) = self.filter.borrow_mut().get_mut(word as usize) {
-            *bits |= u64::from(FILTER_VIP) << shift;
+            *bits |= u64::from(bit) << shift;
         }
     }
 

@@ -1,14 +1,15 @@
 //! The tables of one family: frontends and flows.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::vec::Vec;
 
+use super::node::{allows, range};
 use super::{Capacities, HostTables, WhenFull};
 use crate::abi::{
     AddressWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, Ip, Live,
-    SERVICE_CIDRS, ServiceCidr, V4, V6, filter_place, flow_source,
+    SERVICE_CIDRS, ServiceCidr, ServicePortId, SourceRangeKey, V4, V6, filter_place, flow_source,
 };
 use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert};
 
@@ -43,6 +44,8 @@ pub(super) struct Family<const N: usize> {
     pub(super) addresses: RefCell<HashMap<Ip<N>, AddressWord>>,
     fragments: RefCell<HashMap<FragmentKey<N>, FragmentRecord>>,
     pub(super) service_cidrs: RefCell<Vec<ServiceCidr<N>>>,
+    pub(super) local_cidrs: RefCell<Vec<ServiceCidr<N>>>,
+    pub(super) source_ranges: RefCell<HashSet<SourceRangeKey<N>>>,
     /// How many of the next frontend lookups answer with another key's word.
     pub(super) torn: Cell<u32>,
     /// The same for addresses.
@@ -58,11 +61,22 @@ impl<const N: usize> Family<N> {
             addresses: RefCell::default(),
             fragments: RefCell::default(),
             service_cidrs: RefCell::default(),
+            local_cidrs: RefCell::default(),
+            source_ranges: RefCell::default(),
             torn: Cell::new(0),
             torn_addresses: Cell::new(0),
             main: FlowStore::default(),
             half_open: FlowStore::default(),
         }
+    }
+
+    pub(super) fn add_source_range(&self, id: ServicePortId, ip: Ip<N>, prefix: u8) {
+        let key = SourceRangeKey {
+            prefix: 32 + u32::from(prefix),
+            service_port: id.to_be(),
+            addr: range(ip, prefix).addr,
+        };
+        self.source_ranges.borrow_mut().insert(key);
     }
 
     pub(super) fn store(&self, table: FlowTable) -> &FlowStore<N> {
@@ -282,6 +296,11 @@ where
         family.torn_addresses.set(torn - 1);
         Some(AddressWord::new(&ip.map(|part| !part), word.flags()))
     }
+
+    fn source_allowed(&self, id: ServicePortId, source: &Ip<N>) -> bool {
+        self.cost(|costs| costs.lookups += 1);
+        allows(&self.family().source_ranges.borrow(), id, source)
+    }
 }
 
 impl<const N: usize> GuardTables<N> for HostTables
@@ -303,15 +322,16 @@ where
     type Ref = HostFlow<N>;
 
     fn has_flows(&self) -> bool {
-        self.with_flows.borrow().contains(&self.interface.get())
+        let with_flows = self.with_flows.borrow();
+        with_flows.contains(&self.interface.get()) || with_flows.contains(&0)
     }
 
     fn has_flows_to(&self, backend: &Ip<N>) -> bool {
         self.flow_sources.borrow().contains(&flow_source(backend))
     }
 
-    fn note_flows(&self, backend: &Ip<N>) {
-        self.with_flows.borrow_mut().insert(self.interface.get());
+    fn note_flows(&self, backend: &Ip<N>, outside: bool) {
+        self.with_flows.borrow_mut().insert(if outside { 0 } else { self.interface.get() });
         self.flow_sources.borrow_mut().insert(flow_source(backend));
     }
 

@@ -6,7 +6,9 @@
 
 mod builder;
 mod family;
+mod node;
 mod packet;
+mod ranges;
 mod raw;
 
 use std::cell::{Cell, RefCell};
@@ -23,6 +25,8 @@ use crate::tables::{FlowTable, RefusalTables, ServiceTables, SocketTables};
 pub use builder::{READY, Words, words};
 use family::Family;
 pub use family::{HostFlow, OfFamily};
+use node::Node;
+pub use node::HostRoute;
 pub use packet::HostPacket;
 
 /// How many entries each table holds; more is refused, or evicts what was used longest ago.
@@ -84,6 +88,7 @@ pub struct Costs {
 pub struct HostTables {
     v4: Family<1>,
     v6: Family<4>,
+    node: Node,
     sets: RefCell<Vec<SetWord>>,
     facts: RefCell<Vec<FactsWord>>,
     slots: RefCell<Vec<BackendId>>,
@@ -124,6 +129,7 @@ impl HostTables {
         Self {
             v4: Family::new(),
             v6: Family::new(),
+            node: Node::new(),
             sets: RefCell::default(),
             facts: RefCell::default(),
             slots: RefCell::default(),

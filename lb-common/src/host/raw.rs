@@ -30,7 +30,7 @@ impl HostTables {
         let mut frontends = self.family().frontends.borrow_mut();
         match word {
             Some(word) => {
-                self.set_filter_bit(&key.addr);
+                self.expect_frontend(&key);
                 frontends.insert(key, word);
             }
             None => drop(frontends.remove(&key)),
@@ -45,7 +45,7 @@ impl HostTables {
         let mut addresses = self.family().addresses.borrow_mut();
         match word {
             Some(word) => {
-                self.set_filter_bit(&ip);
+                self.expect_address(&ip, word.flags());
                 addresses.insert(ip, word);
             }
             None => drop(addresses.remove(&ip)),

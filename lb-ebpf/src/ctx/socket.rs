@@ -21,7 +21,7 @@ use crate::tables::Maps;
 use crate::{config, maps};
 
 /// No interface is at hand before a packet exists.
-const MAPS: Maps = Maps { ifindex: 0 };
+const MAPS: Maps = Maps { ifindex: 0, context: ptr::null_mut() };
 
 /// The maps, and the socket of this call.
 pub struct Socket {
@@ -287,5 +287,10 @@ where
     #[inline(always)]
     fn address(&self, ip: &Ip<N>) -> Option<AddressWord> {
         FrontendTables::<N>::address(&MAPS, ip)
+    }
+
+    #[inline(always)]
+    fn source_allowed(&self, id: ServicePortId, source: &Ip<N>) -> bool {
+        FrontendTables::<N>::source_allowed(&MAPS, id, source)
     }
 }

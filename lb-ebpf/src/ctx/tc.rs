@@ -257,7 +257,7 @@ pub fn look(
 #[inline(always)]
 fn maps_of(skb: &Skb) -> Maps {
     // SAFETY: a field of this program's context.
-    Maps { ifindex: unsafe { (*skb.0.skb.skb).ifindex } }
+    Maps { ifindex: unsafe { (*skb.0.skb.skb).ifindex }, context: skb.0.skb.skb.cast() }
 }
 
 /// Runs a decision and does what it says.

@@ -76,7 +76,7 @@ pub fn run(ctx: XdpContext) -> u32 {
     let mut buffer = Buffer(ctx);
     // Replies leave by the same interface, where the tc program asks whether there are flows. ICMP
     // and fragments are left to it too.
-    let maps = Maps { ifindex };
+    let maps = Maps { ifindex, context: buffer.0.ctx.cast() };
     let verdict = match decide::look_at_ingress(&mut buffer, &maps, Link::Ethernet) {
         Ok(Next::Translate) => decide::translate_ingress(&mut buffer, &maps, Link::Ethernet),
         Ok(Next::Icmp | Next::Fragment) => Verdict::NotTransport,

@@ -2,6 +2,7 @@
 //! and not written.
 
 mod flows;
+mod node;
 mod sockets;
 
 use std::cell::{Cell, RefCell};
@@ -249,6 +250,10 @@ impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
         let flags = found.map_or(0, |word| word.flags_for(ip));
         self.note("address", format!("address {}: {}", ip_of(ip), view::address(flags)));
         found
+    }
+
+    fn source_allowed(&self, _: ServicePortId, _: &Ip<N>) -> bool {
+        true
     }
 }
 

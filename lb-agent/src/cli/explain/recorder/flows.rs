@@ -36,7 +36,7 @@ impl<const N: usize, R: FamilyReader<N>> FlowTables<N> for Recorder<'_, R> {
         true
     }
 
-    fn note_flows(&self, _: &Ip<N>) {}
+    fn note_flows(&self, _: &Ip<N>, _: bool) {}
 
     fn flow(&self, table: FlowTable, key: &FlowKey<N>) -> Option<Copied<N>> {
         if !self.knows_client {
