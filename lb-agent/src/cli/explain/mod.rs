@@ -325,10 +325,12 @@ fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Translated => "translated",
         Verdict::Reflected => "reflected",
+        Verdict::Forwarded => "forwarded",
         Verdict::NotService => NOT_SERVICE,
         Verdict::NotTransport => "not_transport",
         Verdict::Fragment => "fragment",
         Verdict::Unparsed => "unparsed",
+        Verdict::Left => "left",
         Verdict::NoBackend => "no_backend",
         Verdict::NoLocalBackend => "no_local_backend",
         Verdict::NoFlow => "no_flow",
@@ -337,6 +339,10 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Rewrite => "rewrite",
         Verdict::TableFull => "table_full",
         Verdict::EarlyFragment => "early_fragment",
+        Verdict::SourceRange => "source_range",
+        Verdict::NoRoute => "no_route",
+        Verdict::TooBig => "too_big",
+        Verdict::TimeExceeded => "time_exceeded",
         Verdict::UndefinedPort => "undefined_port",
         Verdict::Unallocated => "unallocated",
     }
@@ -350,7 +356,12 @@ fn meaning(verdict: Verdict, to: Option<SocketAddr>) -> String {
             format!("goes back to the client itself, to {to}, with the VIP as its source (hairpin)")
         }
         Verdict::NotService => "not a Service's: passed untouched".into(),
-        Verdict::NotTransport | Verdict::Fragment | Verdict::Unparsed => "passed untouched".into(),
+        Verdict::Forwarded => {
+            format!("sent on to {to}, with an address of this node as its source")
+        }
+        Verdict::NotTransport | Verdict::Fragment | Verdict::Unparsed | Verdict::Left => {
+            "passed untouched".into()
+        }
         Verdict::NoBackend => {
             "refused: the Service has no backend; the client is told at once".into()
         }
@@ -367,6 +378,14 @@ fn meaning(verdict: Verdict, to: Option<SocketAddr>) -> String {
         Verdict::Rewrite => "dropped: the packet ends inside its headers".into(),
         Verdict::TableFull => "dropped: the flow table is full".into(),
         Verdict::EarlyFragment => "dropped: a fragment before the first one".into(),
+        Verdict::SourceRange => {
+            "dropped: the client is in none of the source ranges of this address".into()
+        }
+        Verdict::NoRoute => "dropped: no route leads there".into(),
+        Verdict::TooBig => {
+            "refused: too long for the way there; the client is told the size that fits".into()
+        }
+        Verdict::TimeExceeded => "refused: its time to live ends here; the client is told".into(),
         Verdict::UndefinedPort => {
             "refused where it would leave the node: a clusterIP, but none of its Service's ports; the \
              client is told at once"
