@@ -13,11 +13,13 @@
 mod apply;
 mod attach;
 mod health_ports;
+mod links;
 mod node;
 mod retry;
 mod tell;
 mod unread;
 mod vital;
+mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -29,6 +31,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::apply::{Element, log_failures};
 use self::health_ports::HealthCheckPorts;
+use self::links::Links;
+pub use self::links::Outside;
 use self::unread::Unread;
 use crate::datapath::{Datapath, Error, Interface, interfaces, sys};
 use crate::diff::{self, Op};
@@ -36,6 +40,7 @@ use crate::health::Health;
 use crate::model::{DesiredPort, Dirty, ObjectKey, PortKey, Store};
 use crate::namespaces;
 use crate::plan::{Batch, Capacity, Planner, self_test};
+use crate::policy::local::WrongFamily;
 use crate::policy::node::NodePortAddresses;
 use crate::policy::{self, Refusals};
 use crate::source::{SourceEvent, Warning};
@@ -49,6 +54,8 @@ pub enum Event {
     Interface(interfaces::Change),
     /// A grace period has passed, or could not be waited for.
     GraceDone(io::Result<()>),
+    /// What became of XDP on an interface.
+    Xdp(u32),
     /// Health check node ports can be had, or cannot any more.
     HealthPorts,
     /// Stop, and leave everything in place.
@@ -100,11 +107,16 @@ pub struct Sync<D> {
     attached: bool,
     /// Why a hook of sockets that is needed could not be attached when that was last tried.
     sockets_failed: Option<String>,
-    /// The interfaces that have a part: all that are not ignored.
+    /// All interfaces, those that are ignored included.
     interfaces: BTreeMap<u32, Interface>,
-    /// Interfaces whose programs could not be attached or removed.
-    unsettled: BTreeSet<u32>,
+    /// Those whose programs are to be looked at, there or gone.
+    changed_interfaces: BTreeSet<u32>,
+    /// Those whose programs could not be attached or removed, with the reason as it was told.
+    unsettled: BTreeMap<u32, String>,
     interfaces_listed: bool,
+    links: Links,
+    /// Why the agent cannot go on, if so.
+    unfit: Option<WrongFamily>,
     /// The addresses of all interfaces, once they were told.
     addresses: Option<Vec<IpAddr>>,
     node_port_addresses: NodePortAddresses,
@@ -127,6 +139,10 @@ pub struct Sync<D> {
     health: Health,
     health_ports: HealthCheckPorts,
     namespaces: Option<namespaces::Handle>,
+    /// Where the datapath tells of XDP, while it does.
+    xdp: Option<mpsc::Receiver<u32>>,
+    /// Demotions of XDP that earlier runs counted.
+    xdp_demotions: u64,
     /// How the thread that waits for a grace period tells that it has passed.
     grace_done: mpsc::Sender<io::Result<()>>,
     graces: mpsc::Receiver<io::Result<()>>,
@@ -154,7 +170,9 @@ impl<D: Datapath> Sync<D> {
             Op::Meta(MetaWord::Synced, 0),
         ]));
         let commits = found.meta[MetaWord::Commits as usize];
+        let links = Links::new(datapath.told_interfaces()?);
         let (grace_done, graces) = mpsc::channel(1);
+        let xdp = datapath.xdp_changed();
         let mut sync = Self {
             datapath,
             planner,
@@ -167,8 +185,11 @@ impl<D: Datapath> Sync<D> {
             attached: false,
             sockets_failed: None,
             interfaces: BTreeMap::new(),
-            unsettled: BTreeSet::new(),
+            changed_interfaces: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
             interfaces_listed: false,
+            links,
+            unfit: None,
             addresses: None,
             node_port_addresses: NodePortAddresses::default(),
             refusals: Refusals::default(),
@@ -183,6 +204,8 @@ impl<D: Datapath> Sync<D> {
             health: Health::default(),
             health_ports: HealthCheckPorts::default(),
             namespaces: None,
+            xdp,
+            xdp_demotions: found.meta[MetaWord::XdpDemotions as usize],
             grace_done,
             graces,
         };
@@ -224,8 +247,9 @@ impl<D: Datapath> Sync<D> {
         self
     }
 
-    /// Runs until it is told to stop, or until the source has ended. Everything stays in place.
-    pub async fn run(mut self, mut inputs: Inputs) {
+    /// Runs until it is told to stop, or until the source has ended; fails if what it was told of pods'
+    /// addresses cannot be meant for this node. Everything stays in place.
+    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), WrongFamily> {
         let mut interfaces = true;
         loop {
             let retry_at = self.retry_at;
@@ -242,6 +266,7 @@ impl<D: Datapath> Sync<D> {
                     change.map(Event::Interface)
                 }
                 result = self.graces.recv() => result.map(Event::GraceDone),
+                index = xdp::changed(&mut self.xdp) => Some(Event::Xdp(index)),
                 () = self.health.ports().outcome() => Some(Event::HealthPorts),
                 _ = &mut inputs.shutdown => Some(Event::Shutdown),
                 () = retry => None,
@@ -256,12 +281,12 @@ impl<D: Datapath> Sync<D> {
             }
             if !self.step(burst) {
                 tracing::info!("stopped; what is programmed stays in force");
-                return;
+                return self.unfit.map_or(Ok(()), Err);
             }
         }
     }
 
-    /// Takes up some events together; false if one says to stop. Without events, or when it is time,
+    /// Takes up some events together; false if one says to stop, or leaves no way to go on. Without events, or when it is time,
     /// tries again what failed.
     pub fn step(&mut self, events: impl IntoIterator<Item = Event>) -> bool {
         let mut changes = Vec::new();
@@ -283,6 +308,7 @@ impl<D: Datapath> Sync<D> {
                 }
                 Event::Interface(change) => self.interface(change),
                 Event::GraceDone(result) => self.grace_done(result),
+                Event::Xdp(_) => self.xdp(),
                 Event::HealthPorts => self.health_ports_outcome(),
                 Event::Shutdown => return false,
             }
@@ -298,10 +324,20 @@ impl<D: Datapath> Sync<D> {
         let Dirty { services, node } = self.store.apply_all(changes);
         self.dirty.services.extend(services);
         self.dirty.node |= node;
+        self.links.changed |= node;
+        if let Err(error) = self.tell_links() {
+            self.unfit = Some(error);
+            return false;
+        }
+        self.settle_changed();
         let commits = self.counts.commits;
         self.commit();
         if !any || self.retry_is_due() {
             self.retry();
+        }
+        if let Err(error) = self.tell_links() {
+            self.unfit = Some(error);
+            return false;
         }
         self.start_grace();
         self.schedule_retry();

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use lb_common::abi;
+
 use super::*;
 use crate::convert;
 use crate::datapath::fake::Fake;
@@ -14,10 +16,10 @@ use crate::model::{
     Change, ClusterIps, Conditions, Endpoint, Endpoints, Family, Node, Protocol, Service,
     ServicePort, Slice, SlicePort,
 };
-use crate::plan::{FrontKey, Snapshot, self_test};
+use crate::plan::{Cidr, FrontKey, Snapshot, self_test};
 
 const CAPACITY: Capacity =
-    Capacity { service_ports: 16, backends: 32, slots: 32, frontends: 16, addresses: 16 };
+    Capacity { service_ports: 16, backends: 32, slots: 32, frontends: 16, addresses: 16, source_ranges: 16 };
 
 /// Maps in memory, in which frontends, interfaces and sockets can be made to fail.
 #[derive(Debug)]
@@ -79,6 +81,25 @@ impl Datapath for Flaky {
 
     fn attached(&self) -> Vec<u32> {
         self.fake.attached()
+    }
+
+    fn told_interfaces(&self) -> Result<Vec<(u32, abi::Interface)>, Error> {
+        self.fake.told_interfaces()
+    }
+
+    fn tell_interface(
+        &mut self,
+        index: u32,
+        interface: Option<&abi::Interface>,
+    ) -> Result<(), Error> {
+        if self.refuse {
+            return Err(Error::Bounds { map: "INTERFACES", index });
+        }
+        self.fake.tell_interface(index, interface)
+    }
+
+    fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]) {
+        self.fake.set_local_cidrs(family, list);
     }
 }
 
@@ -316,7 +337,7 @@ async fn the_loop_wakes_up_by_itself_to_try_again() {
     tokio::time::sleep_until(due.into()).await;
     assert!(detaches.load(Ordering::Relaxed) > 1);
     stop.send(()).unwrap();
-    running.await.unwrap();
+    running.await.unwrap().unwrap();
     drop((source, links));
 }
 
@@ -457,7 +478,7 @@ async fn the_loop_serves_until_it_is_told_to_stop() {
     let running = tokio::spawn(sync.run(inputs));
     source.send(SourceEvent::Alive).await.unwrap();
     stop.send(()).unwrap();
-    running.await.unwrap();
+    running.await.unwrap().unwrap();
 }
 
 /// H-3, H-6: what is in force does not age; an operation that fails makes its family unhealthy, and

@@ -8,6 +8,7 @@ mod explain;
 mod health;
 mod lacking;
 mod output;
+mod outside;
 mod run;
 mod self_test;
 mod services;

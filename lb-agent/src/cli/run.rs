@@ -12,7 +12,7 @@ use lb_agent::health::Health;
 use lb_agent::namespaces;
 use lb_agent::policy::node::NodePortAddresses;
 use lb_agent::source::{self, ApiServer, Manifests, SourceError};
-use lb_agent::sync::{Inputs, Sync};
+use lb_agent::sync::{Inputs, Outside, Sync};
 use lb_common::abi::BypassCgroup;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +25,7 @@ use super::cgroup;
 use super::error::{Error, Exit};
 use super::health::HealthArgs;
 use super::lacking;
+use super::outside::OutsideArgs;
 use super::sizes::SizeArgs;
 use super::sockets::SocketArgs;
 use super::xdp::XdpArgs;
@@ -56,6 +57,8 @@ pub(super) struct Arguments {
     sockets: SocketArgs,
     #[command(flatten)]
     xdp: XdpArgs,
+    #[command(flatten)]
+    outside: OutsideArgs,
     #[command(flatten)]
     health: HealthArgs,
     /// Addresses of this node that answer on node ports: ranges as 10.0.0.0/8, or a keyword
@@ -116,6 +119,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     arguments.source.check()?;
     let cgroup = node.cgroup()?;
     let bypass = arguments.sockets.bypass()?;
+    let outside = arguments.outside.outside()?;
     start_logs(arguments.log_format);
     datapath::keep_memory_small();
     node.enter()?;
@@ -137,9 +141,16 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         interfaces = ?arguments.interfaces,
         socket_engine = %config.scope,
         bypass_cgroups = bypass.len(),
+        local_detector = %outside.detector,
+        masquerade_all = outside.masquerade_all,
+        snat_addresses = %outside.snat_addresses,
+        snat_ports = %outside.snat_ports,
         sizes = ?config.sizes,
         "starting"
     );
+    for doubt in arguments.outside.doubts() {
+        tracing::warn!("{doubt}");
+    }
     if !node.names_cgroup() && !cgroup::is_machine_root(&config.cgroup) {
         tracing::info!(
             cgroup = %config.cgroup.display(),
@@ -150,7 +161,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     for lacking in lacking::capabilities(None) {
         tracing::warn!(lacking = lacking.what, costs = lacking.costs, "a capability is missing");
     }
-    runtime()?.block_on(agent(arguments, &node_name, &config, bypass, started))?;
+    let agent = agent(arguments, &node_name, &config, outside, bypass, started);
+    runtime()?.block_on(agent)?;
     Ok(Exit::Success)
 }
 
@@ -158,6 +170,7 @@ async fn agent(
     arguments: &Arguments,
     node_name: &str,
     config: &Config,
+    outside: Outside,
     bypass: Vec<BypassCgroup>,
     started: Instant,
 ) -> Result<(), Error> {
@@ -184,6 +197,7 @@ async fn agent(
         .started_at(started)
         .with_health(health)
         .with_namespaces(namespaces)
+        .with_outside(outside)
         .with_node_port_addresses(arguments.node_port_addresses.clone());
     let converter =
         Converter::new(node_name).with_external_ips(arguments.external_ips == Switch::On);
@@ -198,7 +212,9 @@ async fn agent(
     let (changes, interfaces) = mpsc::channel(CHANGES);
     let overrides = arguments.interfaces.clone().unwrap_or_default();
     tokio::spawn(interfaces::watch(overrides, changes));
-    sync.run(Inputs { source, interfaces, shutdown }).await;
+    sync.run(Inputs { source, interfaces, shutdown })
+        .await
+        .map_err(|error| Error::flag("--detect-local-mode", error.to_string()))?;
     if source_task.is_finished() {
         ended(source_task.await)?;
     }

@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
+use lb_common::abi;
 use tokio::sync::mpsc;
 
 use super::hooks::{self, SOCKET_HOOKS};
+use super::outside::OutsideMaps;
 use super::roles::Interface;
 use super::xdp::{Programs, Xdp};
 use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys, xdp};
 use crate::diff::Op;
-use crate::plan::Snapshot;
+use crate::model::Family;
+use crate::plan::{Cidr, Snapshot};
 
 /// What a node's datapath is made from.
 #[derive(Clone, Debug)]
@@ -69,6 +72,7 @@ pub struct BpfDatapath {
     cgroup: File,
     ebpf: Ebpf,
     maps: Arc<Maps>,
+    outside: OutsideMaps,
     grace: Grace,
     /// Indices of the interfaces that have programs, or a part of them.
     attached: BTreeSet<u32>,
@@ -107,6 +111,7 @@ impl BpfDatapath {
         lb_object::fill_program_array(&mut ebpf)
             .map_err(|source| Error::Program { name: "tc_translate", source: Box::new(source) })?;
         let maps = Arc::new(Maps::open(&folder)?);
+        let outside = OutsideMaps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
         let xdp = Xdp::new(config.xdp.clone(), folder.clone(), Programs::load(&mut ebpf))
             .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
@@ -118,6 +123,7 @@ impl BpfDatapath {
             cgroup,
             ebpf,
             maps,
+            outside,
             grace,
             attached: attached.into_iter().collect(),
             sockets: BTreeSet::new(),
@@ -225,6 +231,22 @@ impl Datapath for BpfDatapath {
 
     fn attached(&self) -> Vec<u32> {
         self.attached.iter().copied().chain(self.xdp.known()).collect()
+    }
+
+    fn told_interfaces(&self) -> Result<Vec<(u32, abi::Interface)>, Error> {
+        self.outside.interfaces()
+    }
+
+    fn tell_interface(
+        &mut self,
+        index: u32,
+        interface: Option<&abi::Interface>,
+    ) -> Result<(), Error> {
+        self.outside.tell(index, interface)
+    }
+
+    fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]) {
+        self.outside.set_local_cidrs(family, list);
     }
 
     fn xdp_flags(&self, index: u32) -> u32 {

@@ -1,6 +1,7 @@
 //! Which interfaces are there, with which role and which addresses? Watches netlink for links, default
 //! routes and addresses.
 
+mod addresses;
 mod state;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+pub use self::addresses::Primary;
 use self::state::{Heard, State};
 use super::Error;
 use super::roles::{Interface, Overrides};
@@ -21,11 +23,14 @@ use super::roles::{Interface, Overrides};
 pub enum Change {
     /// It is there, is new or has another role than before.
     Is(Interface),
-    /// It is gone.
+    /// It is gone; another one may have its index by now.
     Gone(u32),
     /// The addresses of all interfaces changed; these are all, in order.
     Addresses(Vec<IpAddr>),
-    /// All that are there, and all addresses, have been told at least once.
+    /// The primary addresses of interfaces changed; these are all, by index.
+    Primaries(BTreeMap<u32, Primary>),
+    /// All that are there, and all addresses, have been told at least once. Told again after netlink
+    /// has lost messages: what has not changed may have been replaced by another of its name.
     Listed,
 }
 
@@ -59,6 +64,7 @@ pub async fn list(overrides: &Overrides) -> Result<Vec<Interface>, Error> {
 struct Known {
     interfaces: BTreeMap<u32, Interface>,
     addresses: Option<Vec<IpAddr>>,
+    primaries: BTreeMap<u32, Primary>,
 }
 
 async fn follow(
@@ -115,17 +121,32 @@ async fn tell(
     known: &mut Known,
     changes: &mpsc::Sender<Change>,
 ) -> bool {
-    if let Some(addresses) = state.new_addresses()
-        && known.addresses.as_ref() != Some(&addresses)
-    {
-        known.addresses = Some(addresses.clone());
-        if changes.send(Change::Addresses(addresses)).await.is_err() {
-            return false;
+    if let Some((addresses, primaries)) = state.new_addresses() {
+        if known.addresses.as_ref() != Some(&addresses) {
+            known.addresses = Some(addresses.clone());
+            if changes.send(Change::Addresses(addresses)).await.is_err() {
+                return false;
+            }
+        }
+        if known.primaries != primaries {
+            known.primaries.clone_from(&primaries);
+            if changes.send(Change::Primaries(primaries)).await.is_err() {
+                return false;
+            }
         }
     }
     let known = &mut known.interfaces;
     let now = state.interfaces(overrides).into_iter();
     let now: BTreeMap<u32, Interface> = now.map(|i| (i.index, i)).collect();
+    for index in state.take_gone() {
+        // If it is there again, it is another one, whatever it is called.
+        if now.contains_key(&index)
+            && known.remove(&index).is_some()
+            && changes.send(Change::Gone(index)).await.is_err()
+        {
+            return false;
+        }
+    }
     for &index in known.keys().filter(|index| !now.contains_key(index)) {
         if changes.send(Change::Gone(index)).await.is_err() {
             return false;

@@ -1,10 +1,10 @@
-//! The maps that the agent writes: arrays through shared memory, frontends and addresses through
-//! batches.
+//! The maps that the agent writes: arrays through shared memory, frontends, addresses and source ranges
+//! through batches.
 //!
-//! A changed set costs memory stores and no system call; only frontends and addresses that come, go or
-//! mean something else do.
+//! A changed set costs memory stores and no system call; only frontends, addresses and source ranges
+//! that come, go or mean something else do.
 
-mod cidrs;
+pub(super) mod cidrs;
 mod hashes;
 
 use std::net::IpAddr;
@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendWord, FILTER_VIP, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES,
-    SetWord, V4, filter_place, map,
+    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SetWord, V4,
+    filter_place, map, node_port_place,
 };
 use lb_common::select::narrow;
 
@@ -50,6 +50,10 @@ pub struct Maps {
     meta: MmapArray<AtomicU64>,
     /// `VIP_FILTER`; bits are only ever set.
     vip_filter: MmapArray<AtomicU64>,
+    /// `NODE_PORTS`, likewise.
+    node_ports: MmapArray<AtomicU64>,
+    pub(super) source_ranges4: OwnedFd,
+    pub(super) source_ranges6: OwnedFd,
 }
 
 impl Maps {
@@ -69,6 +73,9 @@ impl Maps {
             names: words(map::NAMES)?,
             meta: words(map::META)?,
             vip_filter: words(map::VIP_FILTER)?,
+            node_ports: words(map::NODE_PORTS)?,
+            source_ranges4: open(folder, map::SOURCE_RANGES4)?,
+            source_ranges6: open(folder, map::SOURCE_RANGES6)?,
         })
     }
 
@@ -82,6 +89,8 @@ impl Maps {
             .min(entries(&self.frontends6, "read the size of FRONTENDS6")?);
         let addresses = entries(&self.addresses4, "read the size of ADDRESSES4")?
             .min(entries(&self.addresses6, "read the size of ADDRESSES6")?);
+        let source_ranges = entries(&self.source_ranges4, "read the size of SOURCE_RANGES4")?
+            .min(entries(&self.source_ranges6, "read the size of SOURCE_RANGES6")?);
         // They differ where a run with other sizes ended while it made them.
         let (sets, names) = (self.sets.len() / SCOPES as usize, self.names.len() / NAME_WORDS);
         let ports = self.facts.len().min(sets).min(names);
@@ -91,6 +100,7 @@ impl Maps {
             slots: small(self.slots.len()),
             frontends,
             addresses,
+            source_ranges,
         })
     }
 
@@ -197,19 +207,40 @@ impl Maps {
             Op::FrontendDelete(_)
             | Op::FrontendPut(..)
             | Op::AddressDelete(_)
-            | Op::AddressPut(..) => Ok(()),
+            | Op::AddressPut(..)
+            | Op::SourceRangePut(_)
+            | Op::SourceRangeDelete(_) => Ok(()),
         }
     }
 
-    /// Sets the bit of an address in the filter, before anything is inserted for it: nothing is looked
-    /// up for an address whose bit is not set.
-    fn note_address(&self, addr: IpAddr) {
+    /// Sets a bit of an address in the filter, before anything is inserted for it: nothing is looked up
+    /// for an address of which no bit is set.
+    fn note_address(&self, addr: IpAddr, class: u32) {
         let ip = words(addr);
         let (word, shift) =
             if addr.is_ipv4() { filter_place(&narrow::<V4>(&ip)) } else { filter_place(&ip) };
         if let Some(word) = self.vip_filter.get(word as usize) {
-            word.fetch_or(u64::from(FILTER_VIP) << shift, Ordering::Release);
+            word.fetch_or(u64::from(class) << shift, Ordering::Release);
         }
+    }
+
+    /// Notes that a port is a node port, before its frontend is inserted: to an address of the node
+    /// only packets to such a port are looked up. Both families share the bits, and none is cleared
+    /// while the map lives, because flows of a Service that is gone go on.
+    fn note_node_port(&self, proto: u8, port: u16) {
+        if let Some((word, mask)) = node_port_place(proto, port)
+            && let Some(word) = self.node_ports.get(word as usize)
+        {
+            word.fetch_or(mask, Ordering::Release);
+        }
+    }
+
+    /// Whether a port is noted as a node port.
+    pub fn is_node_port(&self, proto: u8, port: u16) -> bool {
+        node_port_place(proto, port).is_some_and(|(word, mask)| {
+            let word = self.node_ports.get(word as usize);
+            word.is_some_and(|word| word.load(Ordering::Relaxed) & mask != 0)
+        })
     }
 
     fn store_name(&self, id: u32, name: &Name) -> Result<(), Error> {
@@ -272,7 +303,7 @@ fn open(folder: &Path, name: &str) -> Result<OwnedFd, Error> {
     sys::object_get(&path).map_err(Error::system(format!("open the pinned map {}", path.display())))
 }
 
-fn array<W: super::mmap::Word>(folder: &Path, name: &str) -> Result<MmapArray<W>, Error> {
+pub(super) fn array<W: super::mmap::Word>(folder: &Path, name: &str) -> Result<MmapArray<W>, Error> {
     let fd = open(folder, name)?;
     let what = || format!("map the memory of {name} (v{ABI_VERSION})");
     let info = sys::map_info(fd.as_fd()).map_err(Error::system(what()))?;
@@ -283,7 +314,7 @@ fn array<W: super::mmap::Word>(folder: &Path, name: &str) -> Result<MmapArray<W>
 /// The same maps in memory of this process, for tests of what readers see.
 #[cfg(test)]
 pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
-    use lb_common::abi::{FILTER_WORDS, SERVICE_CIDRS};
+    use lb_common::abi::{FILTER_WORDS, NODE_PORT_WORDS, SERVICE_CIDRS};
 
     use self::cidrs::CIDR_WORDS;
 
@@ -305,6 +336,9 @@ pub(super) fn anonymous(capacity: Capacity) -> std::io::Result<Maps> {
         names: MmapArray::anonymous(ports * NAME_WORDS)?,
         meta: MmapArray::anonymous(META_WORDS as usize)?,
         vip_filter: MmapArray::anonymous(FILTER_WORDS as usize)?,
+        node_ports: MmapArray::anonymous(NODE_PORT_WORDS as usize)?,
+        source_ranges4: none()?,
+        source_ranges6: none()?,
     })
 }
 
@@ -315,7 +349,7 @@ mod tests {
     use crate::plan::{FrontKey, address_word};
 
     const CAPACITY: Capacity =
-        Capacity { service_ports: 4, backends: 4, slots: 4, frontends: 4, addresses: 4 };
+        Capacity { service_ports: 4, backends: 4, slots: 4, frontends: 4, addresses: 4, source_ranges: 4 };
 
     #[test]
     fn a_vip_passes_the_filter_before_its_frontend_is_inserted() {

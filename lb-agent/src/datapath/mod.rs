@@ -11,6 +11,7 @@ mod load;
 mod maps;
 pub mod mmap;
 pub mod namespaces;
+pub mod outside;
 mod process;
 #[cfg(feature = "program-log")]
 mod program_log;
@@ -36,8 +37,11 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
+use lb_common::abi;
+
 use crate::diff::Op;
-use crate::plan::Snapshot;
+use crate::model::Family;
+use crate::plan::{Cidr, Snapshot};
 
 /// What the sync loop needs of the kernel.
 pub trait Datapath {
@@ -68,6 +72,19 @@ pub trait Datapath {
 
     /// Indices of the interfaces that have programs, those of an earlier run included.
     fn attached(&self) -> Vec<u32>;
+
+    /// What programs are told of interfaces, by index.
+    fn told_interfaces(&self) -> Result<Vec<(u32, abi::Interface)>, Error>;
+
+    /// Tells programs of an interface, or that there is none with this index.
+    fn tell_interface(
+        &mut self,
+        index: u32,
+        interface: Option<&abi::Interface>,
+    ) -> Result<(), Error>;
+
+    /// Makes these the ranges of pods' addresses of a family.
+    fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]);
 
     /// The bits of `INTERFACES` that tell what became of XDP on an interface, and whether packets may
     /// be sent out of it by XDP.

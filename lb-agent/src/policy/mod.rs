@@ -10,8 +10,13 @@ mod endpoints;
 mod frontend_tests;
 mod frontends;
 pub mod health;
+pub mod local;
 pub mod node;
+mod ranges;
+#[cfg(test)]
+mod range_tests;
 mod refusals;
+pub mod snat;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -19,9 +24,11 @@ mod topology_tests;
 
 pub use refusals::{Refusal, Refusals};
 
-use crate::model::{DesiredPort, Family, ObjectKey, PortKey, Service, ServicePort, Slice, Store};
+use std::sync::Arc;
 
-use self::endpoints::Sets;
+use crate::model::{Cidr, DesiredPort, Family, ObjectKey, PortKey, Service, ServicePort, Store};
+
+use self::endpoints::Joins;
 use self::frontends::Guard;
 
 /// The service ports of a Service in every family it has, with what is desired of each; nothing if
@@ -35,6 +42,9 @@ pub fn service_ports(store: &Store, key: &ObjectKey) -> Vec<(PortKey, DesiredPor
     let mut ports = Vec::with_capacity(service.ports.len());
     // S-6: without a clusterIP in a family nothing of the Service exists in it.
     for family in service.cluster_ips.all().map(Family::of) {
+        let zone = guard.node().map_or("", |node| &*node.zone);
+        let mut joins = Joins::new(&slices, family, zone, endpoints::most(service));
+        let source_ranges = ranges::of(service, family, guard.node(), &mut |_| ());
         for port in &service.ports {
             let key = PortKey {
                 namespace: service.key.namespace.clone(),
@@ -43,7 +53,8 @@ pub fn service_ports(store: &Store, key: &ObjectKey) -> Vec<(PortKey, DesiredPor
                 protocol: port.protocol,
                 family,
             };
-            ports.push((key, desired(service, port, family, &slices, &guard)));
+            let desired = desired(service, port, family, &mut joins, &source_ranges, &guard);
+            ports.push((key, desired));
         }
     }
     ports
@@ -53,11 +64,10 @@ fn desired(
     service: &Service,
     port: &ServicePort,
     family: Family,
-    slices: &[&Slice],
+    joins: &mut Joins<'_>,
+    source_ranges: &Arc<[Cidr]>,
     guard: &Guard<'_>,
 ) -> DesiredPort {
-    let zone = guard.node().map_or("", |node| &*node.zone);
-    let endpoints = endpoints::join(slices, port, family, zone);
     let internal_local = service.internal_local;
     let external_local = service.external_local();
     let is_external = port.node_port != 0
@@ -67,15 +77,16 @@ fn desired(
     // V-10).
     let uses_cluster = !internal_local || is_external;
     let uses_local = internal_local || (external_local && is_external);
-    let sets = Sets::new(&endpoints, uses_cluster, uses_local);
+    let (has_any, backends) = joins.of(port, uses_cluster, uses_local);
     DesiredPort {
         created_s: service.created_s,
         frontends: frontends::of(service, port, family, guard, &mut |_| ()),
         internal_local,
         external_local,
         // V-4 and V-8 against V-3 and V-6: without any endpoint in the cluster it is a reject.
-        drop_when_no_local: uses_local && sets.has_any,
+        drop_when_no_local: uses_local && has_any,
         affinity_timeout_s: service.affinity_timeout_s,
-        backends: sets.backends(endpoints, endpoints::most(service)),
+        source_ranges: source_ranges.clone(),
+        backends,
     }
 }

@@ -42,7 +42,7 @@ impl<D: Datapath> Sync<D> {
                 services = self.store.counts().services,
                 service_ports = self.planner.programmed(),
                 unprogrammed = self.planner.failed(),
-                interfaces = self.interfaces.len(),
+                interfaces = self.count_interfaces(),
                 since_start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "synced"
             );

@@ -6,13 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
+use super::addresses::{Addresses, Primary};
 use crate::datapath::Error;
 use crate::datapath::roles::{Device, Interface, Kind, Link, Overrides, role};
 
@@ -32,10 +32,9 @@ pub(super) enum Heard {
 pub(super) struct State {
     links: BTreeMap<u32, Seen>,
     default_routes: BTreeSet<u32>,
-    /// By interface; with the length of the prefix, because one address may be there with several.
-    addresses: BTreeSet<(u32, IpAddr, u8)>,
-    /// The addresses changed.
-    new_addresses: bool,
+    addresses: Addresses,
+    /// Indices of links that went since this was last asked for: what has one of them now is another.
+    gone: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -47,6 +46,8 @@ struct Seen {
     /// The device below this VLAN.
     vlan_of: Option<u32>,
     is_bridge: bool,
+    /// Its ports are no ways to the same place.
+    is_vrf: bool,
 }
 
 impl State {
@@ -57,7 +58,7 @@ impl State {
             links: links.into_iter().map(|seen| (seen.link.index, seen)).collect(),
             default_routes: default_routes(handle).await?,
             addresses: addresses(handle).await?,
-            new_addresses: true,
+            gone: BTreeSet::new(),
         })
     }
 
@@ -67,19 +68,16 @@ impl State {
         Ok(())
     }
 
-    /// The addresses of all interfaces, in order, if any came or went since the last call.
-    pub(super) fn new_addresses(&mut self) -> Option<Vec<IpAddr>> {
-        if !std::mem::take(&mut self.new_addresses) {
-            return None;
-        }
-        let all: BTreeSet<IpAddr> = self.addresses.iter().map(|&(_, addr, _)| addr).collect();
-        Some(all.into_iter().collect())
+    /// The addresses of all interfaces, in order, and the primary ones of each, if any of them changed
+    /// since the last call.
+    pub(super) fn new_addresses(&mut self) -> Option<(Vec<IpAddr>, BTreeMap<u32, Primary>)> {
+        let addresses = &mut self.addresses;
+        addresses.take_changed().then(|| (addresses.all(), addresses.primaries()))
     }
 
-    fn drop_addresses_of(&mut self, index: u32) {
-        let before = self.addresses.len();
-        self.addresses.retain(|&(of, _, _)| of != index);
-        self.new_addresses |= self.addresses.len() != before;
+    /// The links that went since the last call, those among them that came again.
+    pub(super) fn take_gone(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.gone)
     }
 
     /// Takes a message up.
@@ -103,7 +101,8 @@ impl State {
             RouteNetlinkMessage::DelLink(message) => {
                 if u8::from(message.header.interface_family) == 0 {
                     self.links.remove(&message.header.index);
-                    self.drop_addresses_of(message.header.index);
+                    self.addresses.remove_all_of(message.header.index);
+                    self.gone.insert(message.header.index);
                 }
                 self.default_routes.contains(&message.header.index)
             }
@@ -111,14 +110,11 @@ impl State {
                 is_default(&route)
             }
             RouteNetlinkMessage::NewAddress(message) => {
-                let address = own_address(&message);
-                self.new_addresses |= address.is_some_and(|address| self.addresses.insert(address));
+                self.addresses.add(&message);
                 false
             }
             RouteNetlinkMessage::DelAddress(message) => {
-                let address = own_address(&message);
-                self.new_addresses |=
-                    address.is_some_and(|address| self.addresses.remove(&address));
+                self.addresses.remove(&message);
                 false
             }
             _ => false,
@@ -129,9 +125,9 @@ impl State {
     pub(super) fn interfaces(&self, overrides: &Overrides) -> Vec<Interface> {
         let parents: BTreeSet<u32> = self.links.values().filter_map(|seen| seen.vlan_of).collect();
         let each = self.links.iter().map(|(&index, seen)| {
-            let bridge = seen.master.and_then(|master| self.links.get(&master));
+            let master = seen.master.and_then(|master| self.links.get(&master));
             let link = Link {
-                in_bridge: bridge.is_some_and(|master| master.is_bridge),
+                in_bridge: master.is_some_and(|master| master.is_bridge),
                 has_vlan: parents.contains(&index),
                 default_route: self.default_routes.contains(&index),
                 ..seen.link.clone()
@@ -142,7 +138,7 @@ impl State {
                 mtu: seen.mtu,
                 running: seen.running,
                 has_vlan: link.has_vlan,
-                master: seen.master.unwrap_or(0),
+                master: master.filter(|m| !m.is_vrf).map_or(0, |master| master.link.index),
             };
             Interface { index, name: link.name, role, ethernet: link.ethernet, device }
         });
@@ -192,6 +188,7 @@ fn seen(message: &LinkMessage) -> Seen {
         running: message.header.flags.contains(LinkFlags::LowerUp | LinkFlags::Up),
         vlan_of: lower.filter(|_| kind == Kind::Vlan),
         is_bridge: matches!(found, Some(InfoKind::Bridge)),
+        is_vrf: matches!(found, Some(InfoKind::Vrf)),
     }
 }
 
@@ -221,23 +218,10 @@ fn kind_of(kind: &InfoKind) -> Kind {
 }
 
 /// All addresses of all interfaces.
-async fn addresses(handle: &Handle) -> Result<BTreeSet<(u32, IpAddr, u8)>, Error> {
-    let all = handle.address().get().execute().map_ok(|message| own_address(&message));
-    let all: Vec<_> = all.try_collect().await.map_err(netlink("list addresses"))?;
-    Ok(all.into_iter().flatten().collect())
-}
-
-/// The address that an interface has; on a point-to-point link, the other one is the peer's.
-fn own_address(message: &AddressMessage) -> Option<(u32, IpAddr, u8)> {
-    let of_kind = |is_local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(addr) if is_local => Some(*addr),
-            AddressAttribute::Address(addr) if !is_local => Some(*addr),
-            _ => None,
-        })
-    };
-    let addr = of_kind(true).or_else(|| of_kind(false))?;
-    Some((message.header.index, addr, message.header.prefix_len))
+async fn addresses(handle: &Handle) -> Result<Addresses, Error> {
+    let all: Vec<_> =
+        handle.address().get().execute().try_collect().await.map_err(netlink("list addresses"))?;
+    Ok(Addresses::listed(&all))
 }
 
 /// The interfaces by which a default route of any table leaves.
@@ -277,6 +261,8 @@ fn netlink(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+
     use super::*;
 
     #[test]
@@ -310,7 +296,7 @@ mod tests {
         let mut state = State::default();
         let mut take = |message| {
             assert_eq!(state.take(NetlinkPayload::InnerMessage(message)), Heard::All);
-            state.new_addresses()
+            state.new_addresses().map(|(all, _)| all)
         };
         let of_3 = || address(3, &point);
         assert_eq!(take(RouteNetlinkMessage::NewAddress(of_3())), Some(vec![own]));
@@ -321,5 +307,33 @@ mod tests {
         let mut link = LinkMessage::default();
         link.header.index = 4;
         assert_eq!(take(RouteNetlinkMessage::DelLink(link)), Some(vec![]), "gone with its link");
+    }
+
+    #[test]
+    fn a_link_that_takes_the_index_of_another_in_the_same_burst_is_told_as_gone() {
+        let link = |kind: InfoKind, master: Option<u32>, index| {
+            let mut link = LinkMessage::default();
+            link.header.index = index;
+            link.attributes = vec![
+                LinkAttribute::IfName(format!("x{index}")),
+                LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]),
+            ];
+            link.attributes.extend(master.map(LinkAttribute::Controller));
+            link
+        };
+        let mut state = State::default();
+        let mut take = |message| state.take(NetlinkPayload::InnerMessage(message));
+        take(RouteNetlinkMessage::NewLink(link(InfoKind::Bridge, None, 2)));
+        take(RouteNetlinkMessage::NewLink(link(InfoKind::Vrf, None, 3)));
+        for (index, master) in [(7, 2), (8, 3)] {
+            let port = || link(InfoKind::Veth, Some(master), index);
+            take(RouteNetlinkMessage::NewLink(port()));
+            take(RouteNetlinkMessage::DelLink(port()));
+            take(RouteNetlinkMessage::NewLink(port()));
+        }
+        assert_eq!(state.take_gone(), [7, 8].into());
+        assert_eq!(state.take_gone(), [].into());
+        let masters = state.interfaces(&Overrides::default()).into_iter().map(|i| i.device.master);
+        assert_eq!(masters.collect::<Vec<_>>(), [0, 0, 2, 0], "ports of a VRF are on their own");
     }
 }

@@ -1,8 +1,8 @@
-//! Ranges of Services' addresses, in shared memory: how are they changed while programs read them?
+//! Ranges of Services' or pods' addresses, in shared memory: how are they changed while programs read them?
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use lb_common::abi::{SERVICE_CIDRS, ServiceCidr, V4, V6};
+use lb_common::abi::{ServiceCidr, V4, V6};
 
 use super::{Maps, halves, joined};
 use crate::model::Family;
@@ -15,47 +15,55 @@ pub(super) const CIDR_WORDS: [usize; 2] =
 impl Maps {
     /// The ranges of Services' addresses of a family.
     pub fn service_cidrs(&self, family: Family) -> Vec<Cidr> {
-        let v6 = family == Family::V6;
-        let elements =
-            self.service_cidrs[usize::from(v6)].chunks_exact(CIDR_WORDS[usize::from(v6)]);
-        let ranges = elements.map_while(|element| {
-            let halves: Vec<u32> =
-                element.iter().flat_map(|word| halves(word.load(Ordering::Acquire))).collect();
-            let (addr, mask) = halves.split_at_checked(halves.len() / 2)?;
-            let mut addr_words = [0; V6];
-            addr_words.iter_mut().zip(addr).for_each(|(to, from)| *to = *from);
-            // As the programs see it: a zero mask ends the list.
-            let prefix: u32 = mask.iter().map(|word| word.count_ones()).sum();
-            (prefix > 0).then(|| (address(&addr_words, v6), u8::try_from(prefix).unwrap_or(128)))
-        });
-        ranges.collect()
+        read(&self.service_cidrs[usize::from(family == Family::V6)], family)
     }
 
-    /// Writes what differs. One of IPv4 is a single store; while one of IPv6 changes, its mask has no
-    /// bit where the address begins, so that it covers nothing. Only a program that has read its
-    /// address and not yet its mask may take one packet wrongly.
+    /// Writes what differs.
     pub(super) fn store_cidrs(&self, family: Family, list: &[Cidr]) {
-        let v6 = usize::from(family == Family::V6);
-        let elements = self.service_cidrs[v6].chunks_exact(CIDR_WORDS[v6]);
-        for (at, element) in elements.take(SERVICE_CIDRS as usize).enumerate() {
-            let wanted = cidr_words(list.get(at).copied(), family);
-            if element.iter().zip(&wanted).all(|(word, new)| word.load(Ordering::Relaxed) == *new) {
-                continue;
-            }
-            if let ([word], [new]) = (element, &wanted[..]) {
-                word.store(*new, Ordering::Release);
-                continue;
-            }
-            let (addr, mask) = element.split_at(element.len() / 2);
-            for word in mask {
-                word.store(0, Ordering::SeqCst);
-            }
-            for (word, new) in addr.iter().zip(&wanted) {
-                word.store(*new, Ordering::SeqCst);
-            }
-            for (word, new) in mask.iter().zip(wanted.iter().skip(addr.len())).rev() {
-                word.store(*new, Ordering::SeqCst);
-            }
+        store(&self.service_cidrs[usize::from(family == Family::V6)], family, list);
+    }
+}
+
+/// The ranges in an array of a family.
+pub(in crate::datapath) fn read(array: &[AtomicU64], family: Family) -> Vec<Cidr> {
+    let v6 = family == Family::V6;
+    let elements = array.chunks_exact(CIDR_WORDS[usize::from(v6)]);
+    let ranges = elements.map_while(|element| {
+        let halves: Vec<u32> =
+            element.iter().flat_map(|word| halves(word.load(Ordering::Acquire))).collect();
+        let (addr, mask) = halves.split_at_checked(halves.len() / 2)?;
+        let mut addr_words = [0; V6];
+        addr_words.iter_mut().zip(addr).for_each(|(to, from)| *to = *from);
+        // As the programs see it: a zero mask ends the list.
+        let prefix: u32 = mask.iter().map(|word| word.count_ones()).sum();
+        (prefix > 0).then(|| (address(&addr_words, v6), u8::try_from(prefix).unwrap_or(128)))
+    });
+    ranges.collect()
+}
+
+/// Writes what differs. One of IPv4 is a single store; while one of IPv6 changes, its mask has no
+/// bit where the address begins, so that it covers nothing. Only a program that has read its
+/// address and not yet its mask may take one packet wrongly.
+pub(in crate::datapath) fn store(array: &[AtomicU64], family: Family, list: &[Cidr]) {
+    let elements = array.chunks_exact(CIDR_WORDS[usize::from(family == Family::V6)]);
+    for (at, element) in elements.enumerate() {
+        let wanted = cidr_words(list.get(at).copied(), family);
+        if element.iter().zip(&wanted).all(|(word, new)| word.load(Ordering::Relaxed) == *new) {
+            continue;
+        }
+        if let ([word], [new]) = (element, &wanted[..]) {
+            word.store(*new, Ordering::Release);
+            continue;
+        }
+        let (addr, mask) = element.split_at(element.len() / 2);
+        for word in mask {
+            word.store(0, Ordering::SeqCst);
+        }
+        for (word, new) in addr.iter().zip(&wanted) {
+            word.store(*new, Ordering::SeqCst);
+        }
+        for (word, new) in mask.iter().zip(wanted.iter().skip(addr.len())).rev() {
+            word.store(*new, Ordering::SeqCst);
         }
     }
 }
@@ -82,7 +90,7 @@ mod tests {
     use crate::plan::Capacity;
 
     const CAPACITY: Capacity =
-        Capacity { service_ports: 1, backends: 1, slots: 1, frontends: 1, addresses: 1 };
+        Capacity { service_ports: 1, backends: 1, slots: 1, frontends: 1, addresses: 1, source_ranges: 1 };
 
     fn cidr(text: &str, prefix: u8) -> Cidr {
         (text.parse().unwrap(), prefix)
