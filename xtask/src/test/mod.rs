@@ -142,7 +142,7 @@ fn virtual_machines(report: &mut Report, arguments: &Arguments) {
                 Ok(machine) => machine,
                 Err(error) => return Ok(Outcome::skipped(&format!("{error:#}"))),
             };
-            Ok(Outcome::of(&machine.run(&vm::golden_tests()?, &[])?))
+            Ok(Outcome::of(&machine.run(&vm::tests()?, &[])?))
         });
     }
 }

@@ -11,14 +11,24 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::packages;
+use super::{cards, packages};
 use crate::{sh, workspace};
 
 /// Printed before each binary's exit code, at the start of a line.
 pub(super) const MARK: &str = "millrace-vm-exit-code:";
 
 /// Modules of Debian's cloud kernels that attaching to interfaces takes, in loading order.
-const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+const MODULES: [&str; 9] = [
+    "failover",
+    "net_failover",
+    "virtio",
+    "virtio_ring",
+    "virtio_pci",
+    "virtio_net",
+    "veth",
+    "sch_ingress",
+    "cls_bpf",
+];
 
 const SYMLINK: u32 = 0o120_777;
 const FOLDER: u32 = 0o040_755;
@@ -32,6 +42,8 @@ pub(super) struct Image<'a> {
     pub(super) kernel: &'a Path,
     pub(super) binaries: &'a [PathBuf],
     pub(super) arguments: &'a [String],
+    /// `ip` for machines that have network cards.
+    pub(super) ip: Option<PathBuf>,
 }
 
 impl Image<'_> {
@@ -58,6 +70,10 @@ impl Image<'_> {
             archive.file(&name, &stripped(binary)?);
             tests.push(format!("/{name}"));
         }
+        for (path, program) in self.programs() {
+            libraries.extend(shared_libraries(&program)?);
+            archive.file(path, &stripped(&program)?);
+        }
         for library in libraries {
             archive.file(relative(&library)?, &read(&library)?);
         }
@@ -68,8 +84,17 @@ impl Image<'_> {
             let testbed = workspace::root().join("lb-testbed");
             archive.folder(relative(&testbed)?);
         }
-        archive.file("init", init(&modules, &tests, self.arguments).as_bytes());
+        archive.file("init", init(&modules, &tests, self.arguments, self.ip.is_some()).as_bytes());
         Ok(archive.end())
+    }
+
+    /// What tests with network cards start, and where they look for it.
+    fn programs(&self) -> Vec<(&'static str, PathBuf)> {
+        let Some(ip) = &self.ip else { return Vec::new() };
+        let peer = workspace::host_target().join("debug/testbed-peer");
+        let ours = [("tests/lb-agent", workspace::agent(false)), ("tests/testbed-peer", peer)];
+        let built = ours.into_iter().filter(|(_, path)| path.is_file());
+        built.chain([("sbin/ip", ip.clone())]).collect()
     }
 
     /// A module's bytes; newer kernels have it compressed, which busybox undoes.
@@ -96,7 +121,7 @@ impl Image<'_> {
 
 /// Mounts what the tests use; the shell that runs it is the first process.
 const PROLOGUE: &str = r#"#!/bin/sh
-export PATH=/bin HOME=/ RUST_BACKTRACE=1
+export PATH=/sbin:/bin HOME=/ RUST_BACKTRACE=1
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /run /tmp
 mount -t proc proc /proc
@@ -115,7 +140,7 @@ echo "Linux $(uname -r)"
 const EPILOGUE: &str = "sync\nreboot -f\n";
 
 /// The script that loads the modules, runs each test and ends the machine.
-fn init(modules: &[&str], tests: &[String], arguments: &[String]) -> String {
+fn init(modules: &[&str], tests: &[String], arguments: &[String], cards: bool) -> String {
     let load = |module: &&str| format!("insmod /modules/{module}.ko\n");
     let modules: String = modules.iter().map(load).collect();
     let arguments: Vec<String> = arguments.iter().map(|argument| quote(argument)).collect();
@@ -125,7 +150,8 @@ fn init(modules: &[&str], tests: &[String], arguments: &[String]) -> String {
         format!("{test} --test-threads=1 {arguments}\ncode=$?; echo; echo \"{MARK} $code\"\n")
     };
     let tests: String = tests.iter().map(run).collect();
-    [PROLOGUE, &modules, &tests, EPILOGUE].concat()
+    let cards = if cards { format!("export {}=1\n", cards::VARIABLE) } else { String::new() };
+    [PROLOGUE, &modules, &cards, &tests, EPILOGUE].concat()
 }
 
 /// A word for the shell, whatever is in it.
@@ -298,9 +324,10 @@ mod tests {
 
     #[test]
     fn init_runs_each_test_with_its_arguments_quoted() {
-        let script = init(&["veth"], &["/tests/0".into()], &["it's".into()]);
+        let script = init(&["veth"], &["/tests/0".into()], &["it's".into()], true);
         assert!(script.contains("insmod /modules/veth.ko\n"));
         assert!(script.contains("/tests/0 --test-threads=1 'it'\\''s'\n"));
+        assert!(script.contains("export MILLRACE_CARDS=1\n/tests/0"), "{script}");
         assert!(script.contains(&format!("echo \"{MARK} $code\"")));
     }
 }

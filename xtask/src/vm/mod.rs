@@ -3,6 +3,7 @@
 //! QEMU and kernels are Debian packages, unpacked below `target/vm` beside the system. A machine
 //! has no disk: an initramfs holds the test binaries, which run as its only process.
 
+mod cards;
 mod initramfs;
 mod packages;
 
@@ -22,11 +23,13 @@ use crate::{build, setup, workspace};
 /// From start to power-off; emulated machines here take a tenth of it.
 const LIMIT: Duration = Duration::from_mins(3);
 const MEMORY_MIB: u32 = 2048;
+const CPUS: u32 = 2;
 
-/// Run the golden packet tests on other kernels, in emulated machines
+/// Run the tests of packets and of network cards on other kernels, in emulated machines
 ///
 /// Fetches QEMU and the kernels from Debian once and unpacks them below target/vm; nothing is
 /// installed.
+/// Run as root, the machines have network cards, and XDP is tried on them.
 /// Arguments after `--` go to the test binaries, for example a part of a test's name.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -36,7 +39,7 @@ pub(crate) struct Arguments {
     /// Fetch QEMU and the kernel again, in their newest versions
     #[arg(long)]
     refresh: bool,
-    /// Run this test binary instead of the golden tests
+    /// Run this test binary instead of those of the project
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// Arguments of the test binaries
@@ -88,8 +91,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<std::process::ExitCode> {
         vec![binary.clone()]
     } else {
         setup::ensure(&Facts::gather())?;
-        build::programs(false)?;
-        golden_tests()?
+        tests()?
     };
     let kernels = arguments.kernel.map_or_else(|| Kernel::ALL.to_vec(), |kernel| vec![kernel]);
     let mut failed = false;
@@ -104,12 +106,14 @@ pub(crate) fn main(arguments: &Arguments) -> Result<std::process::ExitCode> {
     Ok(std::process::ExitCode::from(u8::from(failed)))
 }
 
-/// The test binaries of `lb-testbed/tests/golden*.rs`, freshly built.
-pub(crate) fn golden_tests() -> Result<Vec<PathBuf>> {
+/// The test binaries of `lb-testbed/tests/golden*.rs` and `cards.rs`, freshly built, with the agent.
+pub(crate) fn tests() -> Result<Vec<PathBuf>> {
+    build::all(false, false)?;
     let mut cargo = sh::cargo()?;
-    cargo.args(["test", "--no-run", "--package", "lb-testbed", "--test", "golden*"]);
+    cargo.args(["test", "--no-run", "--package", "lb-testbed"]);
+    cargo.args(["--test", "golden*", "--test", "cards"]);
     cargo.arg("--message-format=json-render-diagnostics");
-    let finished = sh::run("building the golden tests", &mut cargo)?;
+    let finished = sh::run("building the tests for other kernels", &mut cargo)?;
     let binaries = executables(&finished.stdout);
     if binaries.is_empty() {
         bail!("lb-testbed/tests holds no golden*.rs, so there is nothing to run");
@@ -152,11 +156,16 @@ impl Machine {
 
     /// Boots, runs each binary with one test at a time, and powers off.
     pub(crate) fn run(&self, binaries: &[PathBuf], arguments: &[String]) -> Result<Finished> {
+        let lack = cards::lack();
+        if let Some(lack) = &lack {
+            say("cards", &format!("none, so that XDP is not tried: {lack}"));
+        }
         let image = initramfs::Image {
             busybox: self.qemu.join("usr/bin/busybox"),
             kernel: &self.files,
             binaries,
             arguments,
+            ip: if lack.is_none() { cards::ip() } else { None },
         };
         let initrd = workspace::target().join(format!("vm/initramfs-{}", self.kernel));
         fs::write(&initrd, image.build()?)
@@ -165,20 +174,21 @@ impl Machine {
             .with_context(|| format!("{} holds no kernel", self.files.display()))?;
         let what = format!("tests on kernel {}", self.kernel);
         say("boot", &sh::text(&vmlinuz));
-        let mut qemu = self.command(&vmlinuz, &initrd);
+        let mut qemu = self.command(&vmlinuz, &initrd, lack.is_none());
         let mut finished = sh::attempt(&what, &mut qemu, Some(LIMIT))?;
         finished.transcript = printable(&finished.transcript);
         judge(&mut finished, binaries.len());
         Ok(finished)
     }
 
-    fn command(&self, vmlinuz: &Path, initrd: &Path) -> Command {
+    fn command(&self, vmlinuz: &Path, initrd: &Path, with_cards: bool) -> Command {
         let root = &self.qemu;
         let libraries = ["usr/lib/x86_64-linux-gnu", "usr/lib", "lib/x86_64-linux-gnu"]
             .map(|folder| sh::text(&root.join(folder)))
             .join(":");
         // QEMU runs with the C library of its own Debian release, whatever this system has.
-        let mut command = Command::new(root.join("usr/lib64/ld-linux-x86-64.so.2"));
+        let loader = root.join("usr/lib64/ld-linux-x86-64.so.2");
+        let mut command = if with_cards { cards::plugged(&loader) } else { Command::new(loader) };
         command
             .args(["--library-path", &libraries])
             .arg(root.join("usr/bin/qemu-system-x86_64"))
@@ -187,7 +197,7 @@ impl Machine {
             .arg("-L")
             .arg(root.join("usr/share/seabios"))
             // Emulation: nested KVM is missing or unreliable on many machines.
-            .args(["-accel", "tcg", "-cpu", "max", "-smp", "2"])
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", &CPUS.to_string()])
             .args(["-m", &MEMORY_MIB.to_string()])
             .args(["-nic", "none", "-nographic", "-no-reboot"])
             .arg("-kernel")
@@ -195,6 +205,9 @@ impl Machine {
             .arg("-initrd")
             .arg(initrd)
             .args(["-append", "console=ttyS0 quiet panic=-1"]);
+        if with_cards {
+            command.args(cards::arguments());
+        }
         sh::clean(&mut command);
         command
     }
