@@ -144,7 +144,7 @@ fn a_node_in_service_is_healthy_and_each_command_shows_why() -> Result<()> {
         all.iter().find(|interface| interface["role"] == "uplink" && interface["name"] == "eth0")
     });
     let hooks = &uplink.context("no uplink")?["hooks"];
-    assert_eq!(each(hooks, "program"), ["tc_uplink_egress"]);
+    assert_eq!(each(hooks, "program"), ["tc_uplink_egress", "tc_ingress"]);
     assert_eq!(hooks[0]["runs"], true, "{hooks}");
     for port in pod_ports {
         let hooks = port["hooks"].as_array().context("hooks")?;

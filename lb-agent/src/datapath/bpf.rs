@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use lb_common::abi;
+use lb_common::abi::{self, map};
 use tokio::sync::mpsc;
 
-use super::hooks::{self, SOCKET_HOOKS};
+use super::batch::Hash;
+use super::hooks::{self, RELEASE, SOCKET_HOOKS, SocketHook};
 use super::outside::OutsideMaps;
 use super::roles::Interface;
 use super::xdp::{Programs, Xdp};
@@ -168,8 +169,7 @@ impl Datapath for BpfDatapath {
 
     fn attach_sockets(&mut self) -> Result<(), Error> {
         if self.scope == Scope::Off {
-            // Those of an earlier run.
-            return detach_sockets(&self.folder);
+            return self.take_sockets_off();
         }
         let mut failed = None;
         for hook in SOCKET_HOOKS {
@@ -262,10 +262,37 @@ impl Datapath for BpfDatapath {
     }
 }
 
-/// Takes the socket engine off. Forward translation ends before reverse translation, the other way
-/// round than it began.
-fn detach_sockets(folder: &Path) -> Result<(), Error> {
-    for hook in SOCKET_HOOKS.iter().rev() {
+impl BpfDatapath {
+    /// Takes off what an earlier run has attached of the socket engine. What forgets sockets as they are
+    /// closed stays as long as there are any to forget, until the next start.
+    fn take_sockets_off(&self) -> Result<(), Error> {
+        let Some(release) = SOCKET_HOOKS.iter().find(|hook| hook.name == RELEASE) else {
+            return detach_sockets(&self.folder, |_| true);
+        };
+        let refused = self.lacking.iter().any(|lacking| lacking.hook == RELEASE);
+        let attached = hooks::socket_pin(&self.folder, release).exists();
+        if !attached || refused || !remembers_sockets(&self.folder) {
+            return detach_sockets(&self.folder, |_| true);
+        }
+        detach_sockets(&self.folder, |hook| hook.name != RELEASE)?;
+        let program = load::program_fd(&self.ebpf, RELEASE)?;
+        hooks::attach_socket(&self.folder, release, program, &self.cgroup)
+            .map_err(Error::system(format!("attach {RELEASE} to the cgroup")))
+    }
+}
+
+/// Whether there are records of UDP sockets.
+fn remembers_sockets(folder: &Path) -> bool {
+    [map::UDP_SOCKETS, map::SOCKET_PEERS].iter().any(|name| {
+        let Ok(fd) = sys::object_get(&folder.join(name)) else { return false };
+        Hash::to_read(fd.as_fd()).is_ok_and(|hash| hash.next_key(None).is_ok())
+    })
+}
+
+/// Takes hooks of the socket engine off. Forward translation ends before reverse translation, the
+/// other way round than it began.
+fn detach_sockets(folder: &Path, which: impl Fn(&SocketHook) -> bool) -> Result<(), Error> {
+    for hook in SOCKET_HOOKS.iter().rev().filter(|hook| which(hook)) {
         let pin = hooks::socket_pin(folder, hook);
         let what = format!("take {} off the cgroup", hook.name);
         hooks::detach(&pin).map_err(Error::system(what))?;
@@ -303,7 +330,7 @@ pub fn cleanup(bpffs: &Path, interfaces: &[(u32, String)], force: bool) -> Resul
         for index in xdp::pinned(&folder).unwrap_or_default() {
             hooks::detach(&xdp::pin(&folder, index)).map_err(failed(&folder))?;
         }
-        detach_sockets(&folder)?;
+        detach_sockets(&folder, |_| true)?;
         fs::remove_dir_all(&folder).map_err(failed(&folder))?;
     }
     // Only what is ours: a folder that holds anything else stays.

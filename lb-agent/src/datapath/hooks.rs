@@ -35,11 +35,14 @@ pub struct SocketHook {
     pub costs: Option<&'static str>,
 }
 
+/// What forgets a socket when it is closed.
+pub const RELEASE: &str = "sock_release";
+
 /// All hooks of sockets. Reverse translation comes before forward translation, so that no socket is
 /// translated whose application would then see a backend's address.
 pub const SOCKET_HOOKS: [SocketHook; 9] = [
     hook(
-        "sock_release",
+        RELEASE,
         bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE,
         "records of unconnected UDP sockets stay until the map is full",
     ),
@@ -94,15 +97,14 @@ impl Direction {
     /// none belongs.
     pub const fn program(self, role: Role, ethernet: bool) -> Option<&'static str> {
         Some(match (role, self, ethernet) {
-            (Role::PodPort, Self::Ingress, true) => "tc_ingress",
-            (Role::PodPort, Self::Ingress, false) => "tc_ingress_l3",
+            (Role::Ignored(_), _, _) => return None,
+            // What an interface is, this program reads from `INTERFACES`.
+            (_, Self::Ingress, true) => "tc_ingress",
+            (_, Self::Ingress, false) => "tc_ingress_l3",
             (Role::PodPort, Self::Egress, true) => "tc_egress",
             (Role::PodPort, Self::Egress, false) => "tc_egress_l3",
             (Role::Uplink | Role::Overlay, Self::Egress, true) => "tc_uplink_egress",
             (Role::Uplink | Role::Overlay, Self::Egress, false) => "tc_uplink_egress_l3",
-            (Role::Uplink | Role::Overlay, Self::Ingress, _) | (Role::Ignored(_), _, _) => {
-                return None;
-            }
         })
     }
 

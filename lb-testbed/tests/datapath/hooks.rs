@@ -138,7 +138,7 @@ fn an_interface_that_changes_its_role_gets_other_programs() -> Result<()> {
                     ensure!(hooks.iter().all(|hook| hook.ours.is_some()), "{role}: {hooks:?}");
                     let wanted: &[&str] = match role {
                         Role::PodPort => &["tc_egress", "tc_ingress"],
-                        _ => &["tc_uplink_egress"],
+                        _ => &["tc_uplink_egress", "tc_ingress"],
                     };
                     let names: Vec<&str> = hooks.iter().map(|hook| hook.name).collect();
                     let wanted: Vec<String> =
