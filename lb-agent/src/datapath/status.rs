@@ -1,5 +1,6 @@
 //! What does the kernel really run? For `lb-agent status`: it asks the kernel, not the agent.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -7,7 +8,9 @@ use std::path::Path;
 use aya_obj::generated::BPF_F_QUERY_EFFECTIVE;
 
 use super::hooks::{self, Direction, SOCKET_HOOKS};
+use super::outside::OutsideMaps;
 use super::sys::{self, Target};
+use super::xdp::{self, State};
 use super::{Error, Interface, load};
 
 /// One hook as the kernel sees it.
@@ -71,6 +74,47 @@ pub fn interface_hooks(bpffs: &Path, interface: &Interface) -> Vec<HookStatus> {
         })
     });
     each.collect()
+}
+
+/// XDP on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpStatus {
+    /// What became of it, as the agent told last.
+    pub state: State,
+    /// The program that the interface runs, ours or not.
+    pub program: Option<RunningProgram>,
+    /// Whether the driver runs it; else the kernel does.
+    pub native: bool,
+    /// Whether it is ours.
+    pub ours: bool,
+}
+
+/// XDP on the interfaces of this thread's network namespace where it belongs, or where anything runs,
+/// by index.
+pub async fn xdp(bpffs: &Path) -> Result<BTreeMap<u32, XdpStatus>, Error> {
+    let folder = load::folder(bpffs);
+    let told: BTreeMap<u32, State> = OutsideMaps::open(&folder)?
+        .interfaces()?
+        .into_iter()
+        .map(|(index, interface)| (index, State::of_flags(interface.flags)))
+        .collect();
+    let each = xdp::attached().await?.into_iter().filter_map(|(index, attached)| {
+        let state = told.get(&index).copied().unwrap_or_default();
+        let id = attached.driver.or(attached.generic);
+        if state == State::Unwanted && id.is_none() {
+            return None;
+        }
+        let link = sys::object_get(&xdp::pin(&folder, index));
+        let own = link.and_then(|link| sys::link_info(link.as_fd())).map(|info| info.program);
+        let status = XdpStatus {
+            state,
+            program: id.map(|id| RunningProgram { id, name: program_name(id) }),
+            native: attached.driver.is_some(),
+            ours: id.is_some() && own.ok() == id,
+        };
+        Some((index, status))
+    });
+    Ok(each.collect())
 }
 
 /// Our program in a clsact filter, if we have put one there.

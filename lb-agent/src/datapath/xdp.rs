@@ -118,9 +118,8 @@ impl Programs {
 }
 
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Option<OwnedFd> {
-    let loaded = load::load_program(ebpf, name)
-        .and_then(|()| load::program_fd(ebpf, name))
-        .and_then(|fd| {
+    let loaded =
+        load::load_program(ebpf, name).and_then(|()| load::program_fd(ebpf, name)).and_then(|fd| {
             fd.try_clone_to_owned().map_err(Error::system(format!("keep a descriptor of {name}")))
         });
     match loaded {
@@ -175,7 +174,7 @@ impl Shared {
         }
         if before != state || matches!(state, State::Demoted(_)) {
             // Nobody listens any more: then nobody wants to know.
-            drop(self.changes.send(index).await);
+            let _nobody_listens = self.changes.send(index).await.is_err();
         }
     }
 }
@@ -274,8 +273,9 @@ impl Xdp {
         // In the network namespace of this thread.
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let result = runtime
-                .and_then(|runtime| runtime.block_on(worker::work(config, folder, programs, shared)));
+            let result = runtime.and_then(|runtime| {
+                runtime.block_on(worker::work(config, folder, programs, shared))
+            });
             if let Err(error) = result {
                 tracing::error!(%error, "XDP is not attached anywhere: tc does its work");
             }

@@ -2,7 +2,7 @@
 
 use lb_agent::datapath::hooks::RELEASE;
 
-use super::{Hook, InterfaceStatus, Status};
+use super::{Hook, InterfaceStatus, Status, Xdp};
 use crate::cli::error::Exit;
 use crate::cli::self_test::Seen;
 
@@ -86,6 +86,16 @@ fn notes(status: &Status) -> Vec<String> {
              processes of the node itself reach no Service"
                 .to_owned(),
         );
+    }
+    for InterfaceStatus { name, xdp, .. } in &status.interfaces {
+        match xdp {
+            Some(xdp) if xdp.demoted => notes.push(format!("{name}: XDP {}", xdp.state)),
+            Some(Xdp { program: Some(program), runs: false, .. }) => notes.push(format!(
+                "{name}: the XDP program {} (id {}) of somebody else sees packets first",
+                program.name, program.id
+            )),
+            _ => {}
+        }
     }
     if sync.skipped_objects > 0 {
         notes.push(format!(
@@ -185,6 +195,15 @@ fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
             ));
         }
     }
+    if let Some(xdp) = &interface.xdp
+        && xdp.expected
+        && !xdp.runs
+    {
+        problems.push(format!(
+            "{name}: XDP does not run any more, although it did when the agent last looked: tc does \
+             its work"
+        ));
+    }
     problems
 }
 
@@ -194,6 +213,8 @@ mod tests {
     use super::*;
     use crate::cli::lacking::Lacking;
     use crate::cli::self_test::SelfTest;
+    use lb_agent::datapath::status::{RunningProgram, XdpStatus};
+    use lb_agent::datapath::xdp::{Reason, State};
     use lb_agent::namespaces::survey::{BypassedCgroup, Survey};
 
     fn hook(program: &'static str, order: &[&str]) -> Hook {
@@ -232,6 +253,7 @@ mod tests {
             socket_engine: "all".into(),
             bypassed: Survey::default(),
             ended_sockets: 0,
+            xdp_demotions: 0,
             self_test: SelfTest {
                 ipv4: Some(Seen::Works),
                 ipv6: Some(Seen::NoFamily),
@@ -246,6 +268,7 @@ mod tests {
                     hook("tc_egress", &["other", "ours"]),
                     hook("tc_ingress", &["ours", "other"]),
                 ],
+                xdp: None,
             }],
             lacking: Vec::new(),
             maps: vec![MapFill { map: "FLOWS4", used: 8, max: 8, flag: None }],
@@ -314,6 +337,28 @@ mod tests {
         let mut status = healthy();
         status.lacking.push(Lacking { what: "CAP_X", costs: "all" });
         assert_eq!(judge(&mut status), Exit::Degraded);
+    }
+
+    fn xdp(state: State, ours: bool) -> Xdp {
+        let program = ours.then(|| RunningProgram { id: 9, name: "xdp_ingress".into() });
+        XdpStatus { state, program, native: true, ours }.into()
+    }
+
+    #[test]
+    fn a_demotion_of_xdp_is_noted_and_its_loss_is_a_problem() {
+        let mut status = healthy();
+        without_notes(&mut status);
+        let runs = State::Runs { native: true, frags: true, proven: true };
+        status.interfaces[0].xdp = Some(xdp(runs, true));
+        assert_eq!(judge(&mut status), Exit::Success, "{:?}", status.problems);
+        assert!(status.notes.is_empty(), "{:?}", status.notes);
+        status.interfaces[0].xdp = Some(xdp(runs, false));
+        assert_eq!(judge(&mut status), Exit::Degraded);
+        assert!(status.problems[0].starts_with("veth0: XDP does not run"), "{:?}", status.problems);
+        status.interfaces[0].xdp = Some(xdp(State::Demoted(Reason::Unanswered), false));
+        assert_eq!(judge(&mut status), Exit::Success, "tc does its work");
+        let [note] = &status.notes[..] else { panic!("{:?}", status.notes) };
+        assert!(note.starts_with("veth0: XDP demoted to tc: a neighbour"), "{note}");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use lb_agent::datapath::inspect::{Fill, Inspector};
 use lb_agent::datapath::roles::Overrides;
-use lb_agent::datapath::status::{self, HookStatus};
+use lb_agent::datapath::status::{self, HookStatus, RunningProgram, XdpStatus};
+use lb_agent::datapath::xdp::State;
 use lb_agent::datapath::{Interface, Scope, interfaces};
 use lb_agent::namespaces::survey::{self, Survey};
 use lb_common::abi::MetaWord;
@@ -66,6 +67,8 @@ struct Status {
     bypassed: Survey,
     /// Connected UDP sockets that were ended because their backend was gone.
     ended_sockets: u64,
+    /// How often XDP was taken off an interface, or could not be put there.
+    xdp_demotions: u64,
     self_test: SelfTest,
     socket_hooks: Vec<Hook>,
     interfaces: Vec<InterfaceStatus>,
@@ -126,6 +129,23 @@ struct InterfaceStatus {
     role: String,
     /// Egress and ingress, where programs belong on it.
     hooks: Vec<Hook>,
+    /// XDP, where it belongs or anything runs.
+    xdp: Option<Xdp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Xdp {
+    /// What runs, as the kernel tells: `native`, `generic` or `none`.
+    mode: &'static str,
+    /// What became of ours, in words.
+    state: String,
+    /// tc does its work, although XDP belongs there.
+    demoted: bool,
+    /// Ours ran when the agent last looked.
+    expected: bool,
+    /// Whether ours runs.
+    runs: bool,
+    program: Option<Program>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -160,7 +180,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let holder = lacking::lock_holder(&folder);
     let agent = Agent { running: holder.is_some(), pid: holder.or(last_pid) };
     let overrides = arguments.interfaces.clone().unwrap_or_default();
-    let found = runtime()?.block_on(interfaces::list(&overrides))?;
+    let runtime = runtime()?;
+    let found = runtime.block_on(interfaces::list(&overrides))?;
+    let mut xdp = runtime.block_on(status::xdp(&node.bpffs))?;
     let scope = Scope::of_word(word(&meta, MetaWord::SocketScope).unwrap_or(0));
     let bypassed = survey::survey(&folder, &cgroup)?;
     let mut lacking = lacking::capabilities(holder);
@@ -175,12 +197,16 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         socket_engine: scope.to_string(),
         bypassed,
         ended_sockets: word(&meta, MetaWord::DestroyedSockets).unwrap_or(0),
+        xdp_demotions: word(&meta, MetaWord::XdpDemotions).unwrap_or(0),
         self_test: match scope {
             Scope::Off => SelfTest::default(),
             Scope::All | Scope::Host => self_test::run(&cgroup),
         },
         socket_hooks: hooks(status::socket_hooks(&node.bpffs, &cgroup)?),
-        interfaces: found.iter().map(|interface| one_interface(node, interface)).collect(),
+        interfaces: found
+            .iter()
+            .map(|interface| one_interface(node, interface, xdp.remove(&interface.index)))
+            .collect(),
         lacking,
         maps: inspector.fill()?.iter().map(fill).collect(),
         counters: inspector
@@ -222,10 +248,32 @@ fn sync(meta: &[u64]) -> Sync {
     }
 }
 
-fn one_interface(node: &NodeArgs, interface: &Interface) -> InterfaceStatus {
+fn one_interface(
+    node: &NodeArgs,
+    interface: &Interface,
+    xdp: Option<XdpStatus>,
+) -> InterfaceStatus {
     let Interface { index, name, role, .. } = interface;
     let hooks = hooks(status::interface_hooks(&node.bpffs, interface));
-    InterfaceStatus { name: name.clone(), index: *index, role: role.to_string(), hooks }
+    InterfaceStatus { name: name.clone(), index: *index, role: role.to_string(), hooks, xdp: xdp.map(Xdp::from) }
+}
+
+impl From<XdpStatus> for Xdp {
+    fn from(found: XdpStatus) -> Self {
+        let XdpStatus { state, program, native, ours } = found;
+        Self {
+            mode: match (&program, native) {
+                (None, _) => "none",
+                (Some(_), true) => "native",
+                (Some(_), false) => "generic",
+            },
+            state: state.to_string(),
+            demoted: matches!(state, State::Demoted(_)),
+            expected: state.runs(),
+            runs: ours,
+            program: program.map(|RunningProgram { id, name }| Program { id, name, ours }),
+        }
+    }
 }
 
 fn hooks(found: Vec<HookStatus>) -> Vec<Hook> {

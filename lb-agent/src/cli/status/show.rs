@@ -99,6 +99,7 @@ fn summary(status: &Status) -> String {
                 status.ended_sockets
             ),
         ])
+        .row(["XDP".into(), format!("{} demotions to tc", status.xdp_demotions)])
         .row([
             "self-test".into(),
             format!("IPv4 {}, IPv6 {}", seen(status.self_test.ipv4), seen(status.self_test.ipv6)),
@@ -123,10 +124,17 @@ fn interfaces(status: &Status) -> String {
             table.row([name, role]);
             continue;
         };
+        let xdp = interface.xdp.as_ref();
         table.row([name, role, first.program.to_owned(), yes(first), order(first)]);
         for hook in others {
             let none = String::new;
             table.row([none(), none(), hook.program.to_owned(), yes(hook), order(hook)]);
+        }
+        if let Some(xdp) = xdp {
+            let runs = if xdp.runs { "yes" } else { "NO" }.to_owned();
+            let program = xdp.program.as_ref().map(|p| format!("{} #{}; ", shown(p), p.id));
+            let text = program.unwrap_or_default() + &xdp.state;
+            table.row([String::new(), String::new(), "xdp".to_owned(), runs, text]);
         }
     }
     table.to_string()
@@ -138,9 +146,11 @@ fn yes(hook: &Hook) -> String {
 
 /// The programs in the order in which they run; ours is marked.
 fn order(hook: &Hook) -> String {
-    let name = |program: &super::Program| {
-        let mark = if program.ours { "*" } else { "" };
-        format!("{}{mark} #{}", program.name, program.id)
-    };
+    let name = |program: &super::Program| format!("{} #{}", shown(program), program.id);
     hook.order.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+fn shown(program: &super::Program) -> String {
+    let mark = if program.ours { "*" } else { "" };
+    format!("{}{mark}", program.name)
 }
