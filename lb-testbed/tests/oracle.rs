@@ -16,6 +16,8 @@ mod decide;
 mod flows;
 #[path = "oracle/meaning.rs"]
 mod meaning;
+#[path = "oracle/node.rs"]
+mod node;
 #[path = "oracle/pipeline.rs"]
 mod pipeline;
 #[path = "oracle/properties.rs"]
@@ -26,6 +28,8 @@ mod read;
 mod run;
 #[path = "oracle/sample.rs"]
 mod sample;
+#[path = "oracle/sources.rs"]
+mod sources;
 #[path = "oracle/udp.rs"]
 mod udp;
 #[path = "oracle/whole_loop.rs"]

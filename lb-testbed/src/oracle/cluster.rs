@@ -303,9 +303,6 @@ pub struct Config {
     pub detector: Detector,
     /// Whether externalIPs count.
     pub external_ips: bool,
-    /// Whether load balancer addresses with source ranges are captured at all: until the
-    /// north-south datapath checks ranges, they are left to the load balancer itself.
-    pub guarded_load_balancers: bool,
 }
 
 impl Default for Config {
@@ -315,7 +312,6 @@ impl Default for Config {
             masquerade_all: false,
             detector: Detector::Interface,
             external_ips: true,
-            guarded_load_balancers: true,
         }
     }
 }

@@ -148,9 +148,6 @@ impl View {
                 source_ranges: source_ranges.clone(),
                 ingress: ingress.clone(),
             });
-            // Nobody gets around ranges that are checked elsewhere.
-            let guarded = !source_ranges.is_empty() && !self.config.guarded_load_balancers;
-            let left_alone = |ip: &IpAddr| guarded && ingress.contains(ip);
             // An address that is both is the load balancer's: ranges hold for it.
             let claims = [
                 (Kind::ClusterIp, BTreeSet::from([cluster_ip])),
@@ -162,7 +159,7 @@ impl View {
                     let at = SocketAddr::new(ip, port.port);
                     let owner = (&*service.namespace, &*service.name);
                     let external = kind != Kind::ClusterIp;
-                    if external && (left_alone(&ip) || taken.refuses(owner, at, port.protocol)) {
+                    if external && taken.refuses(owner, at, port.protocol) {
                         continue;
                     }
                     self.captured.entry((at, port.protocol)).or_insert((kind, index));

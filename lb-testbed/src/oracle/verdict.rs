@@ -270,8 +270,8 @@ impl View {
         self.node.interfaces.contains(&ip)
     }
 
-    ///
-    fn is_allowed(&self, port: &Port, from: IpAddr) -> bool {
+    /// Whether a client may use the load balancer's addresses.
+    pub fn is_allowed(&self, port: &Port, from: IpAddr) -> bool {
         let inside = |ip: IpAddr| port.source_ranges.iter().any(|range| range.contains(ip));
         let node_is_inside =
             || self.node.addresses.iter().filter_map(|ip| super::text::address(ip)).any(inside);

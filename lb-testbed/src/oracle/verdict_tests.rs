@@ -152,15 +152,6 @@ fn v_5_r_1_to_r_6_source_ranges() {
 }
 
 #[test]
-fn ranges_that_nobody_checks_yet_leave_the_load_balancer_alone() {
-    let mut cluster = cluster();
-    cluster.config.guarded_load_balancers = false;
-    assert_eq!(told(&cluster, &pod(), EXTERNALS[1]), format!("{BOTH_MASQUERADED} (V-7)"));
-    cluster.services[0].source_ranges = vec!["10.0.0.0/8".into()];
-    assert_eq!(told(&cluster, &pod(), EXTERNALS[1]), "left alone (C-6)");
-}
-
-#[test]
 fn m_1_hairpin() {
     let own = Client::new(Place::Pod, HERE.parse().unwrap());
     let expected = "10.244.1.1:8080 from another source or 10.244.2.1:8080 (V-1)";

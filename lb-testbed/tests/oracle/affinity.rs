@@ -10,12 +10,13 @@ use lb_testbed::oracle::{
     Client, View,
     cluster::{Family, Protocol},
     endpoints::PortId,
+    generate::clients,
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 use super::{
-    compare::{self, Question, at_the_engine, clients},
-    decide::{Became, Decider, Way},
+    compare::{self, Question, at_the_engine},
+    decide::{Decider, Way},
     pipeline::Agent,
     run::Tally,
 };
@@ -57,7 +58,7 @@ impl Memory {
             self.now_s += pause_s;
             for ((to, protocol), (_, index)) in compare::frontends(view) {
                 for client in clients(Family::of(to.ip())) {
-                    let question = Question { client: (client.place, client.ip), to, protocol };
+                    let question = Question::of(&client, to, protocol);
                     for way in question.ways().filter(|way| *way != Way::Leave) {
                         self.ask(
                             &decider,
@@ -88,7 +89,7 @@ impl Memory {
         tally: &mut Tally,
     ) -> Result<(), TestCaseError> {
         let port = &view.ports[index];
-        let question = Question { client: (client.place, client.ip), to, protocol };
+        let question = Question::of(&client, to, protocol);
         let key = (port.id.clone(), client.ip);
         let entry = self.entries.get(&key).copied();
         let live = entry.filter(|entry| {
@@ -114,8 +115,8 @@ impl Memory {
             became,
             sticky
         );
-        match (became, port.affinity_s) {
-            (Became::To(at, _), Some(_)) => {
+        match (became.endpoint(), port.affinity_s) {
+            (Some(at), Some(_)) => {
                 let entry = Entry { at, seen_s: self.now_s, sure: true };
                 self.entries.insert(key, entry);
             }

@@ -7,9 +7,9 @@ use std::{
 
 use lb_common::abi::{AddressFlags, FactsFlags};
 use lb_testbed::oracle::{
-    Client, Engine, Expectation, Place, Verdict, View,
+    Client, Engine, Expectation, Link, Place, Source, Verdict, View,
     cluster::{Family, Protocol},
-    generate::{Owner, address, destination_ports, destinations},
+    generate::{clients, destination_ports, destinations},
     services::{Kind, Port},
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
@@ -21,18 +21,7 @@ use super::{
     run::Tally,
 };
 
-/// Clients of every kind on the node, of a family.
-pub(crate) fn clients(family: Family) -> Vec<Client> {
-    let at = |place, owner| Client::new(place, address(family, owner));
-    vec![
-        at(Place::Pod, Owner::Pod(9)),
-        // One that may be an endpoint itself: hairpin.
-        at(Place::Pod, Owner::Pod(1)),
-        at(Place::Host, Owner::Node(0)),
-    ]
-}
-
-/// Clients of every kind on the node that can ask for an address.
+/// Clients of every kind that can ask for an address.
 pub(crate) fn clients_for(to: IpAddr) -> Vec<Client> {
     clients(Family::of(to))
 }
@@ -40,7 +29,9 @@ pub(crate) fn clients_for(to: IpAddr) -> Vec<Client> {
 /// One question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Question {
-    pub(crate) client: (Place, IpAddr),
+    pub(crate) place: Place,
+    pub(crate) ip: IpAddr,
+    pub(crate) link: Link,
     pub(crate) to: SocketAddr,
     pub(crate) protocol: Protocol,
 }
@@ -54,7 +45,7 @@ pub(crate) fn questions(family: Family) -> Vec<Question> {
             for port in destination_ports() {
                 for protocol in Protocol::ALL {
                     let to = SocketAddr::new(ip, port);
-                    all.push(Question { client: (client.place, client.ip), to, protocol });
+                    all.push(Question::of(&client, to, protocol));
                 }
             }
         }
@@ -77,15 +68,26 @@ fn questions_by_turns(family: Family) -> impl Iterator<Item = (Question, bool)> 
 }
 
 impl Question {
+    /// What a client asks for.
+    pub(crate) fn of(client: &Client, to: SocketAddr, protocol: Protocol) -> Self {
+        let Client { place, ip, link, .. } = *client;
+        Self { place, ip, link, to, protocol }
+    }
+
     pub(crate) fn client(&self) -> Client {
-        Client::new(self.client.0, self.client.1)
+        Client::new(self.place, self.ip).by(self.link)
+    }
+
+    /// Whether a packet that goes to an endpoint goes back where it came from: a pod reaches itself.
+    fn comes_back(&self, at: &SocketAddr) -> bool {
+        self.place == Place::Pod && at.ip() == self.ip
     }
 
     /// The ways in which it can be asked. No packet to a loopback address or to the client itself
-    /// leaves the pod or the node.
+    /// leaves the pod or the node; what comes from elsewhere may have any address.
     pub(crate) fn ways(&self) -> impl Iterator<Item = Way> + use<> {
         let to = self.to.ip();
-        let stays = to.is_loopback() || to == self.client.1;
+        let stays = self.place != Place::Elsewhere && (to.is_loopback() || to == self.ip);
         let all = Way::of(&self.client(), self.protocol).iter().copied();
         all.filter(move |way| way.engine() == Engine::Socket || !stays)
     }
@@ -106,6 +108,8 @@ pub(crate) fn at_the_engine(expected: &Expectation, question: &Question) -> BTre
             .map(|(at, source)| {
                 if question.protocol == Protocol::Sctp && at.port() != question.to.port() {
                     Became::SctpPort
+                } else if *source == Source::Rewritten && !question.comes_back(at) {
+                    Became::Out(*at)
                 } else {
                     Became::To(*at, *source)
                 }
@@ -131,27 +135,40 @@ pub(crate) fn decisions(agent: &Agent, view: &View, asked: Asked) -> Result<Tall
     let captured = frontends(view);
     for question in Family::BOTH.into_iter().flat_map(questions_by_turns) {
         let (question, of_turn) = question;
-        let client = question.client();
         let asked =
             (everything && of_turn) || captured.contains_key(&(question.to, question.protocol));
-        for way in question.ways().filter(|_| asked) {
-            let expected = view.expect(way.engine(), &client, question.to, question.protocol);
-            let endpoints = expected.endpoints().len();
-            let allowed = at_the_engine(&expected, &question);
-            let became = decider.all(way, &client, question.to, question.protocol, endpoints);
-            prop_assert_eq!(
-                &became,
-                &allowed,
-                "{:?} of {:?}: the contract expects {}",
-                way,
-                question,
-                expected
-            );
-            tally.met(expected.rule);
+        if asked {
+            agree(&decider, view, &question, &mut tally)?;
         }
     }
     tally.compared = decider.decisions.get();
     Ok(tally)
+}
+
+/// Asks one question in every way in which it can be asked, as a client that never asked before.
+pub(crate) fn agree(
+    decider: &Decider<'_>,
+    view: &View,
+    question: &Question,
+    tally: &mut Tally,
+) -> Result<(), TestCaseError> {
+    let client = question.client();
+    for way in question.ways() {
+        let expected = view.expect(way.engine(), &client, question.to, question.protocol);
+        let endpoints = expected.endpoints().len();
+        let allowed = at_the_engine(&expected, question);
+        let became = decider.all(way, &client, question.to, question.protocol, endpoints);
+        prop_assert_eq!(
+            &became,
+            &allowed,
+            "{:?} of {:?}: the contract expects {}",
+            way,
+            question,
+            expected
+        );
+        tally.met(expected.rule);
+    }
+    Ok(())
 }
 
 /// Every address and port that the oracle captures on this node, nodePorts at one address.
@@ -184,10 +201,27 @@ pub(crate) fn tables(meaning: &Meaning, view: &View) -> Result<Tally, TestCaseEr
         "frontends: in the tables, in the oracle"
     );
     for (key, (kind, index)) in &expected {
-        service_port(&meaning.frontends[key], *kind, &view.ports[*index])
+        let port = &view.ports[*index];
+        service_port(&meaning.frontends[key], *kind, port)
             .map_err(|error| TestCaseError::fail(format!("at {key:?}: {error}")))?;
+        for client in clients(port.id.family) {
+            let lets_in = *kind != Kind::LoadBalancer || view.is_allowed(port, client.ip);
+            prop_assert_eq!(
+                meaning.frontends[key].lets_in(client.ip),
+                lets_in,
+                "{} at {:?}, V-5 and R-1 to R-3",
+                client.ip,
+                key
+            );
+        }
     }
+    let node_ports: BTreeSet<(u8, u16)> =
+        view.node_ports.keys().map(|(_, number, protocol)| (protocol.number(), *number)).collect();
+    prop_assert_eq!(&meaning.node_ports, &node_ports, "nodePorts: in the tables, in the oracle");
     let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
+    for ip in view.node.interfaces.iter().filter(|ip| !ip.is_loopback()) {
+        *addresses.entry(*ip).or_default() |= AddressFlags::HOST;
+    }
     for ((at, _), (kind, _)) in &view.captured {
         let flag =
             if *kind == Kind::ClusterIp { AddressFlags::CLUSTER_IP } else { AddressFlags::VIP };

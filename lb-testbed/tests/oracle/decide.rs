@@ -13,12 +13,15 @@ use lb_common::{
     verdict,
 };
 use lb_testbed::{
-    oracle::{Client, Engine, Place, Source, cluster::Protocol},
+    oracle::{
+        Client, Engine, Place, Source,
+        cluster::{Family, Protocol},
+    },
     packet,
     traffic::{self, SYN},
 };
 
-use super::pipeline::Agent;
+use super::{node, pipeline::Agent};
 
 /// The cookie of the node's own network namespace in the tables.
 const NODE_NETNS: u64 = 1;
@@ -30,7 +33,8 @@ pub(crate) enum Way {
     Connect,
     /// `sendmsg` on an unconnected socket.
     Send,
-    /// A packet at the pod's interface, and, if nobody takes it there, where it leaves the node.
+    /// A packet at the interface by which it arrives, and, if nobody takes it there, where it leaves
+    /// the node.
     Packet,
     /// A packet of the node itself where it leaves the node.
     Leave,
@@ -54,7 +58,7 @@ impl Way {
             (Place::Host, Protocol::Tcp) => &[Self::Connect, Self::Leave],
             (Place::Host, Protocol::Udp) => &[Self::Connect, Self::Send, Self::Leave],
             (Place::Host, Protocol::Sctp) => &[Self::Leave],
-            (Place::Elsewhere, _) => &[],
+            (Place::Elsewhere, _) => &[Self::Packet],
         }
     }
 }
@@ -65,9 +69,22 @@ pub(crate) enum Became {
     Untouched,
     Rejected,
     Dropped,
+    /// It goes on, into the node's stack or, in a hairpin, back to the pod.
     To(SocketAddr, Source),
+    /// It was sent out again to there, with an address of the node as its source.
+    Out(SocketAddr),
     /// SCTP to an endpoint at another port: its `CRC32c` covers the ports, and is not computed anew.
     SctpPort,
+}
+
+impl Became {
+    /// The endpoint that it went to.
+    pub(crate) fn endpoint(self) -> Option<SocketAddr> {
+        match self {
+            Self::To(at, _) | Self::Out(at) => Some(at),
+            Self::Untouched | Self::Rejected | Self::Dropped | Self::SctpPort => None,
+        }
+    }
 }
 
 impl fmt::Debug for Became {
@@ -79,6 +96,7 @@ impl fmt::Debug for Became {
             Self::SctpPort => f.write_str("refused because its port would change"),
             Self::To(at, Source::Kept) => write!(f, "{at}"),
             Self::To(at, Source::Rewritten) => write!(f, "{at} from another source"),
+            Self::Out(at) => write!(f, "sent out to {at} from the node"),
         }
     }
 }
@@ -215,6 +233,7 @@ impl<'a> Decider<'a> {
         let from = sender(client, id);
         let sent = traffic::packet(transport(protocol), from, to, SYN).build();
         let mut bytes = sent.clone();
+        self.tables.set_interface(node::index(client.link));
         let verdict = decide::ingress(&mut SlicePacket(&mut bytes), self.tables, Link::Ethernet);
         let reads = packet::parse(&bytes, packet::Link::Ethernet).expect("still a packet");
         let ports = reads.ports.expect("still with ports");
@@ -225,12 +244,22 @@ impl<'a> Decider<'a> {
                 let source = if kept { Source::Kept } else { Source::Rewritten };
                 Became::To(SocketAddr::new(reads.dst, ports[1]), source)
             }
+            verdict::Verdict::Forwarded => {
+                packet::checksums_ok(&bytes, packet::Link::Ethernet).expect("right checksums");
+                let egress = node::egress(reads.dst).expect("nobody else is routed");
+                // M-b.
+                assert_eq!(reads.src, node::snat_address(egress, Family::of(reads.dst)));
+                Became::Out(SocketAddr::new(reads.dst, ports[1]))
+            }
             other => {
                 assert_eq!(bytes, sent, "{other:?} must not write");
                 match other {
                     verdict::Verdict::NotService => self.leaving(client, to, protocol, id),
                     verdict::Verdict::NoBackend => Became::Rejected,
-                    verdict::Verdict::NoLocalBackend => Became::Dropped,
+                    verdict::Verdict::UndefinedPort => Became::Rejected,
+                    verdict::Verdict::NoLocalBackend | verdict::Verdict::SourceRange => {
+                        Became::Dropped
+                    }
                     verdict::Verdict::SctpPort => Became::SctpPort,
                     other => panic!("{other:?} of {client:?} to {to} {protocol}"),
                 }

@@ -1,19 +1,26 @@
-//! TCP connections of pods through the packet engine, kept open while the cluster changes.
+//! TCP connections of pods, and of clients off the node, through the packet engine, kept open while
+//! the cluster changes.
 
 use std::net::SocketAddr;
 
-use lb_common::{decide, host::HostTables, packet::SlicePacket, parse::Link, verdict::Verdict};
+use lb_common::{decide, host::HostTables, packet::SlicePacket, parse, verdict::Verdict};
 use lb_testbed::{
-    oracle::{Client, Place, View},
+    oracle::{Client, Link, Place, View},
     packet::{self, TcpFlags},
     traffic::{self, ACK, Protocol, SYN, SYN_ACK},
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
 
+use super::node;
+
 /// A connection.
 #[derive(Clone, Copy, Debug)]
 struct Flow {
     client: SocketAddr,
+    /// By which interface it comes.
+    link: Link,
+    /// Not one of this node.
+    elsewhere: bool,
     vip: SocketAddr,
     /// Where it went.
     backend: SocketAddr,
@@ -36,13 +43,22 @@ impl Flows {
         client: &Client,
         vip: SocketAddr,
     ) -> Result<(), TestCaseError> {
-        if client.place != Place::Pod {
+        // Nobody answers to the node itself, or to a Service, by an uplink.
+        let is_off_node = node::egress(client.ip) == Some(client.link);
+        if client.place == Place::Host || (client.place == Place::Elsewhere && !is_off_node) {
             return Ok(());
         }
         self.next += 1;
-        let client = SocketAddr::new(client.ip, 1024 + self.next);
-        let Some((source, backend)) = arrive(tables, client, vip, SYN)? else { return Ok(()) };
-        let flow = Flow { client, vip, backend, source };
+        let mut flow = Flow {
+            client: SocketAddr::new(client.ip, 1024 + self.next),
+            link: client.link,
+            elsewhere: client.place == Place::Elsewhere,
+            vip,
+            backend: vip,
+            source: vip,
+        };
+        let Some((source, backend)) = flow.arrive(tables, SYN)? else { return Ok(()) };
+        (flow.source, flow.backend) = (source, backend);
         flow.answer(tables, SYN_ACK)?;
         flow.send(tables)?;
         self.flows.push(flow);
@@ -72,42 +88,46 @@ impl Flows {
 impl Flow {
     /// The client goes on.
     fn send(&self, tables: &HostTables) -> Result<(), TestCaseError> {
-        let went = arrive(tables, self.client, self.vip, ACK)?;
+        let went = self.arrive(tables, ACK)?;
         prop_assert_eq!(went, Some((self.source, self.backend)), "{:?}", self);
         Ok(())
     }
 
-    /// The endpoint answers; the client sees the VIP. A hairpin's answer arrives where its packets
-    /// do.
+    /// Where a packet of the client goes, as source and destination; nothing if nobody takes it.
+    fn arrive(
+        &self,
+        tables: &HostTables,
+        flags: TcpFlags,
+    ) -> Result<Option<(SocketAddr, SocketAddr)>, TestCaseError> {
+        let mut bytes = traffic::packet(Protocol::Tcp, self.client, self.vip, flags).build();
+        tables.set_interface(node::index(self.link));
+        let verdict = decide::ingress(&mut SlicePacket(&mut bytes), tables, parse::Link::Ethernet);
+        match verdict {
+            Verdict::Translated | Verdict::Reflected | Verdict::Forwarded => Ok(Some(ends(&bytes))),
+            Verdict::NoBackend | Verdict::NoLocalBackend | Verdict::SourceRange => Ok(None),
+            other => Err(TestCaseError::fail(format!("{self:?}: {other:?}"))),
+        }
+    }
+
+    /// The endpoint answers; the client sees the VIP. Where the source is another one, the answer is
+    /// met where it arrives.
     fn answer(&self, tables: &HostTables, flags: TcpFlags) -> Result<(), TestCaseError> {
-        let hairpin = self.backend.ip() == self.client.ip();
         let mut bytes = traffic::packet(Protocol::Tcp, self.backend, self.source, flags).build();
         let mut slice = SlicePacket(&mut bytes);
-        let verdict = if hairpin {
-            decide::ingress(&mut slice, tables, Link::Ethernet)
+        let comes_back = !self.elsewhere && self.backend.ip() == self.client.ip();
+        let is_kept = self.source == self.client;
+        // That of a backend with its source kept leaves by the way that the client came.
+        let link = if is_kept { None } else { node::egress(self.backend.ip()) };
+        tables.set_interface(node::index(link.unwrap_or(self.link)));
+        let (verdict, expected) = if is_kept {
+            (decide::egress(&mut slice, tables, parse::Link::Ethernet), Verdict::Translated)
         } else {
-            decide::egress(&mut slice, tables, Link::Ethernet)
+            let verdict = decide::ingress(&mut slice, tables, parse::Link::Ethernet);
+            (verdict, if comes_back { Verdict::Reflected } else { Verdict::Forwarded })
         };
-        let expected = if hairpin { Verdict::Reflected } else { Verdict::Translated };
         prop_assert_eq!(verdict, expected, "answer of {:?}", self);
         prop_assert_eq!(ends(&bytes), (self.vip, self.client), "answer of {:?}", self);
         Ok(())
-    }
-}
-
-/// Where a packet of a pod goes, as source and destination; nothing if nobody takes it.
-fn arrive(
-    tables: &HostTables,
-    from: SocketAddr,
-    to: SocketAddr,
-    flags: TcpFlags,
-) -> Result<Option<(SocketAddr, SocketAddr)>, TestCaseError> {
-    let mut bytes = traffic::packet(Protocol::Tcp, from, to, flags).build();
-    let verdict = decide::ingress(&mut SlicePacket(&mut bytes), tables, Link::Ethernet);
-    match verdict {
-        Verdict::Translated | Verdict::Reflected => Ok(Some(ends(&bytes))),
-        Verdict::NoBackend | Verdict::NoLocalBackend => Ok(None),
-        other => Err(TestCaseError::fail(format!("{from} to {to}: {other:?}"))),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_agent::{datapath::fake::Fake, plan::FrontKey};
+use lb_agent::{datapath::fake::Fake, model::Cidr, plan::FrontKey};
 use lb_common::abi::{
     Backend, BackendFlags, BackendWord, FactsFlags, FactsWord, FrontendFlags, Scope,
 };
@@ -17,6 +17,8 @@ pub(crate) struct Meaning {
     pub(crate) frontends: BTreeMap<(SocketAddr, u8), PortMeaning>,
     /// Flags of addresses.
     pub(crate) addresses: BTreeMap<IpAddr, u32>,
+    /// Protocol number and port of frontends that are told as nodePorts.
+    pub(crate) node_ports: BTreeSet<(u8, u16)>,
     service_cidrs: String,
 }
 
@@ -24,6 +26,8 @@ pub(crate) struct Meaning {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PortMeaning {
     pub(crate) external: bool,
+    /// Who is let in, if not everybody (V-5).
+    ranges: Option<Vec<Cidr>>,
     pub(crate) facts: FactsWord,
     /// Members, and whether an empty set drops.
     pub(crate) cluster: (BTreeSet<SocketAddr>, bool),
@@ -33,6 +37,11 @@ pub(crate) struct PortMeaning {
 }
 
 impl PortMeaning {
+    /// Whether a client is let in (V-5).
+    pub(crate) fn lets_in(&self, client: IpAddr) -> bool {
+        self.ranges.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(client)))
+    }
+
     /// The set that a client on this node gets, and whether it drops when it is empty.
     pub(crate) fn for_client_here(&self) -> &(BTreeSet<SocketAddr>, bool) {
         let local = !self.external && self.facts.flags() & FactsFlags::INTERNAL_LOCAL != 0;
@@ -52,6 +61,14 @@ impl Meaning {
         Self {
             frontends: frontends.collect(),
             addresses: addresses.map(|(addr, word)| (*addr, word.flags())).collect(),
+            node_ports: maps
+                .frontends
+                .keys()
+                .filter(|key| key.is_node_port())
+                .map(|key| (key.proto(), key.port()))
+                // None is ever taken back.
+                .filter(|port| maps.node_ports.contains(port))
+                .collect(),
             service_cidrs: format!("{:?}", maps.service_cidrs),
         }
     }
@@ -70,7 +87,10 @@ fn service_port(maps: &Fake, key: &FrontKey, flags: u8, id: u32) -> PortMeaning 
         let word = BackendWord(backend.word);
         backend.service_port == id && word.has(BackendFlags::PRESENT)
     });
+    let ranges = maps.source_ranges.iter().filter(|range| range.id == id);
+    let is_guarded = flags & FrontendFlags::RANGES != 0;
     PortMeaning {
+        ranges: is_guarded.then(|| ranges.map(|range| range.range).collect()),
         external: flags & FrontendFlags::EXTERNAL != 0,
         facts: maps.facts[id as usize],
         cluster: set(Scope::Cluster),

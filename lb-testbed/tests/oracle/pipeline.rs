@@ -10,8 +10,8 @@ use lb_agent::{
     },
     diff::{self, Op},
     model::{Dirty, ObjectKey, Store},
-    plan::{Batch, Capacity, FrontKey, NodeFacts, Planner},
-    policy,
+    plan::{Batch, Capacity, FrontKey, NodeFacts, Planner, SourceRange},
+    policy::{self, local::LocalDetector},
 };
 use lb_common::{
     abi::{Backend, BackendFlags, BackendWord},
@@ -21,11 +21,18 @@ use lb_testbed::oracle::{Cluster, History, cluster::Config, history::Event};
 
 use super::{
     meaning::Meaning,
+    node,
     read::{Reader, node_port_addresses},
 };
 
-pub(crate) const CAPACITY: Capacity =
-    Capacity { service_ports: 128, backends: 1024, slots: 2048, frontends: 256, addresses: 128 };
+pub(crate) const CAPACITY: Capacity = Capacity {
+    service_ports: 128,
+    backends: 1024,
+    slots: 2048,
+    frontends: 256,
+    addresses: 128,
+    source_ranges: 512,
+};
 
 /// An agent on [`NODE`].
 pub(crate) struct Agent {
@@ -34,6 +41,7 @@ pub(crate) struct Agent {
     planner: Planner,
     maps: Fake,
     node_port_addresses: policy::node::NodePortAddresses,
+    detector: LocalDetector,
     interfaces: Vec<IpAddr>,
     /// The same tables, with flows, sockets and affinity beside them.
     pub(crate) tables: HostTables,
@@ -50,10 +58,12 @@ impl Agent {
             planner: Planner::new(CAPACITY),
             maps: Fake::new(CAPACITY),
             node_port_addresses: node_port_addresses(config),
+            detector: node::detector(config),
             interfaces: Vec::new(),
             tables: HostTables::new(),
             senders: Cell::new(0),
         };
+        node::tell(&agent.tables, config);
         let cidrs = agent.reader.service_cidrs(service_cidrs);
         let dirty = agent.store.apply_all(cidrs);
         agent.plan(&dirty);
@@ -94,6 +104,7 @@ impl Agent {
                 self.store.node(),
                 &self.interfaces,
             ),
+            host_addresses: policy::node::host_addresses(&self.interfaces),
             service_cidrs: policy::node::service_cidrs(&self.store),
         }
     }
@@ -101,6 +112,8 @@ impl Agent {
     fn plan(&mut self, dirty: &Dirty) {
         if dirty.node {
             self.planner.set_node(self.facts());
+            let ranges = self.detector.ranges(self.store.node()).unwrap_or_default();
+            node::tell_local_ranges(&self.tables, &ranges);
         }
         let mut updates = Vec::new();
         for service in &dirty.services {
@@ -164,9 +177,16 @@ impl Agent {
 /// Makes the same store in the tables of the decisions.
 fn store(tables: &HostTables, maps: &Fake, step: Step) {
     match step {
-        Step::Name(..) | Step::Meta(..) | Step::ServiceCidr(_, _, None) => {}
+        // A node port has its bit with its frontend.
+        Step::Name(..) | Step::Meta(..) | Step::ServiceCidr(_, _, None) | Step::NodePort(..) => {}
         // They are written once in these tests.
         Step::ServiceCidr(_, _, Some((addr, prefix))) => tables.add_service_cidr(addr, prefix),
+        Step::PutSourceRange(SourceRange { id, range }) => {
+            tables.store_source_range(id, range.first(), range.prefix(), true);
+        }
+        Step::DeleteSourceRange(SourceRange { id, range }) => {
+            tables.store_source_range(id, range.first(), range.prefix(), false);
+        }
         Step::BackendAddress(id, _) | Step::BackendWord(id, _) => {
             tables.store_backend(id, maps.backends[id as usize]);
         }

@@ -213,7 +213,7 @@ fn property_6_nobody_anywhere_is_a_reject_at_every_frontend() {
         for ((to, protocol), (_, index)) in compare::frontends(&view) {
             let nobody = !view.ports[index].lists.all.values().any(Record::counts);
             for client in compare::clients_for(to.ip()) {
-                let question = Question { client: (client.place, client.ip), to, protocol };
+                let question = Question::of(&client, to, protocol);
                 for way in question.ways().filter(|way| *way != Way::Leave) {
                     let became = decider.once(way, &client, to, protocol, 0);
                     prop_assert_eq!(became == Became::Rejected, nobody, "{} {}", to, protocol);

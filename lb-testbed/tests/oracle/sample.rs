@@ -79,7 +79,7 @@ impl Programs {
             // The turn goes round with the port that was used last, so that all get theirs.
             let turn = (index + usize::from(self.sport)) % ONE_OF == 0;
             let leaves = question.ways().any(|way| way.engine() == Engine::Packet);
-            if question.client.0 != Place::Pod || !leaves || !(is_frontend || turn) {
+            if question.place != Place::Pod || !leaves || !(is_frontend || turn) {
                 continue;
             }
             let client = question.client();
@@ -105,7 +105,7 @@ impl Programs {
     /// What becomes of the first packet of a flow; its answer goes the way back.
     fn first(&mut self, question: &Question) -> Result<Became> {
         self.sport = self.sport.checked_add(1).unwrap_or(1024);
-        let from = SocketAddr::new(question.client.1, self.sport);
+        let from = SocketAddr::new(question.ip, self.sport);
         let sent = traffic::packet(transport(question.protocol), from, question.to, SYN).build();
         let before = self.kernel.counters()?;
         let mut ran = self.kernel.run("tc_ingress", &sent)?;

@@ -53,20 +53,18 @@ impl Senders {
             let (mut stays, mut may_stay) = (false, false);
             if let Some((at, owner)) = held {
                 let same = now.filter(|port| port.id == *owner);
-                stays = matches!(last, Became::To(..)) && same.is_some_and(|port| keeps(port, at));
+                stays = last.endpoint().is_some() && same.is_some_and(|port| keeps(port, at));
                 let old = view.ports.iter().find(|port| port.id == *owner);
                 may_stay = old.into_iter().chain(now).any(|port| keeps(port, at));
             }
-            let fresh = compare::at_the_engine(
-                &expected,
-                &Question { client: (client.place, client.ip), to: *to, protocol: Protocol::Udp },
-            );
+            let fresh =
+                compare::at_the_engine(&expected, &Question::of(client, *to, Protocol::Udp));
             let before = held.as_ref().map(|(at, _)| Became::To(*at, Source::Kept));
             let mut allowed = if stays { BTreeSet::new() } else { fresh };
             if may_stay {
-                // A hairpin's source is another one.
-                let hairpin = if let Became::To(..) = last { Some(*last) } else { None };
-                allowed.extend(before.into_iter().chain(hairpin));
+                // Its source may be another one.
+                let as_before = last.endpoint().is_some().then_some(*last);
+                allowed.extend(before.into_iter().chain(as_before));
             }
             let became = decider.again(*way, client, *to, Protocol::Udp, id);
             prop_assert!(
@@ -82,17 +80,16 @@ impl Senders {
                 expected
             );
             tally.compared += 1;
-            let rule = match (stays, &*last) {
+            let rule = match (stays, last.endpoint()) {
                 (true, _) => "stays",
-                (false, Became::To(..)) => "moves",
-                (false, _) => "tries again",
+                (false, Some(_)) => "moves",
+                (false, None) => "tries again",
             };
             tally.met(rule);
-            match (became, &held, now) {
-                (Became::To(at, _), Some((before, _)), _)
-                    if at == *before && may_stay && !stays => {}
-                (Became::To(at, _), _, Some(port)) => *held = Some((at, port.id.clone())),
-                (Became::To(..), ..) => {}
+            match (became.endpoint(), &held, now) {
+                (Some(at), Some((before, _)), _) if at == *before && may_stay && !stays => {}
+                (Some(at), _, Some(port)) => *held = Some((at, port.id.clone())),
+                (Some(_), ..) => {}
                 // A socket remembers, a flow that ended does not.
                 _ if *way == Way::Packet => *held = None,
                 _ => {}
@@ -109,14 +106,11 @@ impl Senders {
                 continue;
             }
             for client in compare::clients_for(to.ip()) {
-                let question = Question { client: (client.place, client.ip), to, protocol };
+                let question = Question::of(&client, to, protocol);
                 for way in question.ways().filter(|way| *way != Way::Connect) {
                     let id = decider.sender();
                     let became = decider.again(way, &client, to, protocol, id);
-                    let held = match became {
-                        Became::To(at, _) => Some((at, view.ports[port].id.clone())),
-                        _ => None,
-                    };
+                    let held = became.endpoint().map(|at| (at, view.ports[port].id.clone()));
                     let sender = Sender { way, client: client.clone(), to, last: became, held };
                     self.all.insert(id, sender);
                 }

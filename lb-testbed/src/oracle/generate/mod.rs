@@ -119,7 +119,6 @@ fn config() -> impl Strategy<Value = Config> {
             masquerade_all,
             detector,
             external_ips,
-            guarded_load_balancers: false,
         },
     )
 }

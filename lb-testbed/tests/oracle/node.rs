@@ -1,0 +1,120 @@
+//! The interfaces and routes of the node that decides, and what the agent says of them.
+
+use std::net::IpAddr;
+
+use lb_agent::{
+    model::Cidr,
+    policy::local::{LocalDetector, Ranges},
+};
+use lb_common::{
+    abi::{Interface, InterfaceFlags},
+    host::{HostRoute, HostTables, Words, words},
+    tables::{LocalMode, RouteStatus},
+};
+use lb_testbed::oracle::{
+    Link,
+    cluster::{Config, Detector, Family},
+    generate::{Owner, address, link},
+};
+
+/// The bridge that holds the first pod's interface.
+const BRIDGE: u32 = 15;
+
+/// The index of an interface; that of loopback, where there is none.
+pub(crate) fn index(link: Link) -> u32 {
+    link::ALL.iter().zip(10..).find(|(other, _)| **other == link).map_or(1, |(_, index)| index)
+}
+
+/// Everybody whom packets are sent to, with the interface by which they leave.
+fn routes() -> Vec<(Owner, Link)> {
+    let pods = (0..16).map(|n| (Owner::Pod(n), if n == 9 { link::BRIDGED } else { link::ROUTED }));
+    let others = (0..16).map(|n| (Owner::OtherPod(n), link::OVERLAY));
+    let outside = [
+        (Owner::OtherNode, link::UPLINK),
+        (Owner::Foreign(0), link::UPLINK),
+        (Owner::Foreign(1), link::UPLINK2),
+        (Owner::Balancer(0), link::UPLINK),
+    ];
+    pods.chain(others).chain(outside).collect()
+}
+
+/// By which interface packets to an address leave; none if the node keeps them.
+pub(crate) fn egress(to: IpAddr) -> Option<Link> {
+    let family = Family::of(to);
+    routes().into_iter().find(|(owner, _)| address(family, *owner) == to).map(|(_, link)| link)
+}
+
+/// The address under which others' packets leave by an interface: the second uplink has the node's
+/// second one.
+pub(crate) fn snat_address(link: Link, family: Family) -> IpAddr {
+    address(family, Owner::Node(u8::from(link == link::UPLINK2)))
+}
+
+/// The local detector as flags of the agent have it.
+pub(crate) fn detector(config: &Config) -> LocalDetector {
+    match &config.detector {
+        Detector::Interface => LocalDetector::Interface,
+        Detector::Bridge(name) => LocalDetector::Bridge(name.clone()),
+        Detector::Prefix(prefix) => LocalDetector::Prefix(prefix.clone()),
+        Detector::ClusterCidr(ranges) => {
+            let range = |text: &String| {
+                let (first, prefix) = text.split_once('/')?;
+                Cidr::new(first.parse().ok()?, prefix.parse().ok()?)
+            };
+            let ranges: Vec<Cidr> = ranges.iter().map(|text| range(text).unwrap()).collect();
+            LocalDetector::ClusterCidr(Ranges::first_of(&ranges))
+        }
+        Detector::NodeCidr => LocalDetector::NodeCidr,
+        Detector::Missing => LocalDetector::None,
+    }
+}
+
+/// What programs are told of an interface.
+pub(crate) fn interface(link: Link, detector: &LocalDetector) -> Interface {
+    let leads_to_pod = [link::BRIDGED, link::ROUTED].contains(&link);
+    let names = [Some(link.name), link.bridge].into_iter().flatten();
+    let mut flags = 0;
+    if !leads_to_pod {
+        flags |= InterfaceFlags::OFF_NODE;
+    }
+    if detector.is_local(leads_to_pod, names) {
+        flags |= InterfaceFlags::LOCAL_POD;
+    }
+    let group = if link.bridge.is_some() { BRIDGE } else { index(link) };
+    let mut interface = Interface { flags, group, mtu: 1500, ..Interface::default() };
+    for family in Family::BOTH {
+        match words(snat_address(link, family)) {
+            Words::V4([ip]) => interface.v4[0] = ip,
+            Words::V6(ip) => interface.v6[0] = ip,
+        }
+    }
+    interface
+}
+
+/// Tells all that follows from the configuration, and the routes.
+pub(crate) fn tell(tables: &HostTables, config: &Config) {
+    let detector = detector(config);
+    for link in link::ALL {
+        tables.set_host_interface(index(link), interface(link, &detector));
+    }
+    tables.set_local_mode(match detector {
+        LocalDetector::None => LocalMode::None,
+        _ if detector.goes_by_source() => LocalMode::Range,
+        _ => LocalMode::Interface,
+    });
+    tables.set_masquerade_all(config.masquerade_all);
+    for family in Family::BOTH {
+        for (owner, link) in routes() {
+            let (to, egress) = (address(family, owner), index(link));
+            let route = HostRoute { status: RouteStatus::Found, egress, mtu: 0 };
+            tables.add_route(to, 0, route);
+            tables.add_route(to, egress, route);
+        }
+    }
+}
+
+/// Tells the ranges of pods' addresses.
+pub(crate) fn tell_local_ranges(tables: &HostTables, ranges: &Ranges) {
+    let ranges = [ranges.v4, ranges.v6].into_iter().flatten();
+    tables.store_local_cidrs(ranges.map(|range| (range.first(), range.prefix())));
+}
