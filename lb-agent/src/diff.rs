@@ -8,19 +8,24 @@
 //! 3. the words of new sets: **the commit**, one aligned 64-bit store for all frontends at once;
 //! 4. facts, which may lead to another scope than before;
 //! 5. the words of sets that became empty: not before nobody is sent to them any more;
-//! 6. frontends that are gone, then addresses that are gone: first, so that they make room in full
+//! 6. source ranges, before the frontends that they guard say so;
+//! 7. frontends that are gone, then addresses that are gone: first, so that they make room in full
 //!    maps;
-//! 7. addresses (each after its bit in the VIP filter), then frontends that are new or lead
-//!    elsewhere: a frontend is never reached at an address that does not count as one;
-//! 8. ranges of Services' addresses, which guard what is in no table;
-//! 9. flags that backends lose, by single stores.
+//! 8. addresses (each after its bit in the filter), then frontends that are new, lead elsewhere, or
+//!    are guarded now or not any more (each after its bit in the filter, or among the node ports): a
+//!    frontend is never reached at an address that does not count as one;
+//! 9. ranges of Services' addresses, which guard what is in no table;
+//! 10. flags that backends lose, by single stores.
 //!
 //! What went out of use is not touched but for such flags until a grace period has passed, because
 //! a program may have read the way to it already: [`clear`] comes after that.
 //!
-//! A stop between 1 and 3 leaves backends and slots that nobody reaches; between 3 and 7 a frontend
-//! that was to move still reaches its old service port, which is whole; within 6 and 7 an address may
-//! be left over, whose other ports reject for longer than they should; before 9 some backends of a
+//! Source ranges that are gone wait as well: who is let in before and after is let in meanwhile.
+//!
+//! A stop between 1 and 3 leaves backends and slots that nobody reaches; between 3 and 8 a frontend
+//! that was to move still reaches its old service port, which is whole, and one that was to be guarded
+//! is as open as it was; within 7 and 8 an address may be left over, whose other ports reject for
+//! longer than they should; before 10 some backends of a
 //! set that is no longer committed look alive, which only UDP flows that use them see.
 //! [`crate::plan::Planner::adopt`] finds all of these.
 
@@ -32,7 +37,9 @@ use lb_common::abi::{
 };
 
 use crate::model::Family;
-use crate::plan::{AddressChange, Batch, Cidr, FrontKey, FrontendChange, PortChange, Retired};
+use crate::plan::{
+    AddressChange, Batch, Cidr, FrontKey, FrontendChange, PortChange, Retired, SourceRange,
+};
 
 /// One thing to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,13 +66,17 @@ pub enum Op {
     AddressPut(IpAddr, AddressWord),
     /// All ranges of a family; the rest of the map becomes zero.
     ServiceCidrs(Family, Vec<Cidr>),
+    /// A source range that is new.
+    SourceRangePut(SourceRange),
+    /// A source range that is gone.
+    SourceRangeDelete(SourceRange),
     /// What tools see of the agent.
     Meta(MetaWord, u64),
 }
 
 impl Op {
-    /// How many bytes it stores in shared memory, at most; frontends and addresses go through system
-    /// calls instead.
+    /// How many bytes it stores in shared memory, at most; frontends, addresses and source ranges go
+    /// through system calls instead.
     pub fn bytes_stored(&self) -> usize {
         match self {
             Self::Name(..) => NAME_LEN,
@@ -84,7 +95,9 @@ impl Op {
             Self::FrontendDelete(_)
             | Self::FrontendPut(..)
             | Self::AddressDelete(_)
-            | Self::AddressPut(..) => 0,
+            | Self::AddressPut(..)
+            | Self::SourceRangePut(_)
+            | Self::SourceRangeDelete(_) => 0,
         }
     }
 }
@@ -140,6 +153,7 @@ pub fn operations(batch: Batch) -> Vec<Op> {
     }
     let cidrs = batch.service_cidrs.into_iter();
     let cidrs = cidrs.map(|(family, list)| Op::ServiceCidrs(family, list)).collect();
+    let ranges = batch.source_ranges.into_iter().map(Op::SourceRangePut).collect();
     let mut ops = names;
     for part in [
         backends,
@@ -147,6 +161,7 @@ pub fn operations(batch: Batch) -> Vec<Op> {
         commits,
         facts,
         emptied,
+        ranges,
         deletes,
         addresses_gone,
         addresses,
@@ -176,6 +191,7 @@ pub fn clear(retired: &[Retired]) -> Vec<Op> {
                 let word = BackendWord::new(0, 0, generation).0;
                 ops.push(Op::Backend(id, Backend { word, ..Backend::default() }));
             }
+            Retired::SourceRange(range) => ops.push(Op::SourceRangeDelete(range)),
         }
     }
     ops

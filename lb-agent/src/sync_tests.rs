@@ -18,8 +18,14 @@ use crate::model::{
 };
 use crate::plan::{Cidr, FrontKey, Snapshot, self_test};
 
-const CAPACITY: Capacity =
-    Capacity { service_ports: 16, backends: 32, slots: 32, frontends: 16, addresses: 16, source_ranges: 16 };
+const CAPACITY: Capacity = Capacity {
+    service_ports: 16,
+    backends: 32,
+    slots: 32,
+    frontends: 16,
+    addresses: 16,
+    source_ranges: 16,
+};
 
 /// Maps in memory, in which frontends, interfaces and sockets can be made to fail.
 #[derive(Debug)]

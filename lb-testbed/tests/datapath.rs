@@ -30,8 +30,14 @@ use lb_testbed::{bpffs::Bpffs, cgroup::Cgroup, netns::Netns, require};
 #[path = "datapath/hooks.rs"]
 mod hooks_in_place;
 
-const CAPACITY: Capacity =
-    Capacity { service_ports: 64, backends: 256, slots: 256, frontends: 5000, addresses: 5000 };
+const CAPACITY: Capacity = Capacity {
+    service_ports: 64,
+    backends: 256,
+    slots: 256,
+    frontends: 5000,
+    addresses: 5000,
+    source_ranges: 64,
+};
 
 /// What a datapath needs, removed on drop.
 struct Rig {
@@ -109,6 +115,7 @@ fn desired(service: u8, family: Family, frontends: u16, endpoints: &[u8]) -> Des
         external_local: false,
         drop_when_no_local: true,
         affinity_timeout_s: Some(60),
+        source_ranges: [].into(),
     }
 }
 

@@ -26,8 +26,14 @@ const SERVICES: u8 = 6;
 const READERS: u8 = 3;
 const BATCHES: u32 = 3000;
 /// Of ids and slots there are so few that they are reused all the time.
-const CAPACITY: Capacity =
-    Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16, addresses: 16 };
+const CAPACITY: Capacity = Capacity {
+    service_ports: 12,
+    backends: 96,
+    slots: 160,
+    frontends: 16,
+    addresses: 16,
+    source_ranges: 16,
+};
 /// Where the destination address lies in an Ethernet frame with IPv4.
 const DESTINATION: std::ops::Range<usize> = 30..34;
 
@@ -185,6 +191,7 @@ fn desired(service: u8, state: &mut u64) -> (PortKey, Option<DesiredPort>) {
         external_local: false,
         drop_when_no_local: false,
         affinity_timeout_s: None,
+        source_ranges: [].into(),
     };
     (key, Some(desired))
 }

@@ -217,8 +217,14 @@ mod tests {
     use lb_common::abi::BackendFlags;
 
     fn snapshot() -> Snapshot {
-        let capacity =
-            Capacity { service_ports: 16, backends: 16, slots: 64, frontends: 16, addresses: 16 };
+        let capacity = Capacity {
+            service_ports: 16,
+            backends: 16,
+            slots: 64,
+            frontends: 16,
+            addresses: 16,
+            source_ranges: 16,
+        };
         let (mut planner, mut fake) = (Planner::new(capacity), Fake::new(capacity));
         let key = |service: &str| PortKey {
             namespace: "default".into(),
@@ -248,7 +254,7 @@ mod tests {
                 ("127.0.0.1".parse().unwrap(), true),
                 ("192.168.0.1".parse().unwrap(), false),
             ],
-            service_cidrs: Vec::new(),
+            ..NodeFacts::default()
         });
         let desired = |vip: &str, backends: &[&str]| DesiredPort {
             created_s: 0,
@@ -265,6 +271,7 @@ mod tests {
             external_local: false,
             drop_when_no_local: false,
             affinity_timeout_s: Some(60),
+            source_ranges: [].into(),
         };
         let batch = planner.plan([
             (key("web"), Some(desired("10.96.0.10", &["10.244.0.2", "10.244.0.3"]))),

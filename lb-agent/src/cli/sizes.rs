@@ -17,6 +17,10 @@ pub(super) struct SizeArgs {
     #[arg(long, value_name = "N", default_value_t = tables().frontends)]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 22))]
     max_frontends: u32,
+    /// Source ranges of load balancers: for each service port that has them, and each IP family
+    #[arg(long, value_name = "N", default_value_t = tables().source_ranges)]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 22))]
+    max_source_ranges: u32,
     /// Backends: endpoints, for each service port that they serve
     #[arg(long, value_name = "N", default_value_t = tables().backends)]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=1 << 24))]
@@ -57,6 +61,7 @@ impl SizeArgs {
                 slots: self.max_slots,
                 frontends: self.max_frontends,
                 addresses: self.max_frontends,
+                source_ranges: self.max_source_ranges,
             },
             flows: self.max_flows,
             half_open: self.max_half_open_flows,

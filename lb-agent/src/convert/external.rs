@@ -1,11 +1,11 @@
 //! How a Service is reached beside its clusterIPs: contract S-8 to S-11.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::raw::{RawIngress, RawObject, RawSpec};
 use super::report::quoted;
 use super::{Converter, Findings, address, check_length, number};
-use crate::model::{Cidr, External, refusal};
+use crate::model::{Cidr, External, Family, refusal};
 
 impl Converter {
     /// Nothing if there is nothing of it.
@@ -90,7 +90,8 @@ fn usable(text: &str, field: impl Fn() -> String, findings: &mut Findings) -> Op
     None
 }
 
-/// S-8. One that cannot be read is skipped; if all are, everybody is let in.
+/// S-8. One that cannot be read is skipped; if all are, everybody is let in. What is beyond what
+/// is read must not open a family that would be guarded: of one without any range nobody is let in then.
 fn source_ranges(spec: &RawSpec<'_>, findings: &mut Findings) -> Box<[Cidr]> {
     let field = "spec.loadBalancerSourceRanges";
     let listed = &spec.load_balancer_source_ranges;
@@ -102,9 +103,16 @@ fn source_ranges(spec: &RawSpec<'_>, findings: &mut Findings) -> Box<[Cidr]> {
         }
         range
     });
-    let ranges = sorted(ranges);
+    let mut ranges: Vec<Cidr> = ranges.collect();
+    if listed.beyond > 0 {
+        for nobody in [Ipv4Addr::BROADCAST.into(), Ipv6Addr::UNSPECIFIED.into()] {
+            if !ranges.iter().any(|range| range.family() == Family::of(nobody)) {
+                ranges.push(Cidr::of_one(nobody));
+            }
+        }
+    }
     check_length(listed.beyond, listed.items.len(), field, "ranges", findings);
-    ranges
+    sorted(ranges.into_iter())
 }
 
 /// S-11.

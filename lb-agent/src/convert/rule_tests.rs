@@ -248,10 +248,34 @@ fn section_12_endless_lists_cost_no_more_than_their_bound() {
     ] {
         let (read, told) = external(&with(exposed(), pointer, list));
         assert_eq!(told.as_deref(), Some(field));
-        let longest =
-            read.ips.len().max(read.source_ranges.len()).max(read.load_balancer_ips.len());
+        let of_v4 = read.source_ranges.iter().filter(|range| range.family() == Family::V4);
+        let longest = read.ips.len().max(of_v4.count()).max(read.load_balancer_ips.len());
         assert_eq!(longest, raw::MOST_EXTERNAL);
     }
+}
+
+/// R-2 lets everybody in where no range is of a family. One that is not read must not do that: nobody
+/// is let in then.
+#[test]
+fn section_12_ranges_beyond_the_bound_open_nothing() {
+    let mut all: Vec<String> = (0..raw::MOST_EXTERNAL).map(|_| "nonsense".to_owned()).collect();
+    let of = |all: &[String], family| {
+        let value = with(exposed(), "/spec/loadBalancerSourceRanges", json!(all)).to_string();
+        let raw = json(value.as_bytes()).unwrap();
+        let mut findings = Findings::default();
+        let read = Converter::new("here").object(Kind::Service, &raw, &mut findings);
+        let Some(Object::Service(Service { external: Some(read), .. })) = read else {
+            panic!("{findings:?}");
+        };
+        let ranges = read.source_ranges.iter().filter(|range| range.family() == family);
+        ranges.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&all, Family::V4), [""; 0], "R-2: all are read, and none makes sense");
+    all.push("203.0.113.0/24".to_owned());
+    assert_eq!(of(&all, Family::V4), ["255.255.255.255/32"]);
+    assert_eq!(of(&all, Family::V6), ["::/128"]);
+    all[7] = "2001:db8::/32".to_owned();
+    assert_eq!(of(&all, Family::V6), ["2001:db8::/32"]);
 }
 
 fn hinted(zones: &[&str], nodes: &[&str]) -> Value {

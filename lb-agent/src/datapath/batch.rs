@@ -1,5 +1,5 @@
 #![expect(unsafe_code, reason = "bpf(2) reads and writes elements through pointers")]
-//! Elements of a hash, one by one or many at once (`BPF_MAP_*_BATCH`), for which aya has nothing.
+//! Elements of a hash or trie, one by one or many at once (`BPF_MAP_*_BATCH`), for which aya has nothing.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -8,7 +8,7 @@ use aya_obj::generated::{bpf_cmd, bpf_map_type};
 
 use super::sys::{ElementAttr, address, address_mut, bpf, map_info, raw};
 
-/// A hash, with values of 8 bytes unless it is only read.
+/// A hash or a trie, with values of 8 bytes unless it is only read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hash<'a> {
     fd: BorrowedFd<'a>,
@@ -22,19 +22,24 @@ pub(super) const VALUE_SIZE: usize = 8;
 impl<'a> Hash<'a> {
     /// Checks that the map has such keys and values: the kernel writes as many bytes as it has.
     pub(super) fn new(fd: BorrowedFd<'a>) -> io::Result<Self> {
-        let is_hash = map_info(fd)?.kind == bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+        const KINDS: [bpf_map_type; 2] =
+            [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LPM_TRIE];
+        let kind = map_info(fd)?.kind;
         let hash = Self::to_read(fd)?;
-        if is_hash && hash.value_size == VALUE_SIZE {
+        if KINDS.iter().any(|own| *own as u32 == kind) && hash.value_size == VALUE_SIZE {
             Ok(hash)
         } else {
             Err(io::ErrorKind::InvalidInput.into())
         }
     }
 
-    /// A hash of any kind with values of any size, for [`Self::read`] and batched lookups.
+    /// A hash of any kind, or a trie, with values of any size, for [`Self::read`] and batched lookups.
     pub(super) fn to_read(fd: BorrowedFd<'a>) -> io::Result<Self> {
-        const KINDS: [bpf_map_type; 2] =
-            [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
+        const KINDS: [bpf_map_type; 3] = [
+            bpf_map_type::BPF_MAP_TYPE_HASH,
+            bpf_map_type::BPF_MAP_TYPE_LRU_HASH,
+            bpf_map_type::BPF_MAP_TYPE_LPM_TRIE,
+        ];
         let info = map_info(fd)?;
         if !KINDS.iter().any(|kind| *kind as u32 == info.kind) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -168,8 +173,12 @@ impl<'a> Hash<'a> {
         if kind == Batch::Lookup && output == 0 {
             return (0, Err(io::ErrorKind::InvalidInput.into()));
         }
-        // SAFETY: `keys` and `values` hold `count` elements of the map's own sizes; the cursor
-        // holds more bytes than the kernel's position in a hash (4), for reading and writing.
+        if output != 0 && self.key_size > size_of::<[u64; 4]>() {
+            return (0, Err(io::ErrorKind::InvalidInput.into()));
+        }
+        // SAFETY: `keys` and `values` hold `count` elements of the map's own sizes; the cursor holds
+        // more bytes than the kernel's position in a hash (4), and as many as that in a trie, which
+        // is a key, for reading and writing.
         let result = unsafe { bpf(cmd, &mut attr) };
         (attr.count as usize, result.map(drop))
     }

@@ -1,18 +1,18 @@
 //! Maps in memory, for tests: applies operations store by store, and can stop after any of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::net::IpAddr;
 
 use lb_common::abi::{
-    AddressWord, Backend, BackendId, BackendWord, FactsFlags, FactsWord, FrontendFlags,
+    self, AddressWord, Backend, BackendId, BackendWord, FactsFlags, FactsWord, FrontendFlags,
     FrontendWord, META_WORDS, NAME_LEN, Name, SCOPES, SERVICE_CIDRS, Scope, ServicePortId, SetWord,
 };
 
 use super::{Datapath, Error, Grace, Interface, Lacking};
 use crate::diff::Op;
 use crate::model::Family;
-use crate::plan::{Capacity, Cidr, FrontKey, PortRow, SetRow, Snapshot, name};
+use crate::plan::{Capacity, Cidr, FrontKey, PortRow, SetRow, Snapshot, SourceRange, name};
 
 /// Maps in memory.
 #[derive(Clone, Debug)]
@@ -24,6 +24,10 @@ pub struct Fake {
     pub addresses: BTreeMap<IpAddr, AddressWord>,
     /// `SERVICE_CIDRS4` and `SERVICE_CIDRS6`.
     pub service_cidrs: [[Option<Cidr>; SERVICE_CIDRS as usize]; 2],
+    /// `SOURCE_RANGES4` and `SOURCE_RANGES6`.
+    pub source_ranges: BTreeSet<SourceRange>,
+    /// `NODE_PORTS`, as IP protocol number and port.
+    pub node_ports: BTreeSet<(u8, u16)>,
     /// `SETS`.
     pub sets: Vec<SetWord>,
     /// `FACTS`.
@@ -38,6 +42,10 @@ pub struct Fake {
     pub meta: [u64; META_WORDS as usize],
     /// Interfaces with programs.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// `INTERFACES`.
+    pub told_interfaces: BTreeMap<u32, abi::Interface>,
+    /// `LOCAL_CIDRS4` and `LOCAL_CIDRS6`.
+    pub local_cidrs: [Vec<Cidr>; 2],
     /// Whether the socket engine is attached.
     pub sockets: bool,
     /// Operations applied.
@@ -69,6 +77,12 @@ pub enum Step {
     PutAddress(IpAddr, AddressWord),
     /// One range of Services' addresses; nothing for zeros.
     ServiceCidr(Family, usize, Option<Cidr>),
+    /// Insert a source range.
+    PutSourceRange(SourceRange),
+    /// Delete a source range.
+    DeleteSourceRange(SourceRange),
+    /// Note a node port, by IP protocol number and port.
+    NodePort(u8, u16),
     /// A word of `META`.
     Meta(u32, u64),
 }
@@ -88,12 +102,17 @@ pub fn steps(op: &Op) -> Vec<Step> {
         Op::Set(index, word) => vec![Step::Set(*index, *word)],
         Op::Facts(id, word) => vec![Step::Facts(*id, *word)],
         Op::FrontendDelete(key) => vec![Step::Delete(*key)],
+        Op::FrontendPut(key, word) if key.is_node_port() => {
+            vec![Step::NodePort(key.proto(), key.port()), Step::Put(*key, *word)]
+        }
         Op::FrontendPut(key, word) => vec![Step::Put(*key, *word)],
         Op::AddressDelete(addr) => vec![Step::DeleteAddress(*addr)],
         Op::AddressPut(addr, word) => vec![Step::PutAddress(*addr, *word)],
         Op::ServiceCidrs(family, list) => (0..SERVICE_CIDRS as usize)
             .map(|at| Step::ServiceCidr(*family, at, list.get(at).copied()))
             .collect(),
+        Op::SourceRangePut(range) => vec![Step::PutSourceRange(*range)],
+        Op::SourceRangeDelete(range) => vec![Step::DeleteSourceRange(*range)],
         Op::Meta(word, value) => vec![Step::Meta(*word as u32, *value)],
     }
 }
@@ -107,6 +126,8 @@ impl Fake {
             frontends: BTreeMap::new(),
             addresses: BTreeMap::new(),
             service_cidrs: [[None; SERVICE_CIDRS as usize]; 2],
+            source_ranges: BTreeSet::new(),
+            node_ports: BTreeSet::new(),
             sets: vec![SetWord::REJECT; ports * SCOPES as usize],
             facts: vec![FactsWord::default(); ports],
             names: vec![[0; NAME_LEN]; ports],
@@ -114,6 +135,8 @@ impl Fake {
             backends: vec![Backend::default(); capacity.backends as usize],
             meta: [0; META_WORDS as usize],
             interfaces: BTreeMap::new(),
+            told_interfaces: BTreeMap::new(),
+            local_cidrs: [Vec::new(), Vec::new()],
             sockets: false,
             applied: 0,
         }
@@ -158,8 +181,28 @@ impl Fake {
             Step::ServiceCidr(family, at, cidr) => {
                 self.service_cidrs[usize::from(family == Family::V6)][at] = cidr;
             }
+            Step::PutSourceRange(range) => {
+                self.source_ranges.insert(range);
+                let of_family = |other: &&SourceRange| other.range.family() == range.range.family();
+                let count = self.source_ranges.iter().filter(of_family).count();
+                assert!(count <= self.capacity.source_ranges as usize, "ENOSPC");
+            }
+            Step::DeleteSourceRange(range) => {
+                self.source_ranges.remove(&range);
+            }
+            Step::NodePort(proto, port) => {
+                self.node_ports.insert((proto, port));
+            }
             Step::Meta(word, value) => self.meta[word as usize] = value,
         }
+    }
+
+    /// Whether a frontend lets a client in (V-5): what a kernel program would find.
+    pub fn lets_in(&self, key: &FrontKey, client: IpAddr) -> Option<bool> {
+        let found = key.found(*self.frontends.get(key)?)?;
+        let is_guarded = found.flags & FrontendFlags::RANGES != 0;
+        let mut ranges = self.source_ranges.iter().filter(|held| held.id == found.id);
+        Some(!is_guarded || ranges.any(|held| held.range.contains(client)))
     }
 
     /// The backends that clients on this node reach by a frontend: what a kernel program could pick.
@@ -212,6 +255,7 @@ impl Datapath for Fake {
             service_cidrs: self
                 .service_cidrs
                 .map(|list| list.into_iter().map_while(|cidr| cidr).collect()),
+            source_ranges: self.source_ranges.iter().copied().collect(),
             ports: (1..self.capacity.service_ports).map(row).filter(|row| !empty(row)).collect(),
             backends: (0..)
                 .zip(&self.backends)
@@ -247,5 +291,26 @@ impl Datapath for Fake {
 
     fn attached(&self) -> Vec<u32> {
         self.interfaces.keys().copied().collect()
+    }
+
+    fn told_interfaces(&self) -> Result<Vec<(u32, abi::Interface)>, Error> {
+        Ok(self.told_interfaces.iter().map(|(&index, &record)| (index, record)).collect())
+    }
+
+    fn tell_interface(
+        &mut self,
+        index: u32,
+        interface: Option<&abi::Interface>,
+    ) -> Result<(), Error> {
+        self.applied += 1;
+        match interface {
+            Some(&interface) => drop(self.told_interfaces.insert(index, interface)),
+            None => drop(self.told_interfaces.remove(&index)),
+        }
+        Ok(())
+    }
+
+    fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]) {
+        self.local_cidrs[usize::from(family == Family::V6)] = list.to_vec();
     }
 }

@@ -15,7 +15,7 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use lb_common::abi::{
     AddressFlags, AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, COUNTERS, Counter,
     FILTER_WORDS, FactsWord, Flow, FlowKey, FrontendKey, FrontendWord, Ip, ServicePortId, SetWord,
-    V4, filter_place, map,
+    SourceRangeKey, V4, filter_place, map,
 };
 use lb_common::select::narrow;
 use lb_common::tables::FlowTable;
@@ -35,6 +35,7 @@ pub struct Inspector {
     /// IPv4, then IPv6.
     frontends: [OwnedFd; 2],
     addresses: [OwnedFd; 2],
+    source_ranges: [OwnedFd; 2],
     affinity: OwnedFd,
     flows: [OwnedFd; 2],
     half_open: [OwnedFd; 2],
@@ -58,6 +59,7 @@ impl Inspector {
             filter,
             frontends: [open(map::FRONTENDS4)?, open(map::FRONTENDS6)?],
             addresses: [open(map::ADDRESSES4)?, open(map::ADDRESSES6)?],
+            source_ranges: [open(map::SOURCE_RANGES4)?, open(map::SOURCE_RANGES6)?],
             affinity: open(map::AFFINITY)?,
             flows: [open(map::FLOWS4)?, open(map::FLOWS6)?],
             half_open: [open(map::HALF_OPEN4)?, open(map::HALF_OPEN6)?],
@@ -100,7 +102,18 @@ impl Inspector {
         Some(AddressWord(u64::from_ne_bytes(value.try_into().ok()?)))
     }
 
-    /// Whether node ports answer at an address, be it for the node's own sockets only.
+    /// Whether a source is in a range of a service port.
+    pub fn is_in_source_range<const N: usize>(&self, id: ServicePortId, source: &Ip<N>) -> bool {
+        let key = SourceRangeKey::of(id, *source);
+        let mut bytes = key.prefix.to_ne_bytes().to_vec();
+        bytes.extend(key.service_port.to_ne_bytes());
+        bytes.extend(ip_bytes(&key.addr));
+        let names = [map::SOURCE_RANGES4, map::SOURCE_RANGES6];
+        let (fd, name) = of_family::<N>(&self.source_ranges, names);
+        self.read(fd, name, &bytes).is_some()
+    }
+
+    /// Whether an address is this node's, be it for its own sockets only.
     pub fn is_of_node(&self, addr: IpAddr) -> bool {
         let ip = words(addr);
         let flags = match addr {
@@ -110,7 +123,8 @@ impl Inspector {
             }
             IpAddr::V6(_) => self.address(&ip).map_or(0, |word| word.flags_for(&ip)),
         };
-        addr.is_loopback() || flags & (AddressFlags::NODE | AddressFlags::LOOPBACK) != 0
+        let of_node = AddressFlags::NODE | AddressFlags::LOOPBACK | AddressFlags::HOST;
+        addr.is_loopback() || flags & of_node != 0
     }
 
     /// Which backend a client of a service port with session affinity has.

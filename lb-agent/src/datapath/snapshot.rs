@@ -13,8 +13,8 @@ use lb_common::abi::{
 use super::Error;
 use super::batch::{Batch, Cursor, Hash, VALUE_SIZE};
 use super::maps::Maps;
-use crate::model::Family;
-use crate::plan::{FrontKey, PortRow, SetRow, Snapshot, address, name};
+use crate::model::{self, Family};
+use crate::plan::{FrontKey, PortRow, SetRow, Snapshot, SourceRange, address, name};
 
 /// Elements read by one call.
 const CHUNK: usize = 4096;
@@ -36,12 +36,20 @@ impl Maps {
                 addresses.extend(addr(key).map(|addr| (addr, AddressWord(word))));
             })?;
         }
+        let mut source_ranges = Vec::new();
+        for (fd, name) in [
+            (&self.source_ranges4, map::SOURCE_RANGES4),
+            (&self.source_ranges6, map::SOURCE_RANGES6),
+        ] {
+            read_all(fd, name, &mut |key, _| source_ranges.extend(source_range(key)))?;
+        }
         let ids = 1..u32::try_from(self.facts.len()).unwrap_or(u32::MAX);
         let backends = (1..self.backend_ids()).filter_map(|id| Some((id, self.backend(id)?)));
         Ok(Snapshot {
             frontends,
             addresses,
             service_cidrs: [self.service_cidrs(Family::V4), self.service_cidrs(Family::V6)],
+            source_ranges,
             ports: ids.filter_map(|id| self.port(id)).collect(),
             backends: backends.filter(|(_, backend)| *backend != Backend::default()).collect(),
             meta: self.meta(),
@@ -144,6 +152,14 @@ fn addr(bytes: &[u8]) -> Option<IpAddr> {
         *word = u32::from_ne_bytes(chunk.try_into().ok()?);
     }
     Some(address(&words, bytes.len() > 4))
+}
+
+fn source_range(bytes: &[u8]) -> Option<SourceRange> {
+    let (prefix, rest) = bytes.split_first_chunk()?;
+    let (id, rest) = rest.split_first_chunk()?;
+    let prefix = u8::try_from(u32::from_ne_bytes(*prefix).checked_sub(32)?).ok()?;
+    let range = model::Cidr::new(addr(rest)?, prefix)?;
+    Some(SourceRange { id: u32::from_be_bytes(*id), range })
 }
 
 fn key4(bytes: &[u8]) -> Option<FrontendKey<V4>> {

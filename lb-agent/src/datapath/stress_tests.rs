@@ -20,8 +20,14 @@ const SERVICES: u8 = 6;
 const READERS: usize = 2;
 const BATCHES: u32 = 10_000;
 /// So tight that ids and slots are reused all the time.
-const CAPACITY: Capacity =
-    Capacity { service_ports: 12, backends: 96, slots: 160, frontends: 16, addresses: 16 };
+const CAPACITY: Capacity = Capacity {
+    service_ports: 12,
+    backends: 96,
+    slots: 160,
+    frontends: 16,
+    addresses: 16,
+    source_ranges: 16,
+};
 
 /// What the readers see: the maps, a word for each VIP in place of the hash, and who reads.
 struct Shared {
@@ -121,6 +127,7 @@ fn desired(service: u8, state: &mut u64) -> (PortKey, Option<DesiredPort>) {
         external_local: false,
         drop_when_no_local: false,
         affinity_timeout_s: None,
+        source_ranges: [].into(),
     };
     (key, Some(desired))
 }

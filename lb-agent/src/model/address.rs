@@ -63,6 +63,28 @@ impl Cidr {
     pub fn covers(&self, other: &Self) -> bool {
         self.prefix <= other.prefix && self.contains(other.first)
     }
+
+    /// The range of this address alone.
+    pub const fn of_one(addr: IpAddr) -> Self {
+        let prefix = match addr {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        Self { first: addr, prefix }
+    }
+
+    /// The same addresses in as few of these ranges as cover them: sorted, none within another.
+    pub fn widest(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_unstable();
+        let mut widest: Vec<Self> = Vec::new();
+        for range in ranges {
+            // Sorted by first address, then prefix: what is around another comes before it.
+            if !widest.last().is_some_and(|last| last.covers(&range)) {
+                widest.push(range);
+            }
+        }
+        widest
+    }
 }
 
 impl fmt::Display for Cidr {
@@ -129,6 +151,16 @@ mod tests {
         }
         assert!(cidr("10.0.0.0", 8).unwrap().covers(&cidr("10.96.0.0", 12).unwrap()));
         assert!(!cidr("10.96.0.0", 12).unwrap().covers(&cidr("10.0.0.0", 8).unwrap()));
+    }
+
+    #[test]
+    fn ranges_within_others_and_duplicates_are_left_out() {
+        let all = [("10.1.0.0", 16), ("10.0.0.0", 8), ("10.0.0.0", 24), ("10.0.0.0", 8)];
+        let all = all.into_iter().chain([("11.0.0.0", 8), ("fd00::", 64), ("fd00::1", 128)]);
+        let widest = Cidr::widest(all.filter_map(|(addr, prefix)| cidr(addr, prefix)).collect());
+        let shown: Vec<_> = widest.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["10.0.0.0/8", "11.0.0.0/8", "fd00::/64"]);
+        assert_eq!(Cidr::of_one("fd00::1".parse().unwrap()), cidr("fd00::1", 128).unwrap());
     }
 
     #[test]

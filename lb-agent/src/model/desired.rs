@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use super::Cidr;
+
 /// Transport protocol of a service port (contract section 1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
@@ -120,4 +122,7 @@ pub struct DesiredPort {
     pub drop_when_no_local: bool,
     /// Session affinity timeout in seconds, 1 to 86,400, if it has affinity.
     pub affinity_timeout_s: Option<u32>,
+    /// Who may use the addresses of its load balancer, of the family of its key, sorted, none within
+    /// another; where there is none, everybody.
+    pub source_ranges: Arc<[Cidr]>,
 }

@@ -1,8 +1,12 @@
 //! Which addresses are something by themselves, whatever the port?
 //!
-//! Two sides hold an address: the frontends that somebody owns there, and the node, whose addresses
-//! count while there is a node port in their family. An address is in the map as long as one of them
-//! holds it, with the flags of all.
+//! Three sides hold an address: the frontends that somebody owns there; the node ports, which answer
+//! at some of the node's addresses and count while there is one in their family; and the interfaces
+//! that have it. An address is in the map as long as one of them holds it, with the flags of all.
+//!
+//! A node may have thousands of addresses, as those of pods that it answers for, or a VIP for each
+//! Service that a tool has put on an interface. Those at which Services or node ports answer come
+//! first; of the rest a part of the map has room for so many as any node uses itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,8 +18,14 @@ use super::table::{AddressChange, Batch, FrontKey};
 use super::{Error, Planner, Report, Work};
 use crate::model::{Family, FrontendKind};
 
+/// Node ports answer there.
+const ELIGIBLE: u32 = AddressFlags::NODE | AddressFlags::LOOPBACK;
+
 /// What the node has of an address, not some Service.
-const OF_NODE: u32 = AddressFlags::NODE | AddressFlags::LOOPBACK;
+const OF_NODE: u32 = ELIGIBLE | AddressFlags::HOST;
+
+/// Addresses that are nothing but an interface's have one of so many elements of the map.
+const HOST_SHARE: u32 = 16;
 
 /// Addresses that those of Services leave to those of the node, at most: without them no node port
 /// is reached.
@@ -30,6 +40,8 @@ pub struct NodeFacts {
     /// The addresses at which node ports are reached, each with whether only the node's own sockets
     /// may use it, because it is a loopback address (contract N-1 to N-7).
     pub node_port_addresses: Vec<(IpAddr, bool)>,
+    /// The addresses of all interfaces that mean something beyond a link.
+    pub host_addresses: Vec<IpAddr>,
     /// The ranges of `ServiceCIDR` objects (V-13).
     pub service_cidrs: Vec<Cidr>,
 }
@@ -50,6 +62,8 @@ pub(super) struct Addresses {
     entries: BTreeMap<IpAddr, Entry>,
     /// Those in the maps, by family.
     used: [u32; 2],
+    /// Those of them that are nothing but an interface's.
+    hosts: [u32; 2],
     /// Owned frontends of node ports, by family.
     node_ports: [u32; 2],
     /// Those that should be in a map, which is full.
@@ -71,6 +85,7 @@ impl Addresses {
     pub(super) fn adopt(&mut self, found: &[(IpAddr, AddressWord)], cidrs: &[Vec<Cidr>; 2]) {
         for &(addr, word) in found {
             self.used[family_index(&addr)] += 1;
+            self.hosts[family_index(&addr)] += u32::from(is_host_only(Some(word)));
             let node = address_flags(&addr, word) & OF_NODE;
             let entry = Entry { node, programmed: Some(word), ..Entry::default() };
             self.entries.insert(addr, entry);
@@ -97,7 +112,7 @@ impl Addresses {
             let before = *count > 0;
             change(count);
             if before != (*count > 0) {
-                let of_node = self.entries.iter().filter(|(_, entry)| entry.node != 0);
+                let of_node = self.entries.iter().filter(|(_, entry)| entry.node & ELIGIBLE != 0);
                 self.touched.extend(of_node.map(|(addr, _)| *addr));
             }
             return;
@@ -121,6 +136,10 @@ impl Addresses {
             self.entries.entry(addr).or_default().node |= flag;
             self.touched.insert(addr);
         }
+        for &addr in &facts.host_addresses {
+            self.entries.entry(addr).or_default().node |= AddressFlags::HOST;
+            self.touched.insert(addr);
+        }
         self.wanted_cidrs = Some(by_family(&facts.service_cidrs));
         self.node = Some(facts);
     }
@@ -128,7 +147,7 @@ impl Addresses {
     fn wanted(&self, addr: &IpAddr) -> Option<AddressWord> {
         let entry = self.entries.get(addr)?;
         let has_node_ports = self.node_ports[family_index(addr)] > 0;
-        let mut flags = if has_node_ports { entry.node } else { 0 };
+        let mut flags = entry.node & if has_node_ports { OF_NODE } else { AddressFlags::HOST };
         if entry.cluster_ips > 0 {
             flags |= AddressFlags::CLUSTER_IP;
         }
@@ -155,7 +174,9 @@ impl Addresses {
                 Some(word) => puts.push((addr, word)),
                 None => {
                     this.unplaced.remove(&addr);
-                    if entry.programmed.take().is_some() {
+                    let programmed = entry.programmed.take();
+                    this.hosts[family_index(&addr)] -= u32::from(is_host_only(programmed));
+                    if programmed.is_some() {
                         this.used[family_index(&addr)] -= 1;
                         changes.push(AddressChange::Delete(addr));
                         gone = true;
@@ -175,21 +196,33 @@ impl Addresses {
                 look(self, addr, &mut puts);
             }
         }
-        puts.sort_unstable_by_key(|&(addr, word)| (word.flags() & OF_NODE == 0, addr));
+        let class = |word: AddressWord| match word.flags() {
+            flags if flags & ELIGIBLE != 0 => 0,
+            flags if flags != AddressFlags::HOST => 1,
+            _ => 2,
+        };
+        puts.sort_unstable_by_key(|&(addr, word)| (class(word), addr));
         puts.dedup();
+        let reserve = RESERVE.min(capacity / 16);
         for (addr, word) in puts {
             let Some(entry) = self.entries.get_mut(&addr) else { continue };
-            let used = &mut self.used[family_index(&addr)];
+            let (used, hosts) =
+                (&mut self.used[family_index(&addr)], &mut self.hosts[family_index(&addr)]);
             if entry.programmed.is_none() {
-                let reserve =
-                    if word.flags() & OF_NODE == 0 { RESERVE.min(capacity / 16) } else { 0 };
-                if *used >= capacity - reserve {
+                let has_room = match class(word) {
+                    0 => *used < capacity,
+                    1 => *used < capacity - reserve,
+                    _ => *used < capacity - reserve / 2 && *hosts < capacity / HOST_SHARE,
+                };
+                if !has_room {
                     self.unplaced.insert(addr);
                     continue;
                 }
                 *used += 1;
             }
             self.unplaced.remove(&addr);
+            *hosts -= u32::from(is_host_only(entry.programmed));
+            *hosts += u32::from(is_host_only(Some(word)));
             entry.programmed = Some(word);
             changes.push(AddressChange::Put(addr, word));
         }
@@ -219,9 +252,9 @@ impl Planner {
         self.addresses.set_node(facts);
     }
 
-    /// The addresses of the node as they were last said, or found in the maps.
+    /// The addresses at which node ports answer as they were last said, or found in the maps.
     pub fn node_port_addresses(&self) -> Vec<(IpAddr, bool)> {
-        let of_node = self.addresses.entries.iter().filter(|(_, entry)| entry.node != 0);
+        let of_node = self.addresses.entries.iter().filter(|(_, entry)| entry.node & ELIGIBLE != 0);
         of_node.map(|(addr, entry)| (*addr, entry.node & AddressFlags::NODE == 0)).collect()
     }
 
@@ -277,6 +310,11 @@ impl Planner {
             batch.reports.push(Report::ServiceCidrs { left_out: cidrs });
         }
     }
+}
+
+/// Whether it is the word of an address that an interface has, and nobody else.
+fn is_host_only(word: Option<AddressWord>) -> bool {
+    word.is_some_and(|word| word.flags() == AddressFlags::HOST)
 }
 
 /// Why these addresses are not in the map; nothing if there are none.

@@ -17,11 +17,13 @@ use super::address::family_index;
 use super::ids::{IdPool, Quarantine, Range, RangePool};
 use super::owners::Claim;
 use super::port::{Held, Pools, Set, Table};
+use super::ranges::SourceRanges;
+use super::shares::Usage;
 use super::{
-    Capacity, Front, FrontKey, Planner, Port, PortRow, Retired, SetRow, Snapshot, address, name,
-    self_test,
+    Capacity, Front, FrontKey, Planner, Port, PortRow, Retired, SetRow, Snapshot, SourceRange,
+    address, name, self_test,
 };
-use crate::model::{Family, FrontendKind, PortKey, Protocol};
+use crate::model::{Cidr, Family, FrontendKind, PortKey, Protocol};
 
 /// What a word with the tag of another key leads to: no service port has this id.
 const STRAY: ServicePortId = ServicePortId::MAX;
@@ -38,6 +40,10 @@ impl Planner {
         for &(id, backend) in &found.backends {
             taken.entry(backend.service_port).or_insert_with(Vec::new).push((id, backend));
         }
+        let mut ranges: HashMap<ServicePortId, Vec<Cidr>> = HashMap::new();
+        for held in &found.source_ranges {
+            ranges.entry(held.id).or_default().push(held.range);
+        }
         for (&id, fronts) in &reached {
             if id == 0 || id >= capacity.service_ports {
                 // No reader follows these: no such id, or the tag of another key.
@@ -52,16 +58,25 @@ impl Planner {
             let row = found.port(id).unwrap_or(&empty);
             let key = name::decode(&row.name).filter(|key| !planner.by_key.contains_key(key));
             let backends = taken.get(&id).map_or(&[][..], Vec::as_slice);
-            let table = table(row, backends, capacity, &mut slots);
+            let mut table = table(row, backends, capacity, &mut slots);
+            table.ranges = ranges.remove(&id).unwrap_or_default();
+            table.ranges.sort_unstable();
+            let guarded = |(_, word): &(_, FrontendWord)| word.flags() & FrontendFlags::RANGES != 0;
+            table.is_guarded = fronts.iter().any(guarded);
             planner.keep(key.unwrap_or_else(|| nameless(id)), table, fronts);
         }
-        let retired = planner.fill_pools(found, slots);
+        let mut retired = planner.fill_pools(found, slots);
+        // Of who is reached by no frontend.
+        let left_over = ranges.into_iter().flat_map(|(id, ranges)| {
+            ranges.into_iter().map(move |range| Retired::SourceRange(SourceRange { id, range }))
+        });
+        retired.extend(left_over);
         (planner, retired)
     }
 
     fn keep(&mut self, key: PortKey, table: Table, fronts: &[(FrontKey, FrontendWord)]) {
         let has_address = !self_test::is(&key);
-        self.shares.count(&key.namespace, 0, table.backends.len());
+        self.shares.count(&key.namespace, Usage::default(), Usage::of(Some(&table)));
         let index = self.insert(key);
         for &(front, word) in fronts {
             self.owned[family_index(&front.addr())] += 1;
@@ -105,10 +120,13 @@ impl Planner {
                 })
                 .map(|&(id, generation)| Retired::Backend(id, generation)),
         );
+        let ranges = tables().flat_map(|table| &table.ranges);
+        let source_ranges = SourceRanges::adopt(self.capacity.source_ranges, ranges);
         self.pools = Pools {
             service_ports: IdPool::adopt(self.capacity.service_ports, &ports, []),
             backends: IdPool::adopt(self.capacity.backends, &backends, generations),
             slots,
+            source_ranges,
             quarantine: Quarantine::default(),
             epoch: 1,
         };
@@ -141,6 +159,8 @@ fn reached(found: &Snapshot) -> BTreeMap<ServicePortId, Vec<(FrontKey, FrontendW
 fn kind(front: &FrontKey, word: FrontendWord) -> FrontendKind {
     if front.is_node_port() {
         FrontendKind::NodePort
+    } else if word.flags() & FrontendFlags::RANGES != 0 {
+        FrontendKind::LoadBalancer
     } else if word.flags() & FrontendFlags::EXTERNAL != 0 {
         FrontendKind::ExternalIp
     } else {
@@ -169,7 +189,14 @@ fn table(
     for (set, row) in sets.iter_mut().zip(&row.sets) {
         *set = adopt_set(row, &known, slots);
     }
-    Table { id: row.id, facts: row.facts, backends: held, sets }
+    Table {
+        id: row.id,
+        facts: row.facts,
+        backends: held,
+        sets,
+        is_guarded: false,
+        ranges: Vec::new(),
+    }
 }
 
 fn kept(id: BackendId, backend: &Backend, in_set: bool) -> Option<Held> {

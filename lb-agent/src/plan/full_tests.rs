@@ -41,6 +41,7 @@ impl Rig {
             external_local: false,
             drop_when_no_local: false,
             affinity_timeout_s: None,
+            source_ranges: [].into(),
         };
         self.plan([(key(service), Some(desired))])
     }
@@ -99,8 +100,14 @@ fn full(reports: &[Report]) -> Option<&'static str> {
     }
 }
 
-const CAPACITY: Capacity =
-    Capacity { service_ports: 8, backends: 64, slots: 32, frontends: 8, addresses: 8 };
+const CAPACITY: Capacity = Capacity {
+    service_ports: 8,
+    backends: 64,
+    slots: 32,
+    frontends: 8,
+    addresses: 8,
+    source_ranges: 8,
+};
 
 #[test]
 fn a_pod_that_is_replaced_in_full_backends_goes_at_once_and_the_new_one_follows() {
@@ -130,8 +137,8 @@ fn a_set_can_shrink_in_full_slots_because_those_that_grow_leave_a_reserve() {
     let mut rig = Rig::new(CAPACITY);
     rig.set(1, &[1, 2, 3]);
     let many: Vec<u8> = (1..=29).collect();
-    assert_eq!(full(&rig.set(2, &many)), Some("SLOTS"), "two are left to others");
-    assert_eq!(rig.set(2, &many[..27]), [Report::Recovered { port: Box::new(key(2)) }]);
+    assert_eq!(full(&rig.set(2, &many)), Some("SLOTS"), "three are left to others");
+    assert_eq!(rig.set(2, &many[..26]), [Report::Recovered { port: Box::new(key(2)) }]);
     assert_eq!(rig.set(1, &[1, 3]), []);
     assert_eq!(rig.reach(1), [1, 3]);
 }
@@ -139,7 +146,7 @@ fn a_set_can_shrink_in_full_slots_because_those_that_grow_leave_a_reserve() {
 #[test]
 fn dead_pods_go_from_full_slots_even_when_the_set_should_grow() {
     let mut rig = Rig::new(CAPACITY);
-    let many: Vec<u8> = (1..=27).collect();
+    let many: Vec<u8> = (1..=26).collect();
     rig.set(1, &[1, 2, 3]);
     rig.set(2, &many);
     let reports = rig.set(1, &[1, 4, 5, 6]);
@@ -158,7 +165,7 @@ fn a_pod_that_becomes_ready_does_not_keep_a_dead_one_in_full_slots() {
     let mut rig = Rig::new(CAPACITY);
     let waits = |n| (n, BackendFlags::SERVING);
     rig.set_flags(1, &[(1, IN_SET), (2, IN_SET), waits(3), waits(4)]);
-    rig.set(2, &(1..=28).collect::<Vec<_>>());
+    rig.set(2, &(1..=27).collect::<Vec<_>>());
     let reports = rig.set_flags(1, &[(1, IN_SET), (3, IN_SET), (4, IN_SET)]);
     assert_eq!((full(&reports), rig.reach(1)), (Some("SLOTS"), vec![1]));
 }
@@ -176,6 +183,7 @@ fn one_namespace_cannot_take_all_backends() {
         external_local: false,
         drop_when_no_local: false,
         affinity_timeout_s: None,
+        source_ranges: [].into(),
     };
     let capacity = Capacity { backends: 129, slots: 1024, ..CAPACITY };
     let greedy = || (0..4).map(|n| (of("greedy", n), desired(n, 0..40)));

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lb_common::abi::{BackendId, ServicePortId};
 
+use super::table::SourceRange;
+
 /// Dense ids from 1 to the capacity; 0 is none. Freed ids are reused first-in-first-out, before
 /// fresh ones, so that the tables stay dense and the time before a reuse is longest.
 #[derive(Debug)]
@@ -208,6 +210,8 @@ pub(super) enum Freed {
     Backend(BackendId),
     /// Slots.
     Slots(Range),
+    /// A source range, unless it was taken up again meanwhile.
+    SourceRange(SourceRange),
 }
 
 /// What waits for a grace period, in the order it went out of use.
@@ -222,15 +226,9 @@ impl Quarantine {
         self.waiting.push_back((epoch, freed));
     }
 
-    /// The next one that went out of use in `epoch` or before.
-    pub(super) fn pop(&mut self, epoch: u64) -> Option<Freed> {
-        match self.waiting.front() {
-            Some(&(at, freed)) if at <= epoch => {
-                self.waiting.pop_front();
-                Some(freed)
-            }
-            _ => None,
-        }
+    /// The next one that went out of use in `epoch` or before, and in which.
+    pub(super) fn pop(&mut self, epoch: u64) -> Option<(u64, Freed)> {
+        self.waiting.pop_front_if(|(at, _)| *at <= epoch)
     }
 
     /// The last epoch in which something went out of use, if anything waits.
@@ -316,7 +314,7 @@ mod tests {
         quarantine.push(1, Freed::Backend(7));
         quarantine.push(2, Freed::ServicePort(3));
         assert_eq!(quarantine.pop(0), None);
-        assert_eq!(quarantine.pop(1), Some(Freed::Backend(7)));
+        assert_eq!(quarantine.pop(1), Some((1, Freed::Backend(7))));
         assert_eq!(quarantine.pop(1), None);
         assert_eq!(quarantine.last_epoch(), Some(2));
     }

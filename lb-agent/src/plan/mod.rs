@@ -13,7 +13,11 @@
 //! - A full map costs the service port that does not fit, and nothing else: a new one is not
 //!   programmed, one that is programmed loses the endpoints that went and gets as many new ones as
 //!   there is room for. The rest is tried again when something became free.
-//! - A namespace that has a great part of the backends leaves some to the others.
+//! - A namespace that has a great part of the backends, slots, ids or source ranges leaves some to the
+//!   others.
+//! - Source ranges are in the map before the frontends that they guard say so, and go a grace period
+//!   after that ended: at no moment is a client refused that is let in before and after, and none is
+//!   let in at a guarded address but by a range (R-7, V-5).
 //! - What goes out of use waits for a grace period: apply the batch, wait, then [`Planner::release`].
 
 mod address;
@@ -25,6 +29,7 @@ mod ids;
 pub mod name;
 mod owners;
 mod port;
+mod ranges;
 mod report;
 pub mod self_test;
 mod shares;
@@ -42,13 +47,14 @@ pub use self::addresses::{Cidr, NodeFacts};
 pub use self::report::{Error, Report};
 pub use self::table::{
     AddressChange, Batch, Capacity, FrontKey, FrontendChange, PortChange, PortRow, Retired,
-    SetChange, SetRow, Snapshot,
+    SetChange, SetRow, Snapshot, SourceRange,
 };
 
 use self::addresses::Addresses;
 use self::ids::{Freed, IdPool, Quarantine, RangePool};
 use self::owners::{Claim, Front, claimed};
 use self::port::{Pools, Table};
+use self::ranges::SourceRanges;
 use self::shares::Shares;
 use self::work::Work;
 use crate::model::{DesiredPort, Family, PortKey, Protocol};
@@ -104,6 +110,7 @@ impl Planner {
                 service_ports: IdPool::new(capacity.service_ports),
                 backends: IdPool::new(capacity.backends),
                 slots: RangePool::new(capacity.slots),
+                source_ranges: SourceRanges::new(capacity.source_ranges),
                 quarantine: Quarantine::default(),
                 epoch: 1,
             },
@@ -188,7 +195,7 @@ impl Planner {
     /// batch.
     pub fn release(&mut self, epoch: u64) -> Vec<Retired> {
         let mut retired = Vec::new();
-        while let Some(freed) = self.pools.quarantine.pop(epoch) {
+        while let Some((since, freed)) = self.pools.quarantine.pop(epoch) {
             self.room = true;
             match freed {
                 Freed::ServicePort(id) => {
@@ -200,6 +207,11 @@ impl Planner {
                     retired.push(Retired::Backend(id, self.pools.backends.generation(id)));
                 }
                 Freed::Slots(range) => self.pools.slots.release(range),
+                Freed::SourceRange(range) => {
+                    if self.pools.source_ranges.release(&range, since) {
+                        retired.push(Retired::SourceRange(range));
+                    }
+                }
             }
         }
         retired

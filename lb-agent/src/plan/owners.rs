@@ -164,7 +164,7 @@ impl Planner {
         let Some(owner) = self.fronts.get(&front).map(|entry| entry.owner) else { return };
         let word = owner.and_then(|owner| {
             let table = self.port(owner.index)?.table.as_ref()?;
-            Some(front.word(table.id, owner.kind))
+            Some(front.guarded_word(table.id, owner.kind, table.is_guarded))
         });
         let Some(entry) = self.fronts.get_mut(&front) else { return };
         if entry.programmed != word {

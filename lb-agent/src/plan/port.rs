@@ -14,9 +14,11 @@ use lb_common::abi::{
 use super::Error;
 use super::address::words;
 use super::ids::{Freed, IdPool, Quarantine, Range, RangePool};
+use super::ranges::{self, SourceRanges};
+use super::shares::Usage;
 use super::table::{PortChange, SetChange};
 use super::walk::{Step, useful, walk};
-use crate::model::{DesiredBackend, DesiredPort, Family};
+use crate::model::{Cidr, DesiredBackend, DesiredPort, Family};
 
 /// Flags of a backend that is in a set.
 const IN_A_SET: u16 = BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
@@ -29,6 +31,10 @@ pub(super) struct Table {
     /// Sorted by (address, port).
     pub(super) backends: Vec<Held>,
     pub(super) sets: [Set; 2],
+    /// Whether its load balancer's frontends are guarded.
+    pub(super) is_guarded: bool,
+    /// Its source ranges in the map, sorted: all that it should have, unless that is full.
+    pub(super) ranges: Vec<Cidr>,
 }
 
 /// A backend that has an id.
@@ -64,21 +70,22 @@ pub(super) struct Pools {
     pub(super) service_ports: IdPool,
     pub(super) backends: IdPool,
     pub(super) slots: RangePool,
+    pub(super) source_ranges: SourceRanges,
     pub(super) quarantine: Quarantine,
     /// The epoch under which the current batch frees.
     pub(super) epoch: u64,
 }
 
 impl Pools {
-    fn free(&mut self, freed: Freed) {
+    pub(super) fn free(&mut self, freed: Freed) {
         self.quarantine.push(self.epoch, freed);
     }
 }
 
 /// Brings `table` to what `desired` says. Where a map is full, one that is programmed loses the
 /// backends that went and gets as many of the new ones as there is room for: a set must not go on
-/// leading to pods that are gone. Why the others are left out is told beside the change. New ones
-/// leave so many ids of backends to others.
+/// leading to pods that are gone. Why the others are left out is told beside the change. What is
+/// new leaves so much to others.
 ///
 /// # Errors
 ///
@@ -87,14 +94,15 @@ pub(super) fn program(
     table: &mut Option<Table>,
     desired: &DesiredPort,
     family: Family,
-    leave: usize,
+    leave: Usage,
     pools: &mut Pools,
 ) -> Result<(PortChange, Option<Error>), Error> {
     let all = useful(desired, family);
     let held: &[Held] = table.as_ref().map_or(&[], |table| &table.backends);
     let new = walk(held, &all).filter(|step| matches!(step, Step::Comes(_))).count();
-    let free = pools.backends.available().saturating_sub(leave);
-    let mut left_out = check_room(table.is_none(), new, free, pools).err();
+    let free = pools.backends.available().saturating_sub(leave.backends);
+    let is_new = table.is_none();
+    let mut left_out = check_room(is_new, leave.service_ports, new, free, pools).err();
     if table.is_none()
         && let Some(full) = left_out
     {
@@ -104,7 +112,7 @@ pub(super) fn program(
     let mut wanted = within(held, &all, room);
     let mut last = false;
     loop {
-        match find_room(table.as_ref(), &wanted, pools) {
+        match find_room(table.as_ref(), &wanted, leave, pools) {
             Ok(Fitting { backends, gone, ranges }) => {
                 let change = commit(table, desired, backends, &gone, ranges, pools);
                 return Ok((change, left_out));
@@ -131,6 +139,7 @@ struct Fitting {
 fn find_room(
     table: Option<&Table>,
     wanted: &[DesiredBackend],
+    leave: Usage,
     pools: &mut Pools,
 ) -> Result<Fitting, Error> {
     let held: &[Held] = table.map_or(&[], |table| &table.backends);
@@ -155,7 +164,7 @@ fn find_room(
         }
         let count = u32::try_from(members.count()).unwrap_or(u32::MAX);
         let before = old.map_or(0, |old| old.ids.len());
-        match take_slots(count, before, pools) {
+        match take_slots(count, before, leave.slots, pools) {
             Ok(range) => ranges[scope as usize] = range,
             Err(error) => {
                 // Never written to, so there is nothing to wait for.
@@ -206,6 +215,7 @@ pub(super) fn retire(table: &Table, pools: &mut Pools) -> PortChange {
     for range in table.sets.iter().filter_map(|set| set.range) {
         pools.free(Freed::Slots(range));
     }
+    ranges::retire(table, pools);
     pools.free(Freed::ServicePort(table.id));
     change
 }
@@ -229,6 +239,8 @@ fn commit(
         facts: FactsWord::default(),
         backends: Vec::new(),
         sets: [Set::default(), Set::default()],
+        is_guarded: false,
+        ranges: Vec::new(),
     });
     change.id = table.id;
     table.backends.clear();
@@ -285,8 +297,14 @@ fn drop_backend(held: &Held, change: &mut PortChange, pools: &mut Pools) {
     pools.free(Freed::Backend(held.id));
 }
 
-fn check_room(is_new: bool, new: usize, free: usize, pools: &Pools) -> Result<(), Error> {
-    if is_new && pools.service_ports.available() == 0 {
+fn check_room(
+    is_new: bool,
+    leave: usize,
+    new: usize,
+    free: usize,
+    pools: &Pools,
+) -> Result<(), Error> {
+    if is_new && pools.service_ports.available() <= leave {
         return Err(Error::Full {
             map: "FACTS",
             needed: 1,
@@ -306,15 +324,22 @@ fn check_room(is_new: bool, new: usize, free: usize, pools: &Pools) -> Result<()
 }
 
 /// Slots for a set of `count` backends that had `before`. One that does not grow may take from the
-/// reserve: it gives back as many after the grace period.
-fn take_slots(count: u32, before: usize, pools: &mut Pools) -> Result<Option<Range>, Error> {
+/// reserve, and what is left to others: it gives back as many after the grace period.
+fn take_slots(
+    count: u32,
+    before: usize,
+    leave: usize,
+    pools: &mut Pools,
+) -> Result<Option<Range>, Error> {
     if count == 0 {
         return Ok(None);
     }
     if count > SetWord::MAX_COUNT {
         return Err(Error::TooManyBackends { count });
     }
-    let leave = if count as usize <= before { 0 } else { pools.slots.reserve() };
+    let leave = u32::try_from(leave).unwrap_or(u32::MAX);
+    let leave =
+        if count as usize <= before { 0 } else { pools.slots.reserve().saturating_add(leave) };
     pools.slots.take_leaving(count, leave).map(Some).ok_or(Error::Full {
         map: "SLOTS",
         needed: count,

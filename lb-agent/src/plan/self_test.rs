@@ -42,6 +42,7 @@ pub fn ports() -> [(PortKey, DesiredPort); 2] {
             external_local: false,
             drop_when_no_local: false,
             affinity_timeout_s: None,
+            source_ranges: [].into(),
         };
         (key, desired)
     };

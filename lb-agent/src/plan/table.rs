@@ -10,7 +10,7 @@ use lb_common::abi::{
 
 use super::address::{address, words};
 use super::addresses::Cidr;
-use crate::model::{Family, Frontend, FrontendKind, Protocol};
+use crate::model::{self, Family, Frontend, FrontendKind, Protocol};
 
 /// A key of `FRONTENDS4` or `FRONTENDS6`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,9 +38,24 @@ impl FrontKey {
         }
     }
 
-    /// The word that leads from this key to a service port, for a frontend of this kind.
+    /// The word that leads from this key to a service port, for a frontend of this kind that is open
+    /// to everybody.
     pub fn word(&self, id: ServicePortId, kind: FrontendKind) -> FrontendWord {
-        let flags = if kind.is_external() { FrontendFlags::EXTERNAL } else { 0 };
+        self.guarded_word(id, kind, false)
+    }
+
+    /// The same; a load balancer's may be for those in source ranges only.
+    pub fn guarded_word(
+        &self,
+        id: ServicePortId,
+        kind: FrontendKind,
+        has_ranges: bool,
+    ) -> FrontendWord {
+        let mut flags = if kind.is_external() { FrontendFlags::EXTERNAL } else { 0 };
+        // Of all that a Service has, ranges are for its load balancer's addresses only.
+        if has_ranges && kind == FrontendKind::LoadBalancer {
+            flags |= FrontendFlags::RANGES;
+        }
         match self {
             Self::V4(key) => FrontendWord::new(key, id, flags),
             Self::V6(key) => FrontendWord::new(key, id, flags),
@@ -129,6 +144,8 @@ pub struct Capacity {
     pub frontends: u32,
     /// `ADDRESSES4` and `ADDRESSES6`, each; as many as frontends, because few addresses have none.
     pub addresses: u32,
+    /// `SOURCE_RANGES4` and `SOURCE_RANGES6`, each. `--max-source-ranges`.
+    pub source_ranges: u32,
 }
 
 impl Default for Capacity {
@@ -140,8 +157,19 @@ impl Default for Capacity {
             slots: 1 << 20,
             frontends: 1 << 16,
             addresses: 1 << 16,
+            source_ranges: 1 << 16,
         }
     }
+}
+
+/// An element of `SOURCE_RANGES4` or `SOURCE_RANGES6`: a range of clients that the guarded frontends
+/// of a service port let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceRange {
+    /// The service port.
+    pub id: ServicePortId,
+    /// The range.
+    pub range: model::Cidr,
 }
 
 /// A change of the programmed tables. Its order is made in [`crate::diff`].
@@ -159,6 +187,8 @@ pub struct Batch {
     pub addresses: Vec<AddressChange>,
     /// All ranges of Services' addresses of a family, where they changed.
     pub service_cidrs: Vec<(Family, Vec<Cidr>)>,
+    /// New source ranges. Those that go wait for a grace period, see [`Retired::SourceRange`].
+    pub source_ranges: Vec<SourceRange>,
     /// What people should know, each told once.
     pub reports: Vec<super::Report>,
 }
@@ -170,6 +200,7 @@ impl Batch {
             && self.frontends.is_empty()
             && self.addresses.is_empty()
             && self.service_cidrs.is_empty()
+            && self.source_ranges.is_empty()
     }
 }
 
@@ -235,6 +266,9 @@ pub enum Retired {
     ServicePort(ServicePortId),
     /// A backend id; its generation is kept.
     Backend(BackendId, u32),
+    /// A source range. A program that has found a guarded frontend, or is on its way through the
+    /// trie, may not have asked for its client yet, who may be let in before and after.
+    SourceRange(SourceRange),
 }
 
 /// All that is programmed, as read back.
@@ -246,6 +280,8 @@ pub struct Snapshot {
     pub addresses: Vec<(IpAddr, AddressWord)>,
     /// The ranges of Services' addresses, by family, in order.
     pub service_cidrs: [Vec<Cidr>; 2],
+    /// All source ranges, in no order.
+    pub source_ranges: Vec<SourceRange>,
     /// All service port ids of which anything is not zero, by id.
     pub ports: Vec<PortRow>,
     /// All backends of which anything is not zero, by id.
@@ -261,6 +297,7 @@ impl Snapshot {
             && self.addresses.is_empty()
             && self.ports.is_empty()
             && self.backends.is_empty()
+            && self.source_ranges.is_empty()
     }
 
     /// A service port by its id.
@@ -315,7 +352,11 @@ mod tests {
             {
                 let found = Some(Found { id: 77, flags });
                 assert_eq!(key.found(key.word(77, kind)), found);
+                // whatever ranges there are, they are not for these.
+                assert_eq!(key.found(key.guarded_word(77, kind, true)), found);
             }
+            let guarded = key.guarded_word(77, FrontendKind::LoadBalancer, true);
+            assert_eq!(guarded.flags(), FrontendFlags::EXTERNAL | FrontendFlags::RANGES);
         }
     }
 

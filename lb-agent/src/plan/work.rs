@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::owners::claimed;
-use super::shares::held;
+use super::shares::Usage;
 use super::table::{Batch, FrontKey, PortChange};
-use super::{Error, Planner, PortIndex, Report, name, port};
+use super::{Error, Planner, PortIndex, Report, name, port, ranges};
 use crate::model::Family;
 
 /// What one call of plan has to look at.
@@ -86,7 +86,7 @@ impl Planner {
 
     fn program(&mut self, index: PortIndex, work: &mut Work, batch: &mut Batch) {
         work.visited.insert(index);
-        let leave = self.shares.leave(self.port(index), self.capacity.backends);
+        let leave = self.shares.leave(self.port(index), &self.capacity);
         let wanted = self.wanted(index);
         let unplaced = wanted.iter().filter(|&front| self.unplaced.contains(front)).count();
         let Some(port) = self.ports.get_mut(index as usize).and_then(Option::as_mut) else {
@@ -109,11 +109,21 @@ impl Planner {
                 Err(Error::NameTooLong)
             } else {
                 let family = port.key.family;
-                let before = held(port.table.as_ref());
+                let before = Usage::of(port.table.as_ref());
                 let result =
                     port::program(&mut port.table, desired, family, leave, &mut self.pools);
-                self.shares.count(&port.key.namespace, before, held(port.table.as_ref()));
-                result
+                let mut without = None;
+                if let Some(table) = &mut port.table {
+                    let was_guarded = table.is_guarded;
+                    let (wanted, added) = (&desired.source_ranges, &mut batch.source_ranges);
+                    let leave = leave.source_ranges;
+                    without = ranges::program(table, wanted, leave, &mut self.pools, added);
+                    if table.is_guarded != was_guarded {
+                        work.seen.extend(&port.owned);
+                    }
+                }
+                self.shares.count(&port.key.namespace, before, Usage::of(port.table.as_ref()));
+                result.map(|(change, left_out)| (change, left_out.or(without)))
             };
             match result {
                 Ok((change, left_out)) => {
@@ -170,7 +180,7 @@ impl Planner {
             && let Some(table) = port.table.take()
         {
             self.programmed -= 1;
-            self.shares.count(&port.key.namespace, table.backends.len(), 0);
+            self.shares.count(&port.key.namespace, Usage::of(Some(&table)), Usage::default());
             batch.ports.push(port::retire(&table, &mut self.pools));
         }
     }

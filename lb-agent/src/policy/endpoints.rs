@@ -1,11 +1,13 @@
 //! The endpoints of a service port, and which of them are in which set: contract section 2.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use lb_common::abi::BackendFlags;
 
-use crate::model::{Conditions, DesiredBackend, Endpoint, Family, Service, ServicePort, Slice};
+use crate::model::{
+    Conditions, DesiredBackend, Endpoint, Family, Protocol, Service, ServicePort, Slice, ZoneSet,
+};
 
 /// Backends that a Service may have in each family: each of its ports has its own, and whoever writes
 /// it chooses how many ports there are.
@@ -17,37 +19,94 @@ pub(super) fn most(service: &Service) -> usize {
 }
 
 /// By address and port (E-16), in the order in which they are programmed (E-17).
-pub(super) type Joined = BTreeMap<(IpAddr, u16), Conditions>;
+type Joined = BTreeMap<(IpAddr, u16), Conditions>;
 
-/// The endpoints of a service port: slices of its family with a port of its name and protocol; the
-/// number comes from the slice (E-9, E-10).
+/// A slice, as an index, and the number that it has for a port.
+type Serving = (usize, u16);
+
+/// The endpoints of the ports of a Service in one family: slices of that family with a port of the
+/// same name and protocol; the number comes from the slice (E-9, E-10).
 ///
+/// Ports for which the same slices have one number each have the same endpoints but for that number,
+/// and are joined once: a Service of a thousand ports and ten thousand endpoints has as many of each,
+/// not ten million.
+pub(super) struct Joins<'a> {
+    slices: Vec<(&'a Slice, Vec<bool>)>,
+    serving: HashMap<(&'a str, Protocol), Vec<Serving>>,
+    most: usize,
+    joined: HashMap<Question, (bool, Vec<DesiredBackend>)>,
+}
+
+/// Which slices, and whether the cluster and the local set are used.
+type Question = (Vec<usize>, bool, bool);
+
+impl<'a> Joins<'a> {
+    /// `most` endpoints are used of each port; `zone` is this node's.
+    pub(super) fn new(slices: &[&'a Slice], family: Family, zone: &str, most: usize) -> Self {
+        // A node without a zone is in none that a hint names (T-10).
+        let is_here = |zones: &ZoneSet| !zone.is_empty() && zones.iter().any(|own| **own == *zone);
+        let slices: Vec<(&Slice, Vec<bool>)> = slices
+            .iter()
+            .filter(|slice| slice.family() == family)
+            .map(|slice| (*slice, slice.zone_sets.iter().map(is_here).collect()))
+            .collect();
+        let mut serving: HashMap<_, Vec<Serving>> = HashMap::new();
+        for (at, (slice, _)) in slices.iter().enumerate() {
+            for own in &slice.ports {
+                serving.entry((&*own.name, own.protocol)).or_default().push((at, own.port));
+            }
+        }
+        Self { slices, serving, most, joined: HashMap::new() }
+    }
+
+    /// How many joins were shared, or could have been.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.joined.len()
+    }
+
+    /// Whether anybody in the cluster can serve a port, and its endpoints as they are programmed.
+    pub(super) fn of(
+        &mut self,
+        port: &ServicePort,
+        uses_cluster: bool,
+        uses_local: bool,
+    ) -> (bool, Vec<DesiredBackend>) {
+        let serving =
+            self.serving.get(&(&*port.name, port.protocol)).map_or(&[][..], Vec::as_slice);
+        let Some(&(_, number)) = serving.first() else { return (false, Vec::new()) };
+        let join = |serving: &[Serving]| {
+            let endpoints = join(&self.slices, serving);
+            let sets = Sets::new(&endpoints, uses_cluster, uses_local);
+            (sets.has_any, sets.backends(endpoints, self.most))
+        };
+        if serving.iter().any(|&(_, other)| other != number) {
+            return join(serving);
+        }
+        let question = (serving.iter().map(|&(at, _)| at).collect(), uses_cluster, uses_local);
+        let (has_any, backends) = self.joined.entry(question).or_insert_with(|| join(serving));
+        let numbered = |backend: &DesiredBackend| DesiredBackend { port: number, ..*backend };
+        (*has_any, backends.iter().map(numbered).collect())
+    }
+}
+
 /// Where an address and port is in several slices, a record that does not terminate beats one that
 /// does (E-15). The contract leaves the rest open; here the better record wins, so that the order
 /// of events never shows.
-pub(super) fn join(slices: &[&Slice], port: &ServicePort, family: Family, zone: &str) -> Joined {
+fn join(slices: &[(&Slice, Vec<bool>)], serving: &[Serving]) -> Joined {
     let mut endpoints = Joined::new();
-    for slice in slices.iter().filter(|slice| slice.family() == family) {
-        // A node without a zone is in none that a hint names (T-10).
-        let is_here = |set: usize| {
-            let zones = slice.zone_sets.get(set);
-            !zone.is_empty() && zones.is_some_and(|zones| zones.iter().any(|z| **z == *zone))
-        };
-        let here: Vec<bool> = (0..slice.zone_sets.len()).map(is_here).collect();
-        let matching =
-            slice.ports.iter().filter(|own| own.name == port.name && own.protocol == port.protocol);
-        for own in matching {
-            for endpoint in slice.endpoints.iter() {
-                let conditions = with_zones(endpoint, &here);
-                endpoints
-                    .entry((endpoint.addr, own.port))
-                    .and_modify(|held| {
-                        if rank(conditions) > rank(*held) {
-                            *held = conditions;
-                        }
-                    })
-                    .or_insert(conditions);
-            }
+    for &(at, number) in serving {
+        let Some((slice, here)) = slices.get(at) else { continue };
+        for endpoint in slice.endpoints.iter() {
+            let conditions = with_zones(endpoint, here);
+            endpoints
+                .entry((endpoint.addr, number))
+                .and_modify(|held| {
+                    if rank(conditions) > rank(*held) {
+                        *held = conditions;
+                    }
+                })
+                .or_insert(conditions);
         }
     }
     endpoints
@@ -92,16 +151,16 @@ impl Rule {
 
 /// Who is in the two sets of a service port.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sets {
+struct Sets {
     cluster: Rule,
     local: Rule,
     /// Whether anybody in the cluster can serve.
-    pub(super) has_any: bool,
+    has_any: bool,
 }
 
 impl Sets {
     /// The sets among `endpoints`; one that nothing uses is empty.
-    pub(super) fn new(endpoints: &Joined, uses_cluster: bool, uses_local: bool) -> Self {
+    fn new(endpoints: &Joined, uses_cluster: bool, uses_local: bool) -> Self {
         let any = |needed: Conditions| endpoints.values().any(|c| c.has(needed));
         let nothing = Conditions::default();
         let local_ready = Conditions::READY.with(Conditions::LOCAL, true);
@@ -122,7 +181,7 @@ impl Sets {
 
     /// The endpoints that are in a set, and those that only keep the flows they have (U-4); of more
     /// than `most`, those that are in the local set come first, then those in the other.
-    pub(super) fn backends(self, endpoints: Joined, most: usize) -> Vec<DesiredBackend> {
+    fn backends(self, endpoints: Joined, most: usize) -> Vec<DesiredBackend> {
         let mut backends: Vec<_> = endpoints
             .into_iter()
             .filter(|(_, conditions)| keeps_flows(*conditions))

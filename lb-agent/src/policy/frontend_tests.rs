@@ -106,27 +106,6 @@ fn s_10_policies_are_handed_on() {
     assert!(ports.iter().all(|(_, port)| port.internal_local && port.external_local));
 }
 
-/// ranges of the other family guard nothing; where there are some, the load balancer's
-/// addresses are left to it, and the same address among the externalIPs is no way around.
-#[test]
-fn r_2_addresses_with_ranges_are_left_to_the_load_balancer() {
-    let range = |text: &str, prefix| Box::from([Cidr::new(ip(text), prefix).unwrap()]);
-    let both = || external(&["192.0.2.1", "192.0.2.2"], &["192.0.2.1", "2001:db8::1"]);
-    let of_v4 = External { source_ranges: range("203.0.113.0", 24), ..both() };
-    let store_v4 = store(with(of_v4), []);
-    assert_eq!(
-        externals(&store_v4, Family::V4),
-        [("192.0.2.2:80".to_owned(), FrontendKind::ExternalIp)]
-    );
-    assert_eq!(externals(&store_v4, Family::V6).len(), 1);
-    let fields: Vec<_> = refused(&store_v4).into_iter().map(|(field, _)| field).collect();
-    assert_eq!(fields, ["spec.loadBalancerSourceRanges"]);
-    let of_v6 = External { source_ranges: range("2001:db8::", 32), ..both() };
-    let store_v6 = store(with(of_v6), []);
-    assert_eq!(externals(&store_v6, Family::V4).len(), 2);
-    assert_eq!(externals(&store_v6, Family::V6), []);
-}
-
 /// CVE-2020-8554: what is sent to another Service's clusterIP is not for the taking, at no port.
 #[test]
 fn section_12_the_cluster_ip_of_another_service_is_refused() {

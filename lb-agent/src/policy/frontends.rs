@@ -10,7 +10,6 @@ use crate::model::{Family, Frontend, FrontendKind, Node, Protocol, Service, Serv
 
 const EXTERNAL_IPS: &str = "spec.externalIPs";
 const INGRESS: &str = "status.loadBalancer.ingress";
-const SOURCE_RANGES: &str = "spec.loadBalancerSourceRanges";
 
 /// Frontends that a Service may have at addresses that it claims, in each family: the API sets no
 /// limit, and maps do.
@@ -94,14 +93,13 @@ pub(super) fn of(
         None if frontends.len() > room => left_out += 1,
         None => frontends.push(Frontend { addr, port: port.port, kind }),
     };
-    // Until ranges are enforced here, what they guard is left to the load balancer (R-1): nobody may
-    // get around it, neither by the same address among the externalIPs.
-    let is_ranged = service.source_ranges(family).next().is_some();
-    let is_guarded = |addr| is_ranged && service.load_balancer_ips(family).any(|vip| vip == addr);
+    // One that is among both and guarded is the load balancer's: nobody gets around its ranges (V-5).
+    let has_ranges = service.source_ranges(family).next().is_some();
+    let is_guarded = |addr| has_ranges && service.load_balancer_ips(family).any(|vip| vip == addr);
     for addr in service.external_ips(family).filter(|addr| !is_guarded(*addr)) {
         add(EXTERNAL_IPS, addr, FrontendKind::ExternalIp);
     }
-    for addr in service.load_balancer_ips(family).filter(|_| !is_ranged) {
+    for addr in service.load_balancer_ips(family) {
         add(INGRESS, addr, FrontendKind::LoadBalancer);
     }
     if left_out > 0 {
@@ -110,12 +108,6 @@ pub(super) fn of(
              so many ports has no room for more; spread them over several Services"
         );
         refused(Refusal { field: EXTERNAL_IPS.to_owned(), problem });
-    }
-    if is_ranged {
-        for addr in service.load_balancer_ips(family) {
-            let problem = format!("{addr} is left to the load balancer, which checks the ranges");
-            refused(Refusal { field: SOURCE_RANGES.to_owned(), problem });
-        }
     }
     frontends.extend(node_port(port, family, guard, refused));
     frontends.sort_unstable_by_key(|frontend| (frontend.addr, frontend.port, frontend.kind));

@@ -10,11 +10,13 @@ mod endpoints;
 mod frontend_tests;
 mod frontends;
 pub mod health;
+#[cfg(test)]
+mod join_tests;
 pub mod local;
 pub mod node;
-mod ranges;
 #[cfg(test)]
 mod range_tests;
+mod ranges;
 mod refusals;
 pub mod snat;
 #[cfg(test)]

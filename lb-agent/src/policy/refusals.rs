@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::endpoints;
 use super::frontends::{self, Guard};
+use super::ranges;
 use crate::model::{Family, ObjectKey, Service, Store};
 
 /// Something that a Service claims and does not get.
@@ -52,6 +53,7 @@ fn refused(store: &Store, key: &ObjectKey) -> Vec<Refusal> {
     if frontends::claims_anything(service) {
         let guard = Guard::new(store, service);
         for family in service.cluster_ips.all().map(Family::of) {
+            ranges::of(service, family, guard.node(), &mut |refusal| found.push(refusal));
             for port in &service.ports {
                 frontends::of(service, port, family, &guard, &mut |refusal| found.push(refusal));
             }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{
     Change, Cidr, ClusterIps, Conditions, Endpoint, Endpoints, External, Frontend, Node, Protocol,
-    SlicePort,
+    Slice, SlicePort,
 };
 
 pub(super) const UP: &str = "rs";
@@ -392,10 +392,9 @@ fn section_12_of_too_many_endpoints_the_useful_ones_come_first_and_that_is_told(
         super::tests::slice(name, 8080, &few)
     };
     let a = slice("a");
-    let joined = endpoints::join(&[&a], &web().ports[0], Family::V4, "");
-    let sets = endpoints::Sets::new(&joined, true, true);
     let octets = |most| {
-        let backends = sets.backends(joined.clone(), most);
+        let mut joins = endpoints::Joins::new(&[&a], Family::V4, "", most);
+        let (_, backends) = joins.of(&web().ports[0], true, true);
         backends.iter().map(|b| b.addr.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(octets(2), ["10.0.0.2", "10.0.0.4"]);

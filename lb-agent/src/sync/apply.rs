@@ -8,11 +8,12 @@ use super::{Sync, unix_ms};
 use crate::datapath::{Datapath, Error};
 use crate::diff::{self, Op};
 use crate::model::Family;
-use crate::plan::{Batch, FrontKey};
+use crate::plan::{Batch, FrontKey, SourceRange};
 
-/// An element of a hash, addresses before frontends: what failed is tried again in this order.
+/// An element of a hash or trie, frontends last: what failed is tried again in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Element {
+    SourceRange(SourceRange),
     Address(IpAddr),
     Frontend(FrontKey),
 }
@@ -20,6 +21,7 @@ pub(super) enum Element {
 impl Element {
     pub(super) fn family(&self) -> Family {
         match self {
+            Self::SourceRange(range) => range.range.family(),
             Self::Address(addr) => Family::of(*addr),
             Self::Frontend(key) => key.family(),
         }
@@ -31,6 +33,9 @@ fn element(op: &Op) -> Option<Element> {
     match op {
         Op::FrontendPut(key, _) | Op::FrontendDelete(key) => Some(Element::Frontend(*key)),
         Op::AddressPut(addr, _) | Op::AddressDelete(addr) => Some(Element::Address(*addr)),
+        Op::SourceRangePut(range) | Op::SourceRangeDelete(range) => {
+            Some(Element::SourceRange(*range))
+        }
         _ => None,
     }
 }
@@ -57,7 +62,7 @@ impl<D: Datapath> Sync<D> {
         log_failures(&self.try_ops(ops));
     }
 
-    /// Applies operations, and keeps those on frontends and addresses that failed until they succeed
+    /// Applies operations, and keeps those on elements that failed until they succeed
     /// or newer ones take their place.
     pub(super) fn try_ops(&mut self, ops: &[Op]) -> Vec<(usize, Error)> {
         if !self.failed.is_empty() {

@@ -147,8 +147,14 @@ mod tests {
     use crate::sync::Event;
     use lb_common::abi::MetaWord;
 
-    const CAPACITY: Capacity =
-        Capacity { service_ports: 16, backends: 16, slots: 16, frontends: 16, addresses: 16 };
+    const CAPACITY: Capacity = Capacity {
+        service_ports: 16,
+        backends: 16,
+        slots: 16,
+        frontends: 16,
+        addresses: 16,
+        source_ranges: 16,
+    };
 
     fn service(name: &str, created_s: i64, port: u16) -> Change {
         let external =

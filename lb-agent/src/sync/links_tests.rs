@@ -6,10 +6,10 @@ use lb_common::abi::{Interface as Record, InterfaceFlags};
 
 use super::*;
 use crate::datapath::fake::Fake;
-use crate::datapath::interfaces;
+use crate::datapath::{interfaces, outside};
 use crate::datapath::roles::{Device, Kind};
 use crate::model::{Change, Cidr};
-use crate::plan::{Capacity, address};
+use crate::plan::Capacity;
 use crate::source::SourceEvent;
 use crate::sync::Event;
 
@@ -108,10 +108,7 @@ fn flags(sync: &Sync<Fake>, index: u32) -> u32 {
 }
 
 fn sources(sync: &Sync<Fake>, index: u32) -> Vec<IpAddr> {
-    let record = told(sync, index).unwrap();
-    let v4 = record.v4.iter().filter(|word| **word != 0);
-    let v6 = record.v6.iter().filter(|words| **words != [0; 4]);
-    v4.map(|word| address(&[*word, 0, 0, 0], false)).chain(v6.map(|w| address(w, true))).collect()
+    outside::sources(&told(sync, index).unwrap())
 }
 
 #[test]

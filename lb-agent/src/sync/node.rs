@@ -20,6 +20,7 @@ impl<D: Datapath> Sync<D> {
         self.tell_health_places(&node_port_addresses);
         self.planner.set_node(NodeFacts {
             node_port_addresses,
+            host_addresses: node::host_addresses(addresses),
             service_cidrs: node::service_cidrs(&self.store),
         });
     }
@@ -41,8 +42,14 @@ mod tests {
     use crate::source::SourceEvent;
     use crate::sync::{Event, Sync};
 
-    const CAPACITY: Capacity =
-        Capacity { service_ports: 16, backends: 16, slots: 16, frontends: 16, addresses: 16 };
+    const CAPACITY: Capacity = Capacity {
+        service_ports: 16,
+        backends: 16,
+        slots: 16,
+        frontends: 16,
+        addresses: 16,
+        source_ranges: 16,
+    };
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -114,7 +121,7 @@ mod tests {
         assert_eq!(of_node(&sync), ["192.168.0.1"]);
         assert_eq!(sync.datapath().service_cidrs[0][0], Some((ip("10.96.0.0"), 12)));
         let commits = sync.counts().commits;
-        sync.step([addresses(&["127.0.0.1", "192.168.0.1"])]);
+        sync.step([addresses(&["127.0.0.2", "192.168.0.1", "192.168.0.2", "fe80::1"])]);
         assert_eq!(sync.counts().commits, commits, "nothing that counts has changed");
         sync.step([changes(vec![node("192.168.0.2"), range("10.80.0.0", 16)])]);
         assert_eq!(of_node(&sync), ["192.168.0.2"]);

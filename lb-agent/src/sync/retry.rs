@@ -16,6 +16,7 @@ impl<D: Datapath> Sync<D> {
     pub(super) fn wants_retry(&self) -> bool {
         !self.failed.is_empty()
             || !self.unsettled.is_empty()
+            || self.links.wants_retry()
             || self.wants_sockets()
             || (self.grace.is_none() && self.planner.waiting().is_some())
     }
@@ -52,16 +53,19 @@ impl<D: Datapath> Sync<D> {
         if self.wants_sockets() {
             self.attach_sockets();
         }
-        for index in std::mem::take(&mut self.unsettled) {
+        let unsettled: Vec<u32> = self.unsettled.keys().copied().collect();
+        for index in unsettled {
             self.settle(index);
         }
     }
 
     /// Waits for a grace period elsewhere, if something waits for one. As long as a frontend could
-    /// not be deleted, what it leads to is in use.
+    /// not be written or a source range not be deleted, what they lead to is in use.
     pub(super) fn start_grace(&mut self) {
-        let of_frontend = |element: &Element| matches!(element, Element::Frontend(_));
-        if self.grace.is_some() || self.grace_failed || self.failed.keys().any(of_frontend) {
+        let in_use = |(element, op): (&Element, &Op)| {
+            matches!(element, Element::Frontend(_)) || matches!(op, Op::SourceRangeDelete(_))
+        };
+        if self.grace.is_some() || self.grace_failed || self.failed.iter().any(in_use) {
             return;
         }
         let Some(epoch) = self.planner.waiting() else { return };

@@ -30,8 +30,14 @@ use self::objects::{GOOD, NODE, damaged_seeds, good_objects, good_vip};
 const ROUNDS: u64 = 2000;
 /// What an object may cost beyond its own bytes while it is read.
 const MOST_MIB: u64 = 16;
-const CAPACITY: Capacity =
-    Capacity { service_ports: 512, backends: 4096, slots: 8192, frontends: 2048, addresses: 2048 };
+const CAPACITY: Capacity = Capacity {
+    service_ports: 512,
+    backends: 4096,
+    slots: 8192,
+    frontends: 2048,
+    addresses: 2048,
+    source_ranges: 2048,
+};
 
 /// The peak of memory is one for the whole process.
 static ALONE: Mutex<()> = Mutex::new(());

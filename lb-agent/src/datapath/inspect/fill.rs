@@ -42,6 +42,8 @@ impl Inspector {
         hash(map::FRONTENDS6, &self.frontends[1], Some("--max-frontends"))?;
         hash(map::ADDRESSES4, &self.addresses[0], Some("--max-frontends"))?;
         hash(map::ADDRESSES6, &self.addresses[1], Some("--max-frontends"))?;
+        hash(map::SOURCE_RANGES4, &self.source_ranges[0], Some("--max-source-ranges"))?;
+        hash(map::SOURCE_RANGES6, &self.source_ranges[1], Some("--max-source-ranges"))?;
         hash(map::FLOWS4, &self.flows[0], None)?;
         hash(map::FLOWS6, &self.flows[1], None)?;
         hash(map::HALF_OPEN4, &self.half_open[0], None)?;

@@ -89,8 +89,14 @@ mod tests {
     use crate::diff::Op;
     use crate::plan::Capacity;
 
-    const CAPACITY: Capacity =
-        Capacity { service_ports: 1, backends: 1, slots: 1, frontends: 1, addresses: 1, source_ranges: 1 };
+    const CAPACITY: Capacity = Capacity {
+        service_ports: 1,
+        backends: 1,
+        slots: 1,
+        frontends: 1,
+        addresses: 1,
+        source_ranges: 1,
+    };
 
     fn cidr(text: &str, prefix: u8) -> Cidr {
         (text.parse().unwrap(), prefix)

@@ -1,16 +1,18 @@
-//! Frontends and addresses: elements of hashes, written in as few system calls as the kernel allows.
+//! Frontends, addresses and source ranges: elements of hashes and tries, written in as few system calls
+//! as the kernel allows.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
-use lb_common::abi::map;
+use lb_common::abi::{AddressFlags, FILTER_NODE, FILTER_VIP, map};
 
 use super::Maps;
 use crate::datapath::Error;
 use crate::datapath::batch::{self, Batch, Hash};
 use crate::diff::Op;
-use crate::plan::FrontKey;
+use crate::model::Family;
+use crate::plan::{FrontKey, SourceRange};
 
 impl Maps {
     /// Operations on one map, all of one kind.
@@ -19,20 +21,27 @@ impl Maps {
         for op in ops {
             match op {
                 Op::FrontendPut(key, word) => {
-                    // That of a node port is looked up at addresses of their own.
-                    if !key.is_node_port() {
-                        self.note_address(key.addr());
+                    // That of a node port is looked up at addresses of the node.
+                    if key.is_node_port() {
+                        self.note_node_port(key.proto(), key.port());
+                    } else {
+                        self.note_address(key.addr(), FILTER_VIP);
                     }
                     key_bytes(key, &mut keys);
                     values.extend_from_slice(&word.0.to_ne_bytes());
                 }
                 Op::FrontendDelete(key) => key_bytes(key, &mut keys),
                 Op::AddressPut(addr, word) => {
-                    self.note_address(*addr);
+                    self.note_address(*addr, class(word.flags()));
                     address_bytes(*addr, &mut keys);
                     values.extend_from_slice(&word.0.to_ne_bytes());
                 }
                 Op::AddressDelete(addr) => address_bytes(*addr, &mut keys),
+                Op::SourceRangePut(range) => {
+                    range_bytes(range, &mut keys);
+                    values.extend_from_slice(&1_u64.to_ne_bytes());
+                }
+                Op::SourceRangeDelete(range) => range_bytes(range, &mut keys),
                 _ => {}
             }
         }
@@ -41,6 +50,8 @@ impl Maps {
             Table::Frontends6 => (&self.frontends6, map::FRONTENDS6),
             Table::Addresses4 => (&self.addresses4, map::ADDRESSES4),
             Table::Addresses6 => (&self.addresses6, map::ADDRESSES6),
+            Table::SourceRanges4 => (&self.source_ranges4, map::SOURCE_RANGES4),
+            Table::SourceRanges6 => (&self.source_ranges6, map::SOURCE_RANGES6),
         };
         let kind = if run.deletes { Batch::Delete } else { Batch::Update };
         let failed = match Hash::new(fd.as_fd()) {
@@ -133,13 +144,32 @@ fn address_bytes(addr: IpAddr, bytes: &mut Vec<u8>) {
     }
 }
 
-/// A hash that the agent writes.
+/// The bytes of the key of a source range, as they lie in the map.
+fn range_bytes(range: &SourceRange, bytes: &mut Vec<u8>) {
+    let SourceRange { id, range } = range;
+    bytes.extend((32 + u32::from(range.prefix())).to_ne_bytes());
+    // What a trie compares is in network order.
+    bytes.extend(id.to_be_bytes());
+    address_bytes(range.first(), bytes);
+}
+
+/// The bits in the filter of an address that has these flags.
+fn class(flags: u32) -> u32 {
+    let of_services = AddressFlags::CLUSTER_IP | AddressFlags::VIP;
+    let vip = if flags & of_services != 0 { FILTER_VIP } else { 0 };
+    let node = if flags & !of_services != 0 { FILTER_NODE } else { 0 };
+    vip | node
+}
+
+/// A hash or trie that the agent writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Table {
     Frontends4,
     Frontends6,
     Addresses4,
     Addresses6,
+    SourceRanges4,
+    SourceRanges6,
 }
 
 /// What operations of one batch have in common.
@@ -159,11 +189,17 @@ pub(super) fn run(op: &Op) -> Option<Run> {
         IpAddr::V4(_) => Table::Addresses4,
         IpAddr::V6(_) => Table::Addresses6,
     };
+    let ranges = |range: &SourceRange| match range.range.family() {
+        Family::V4 => Table::SourceRanges4,
+        Family::V6 => Table::SourceRanges6,
+    };
     let (map, deletes) = match op {
         Op::FrontendPut(key, _) => (frontends(key), false),
         Op::FrontendDelete(key) => (frontends(key), true),
         Op::AddressPut(addr, _) => (addresses(addr), false),
         Op::AddressDelete(addr) => (addresses(addr), true),
+        Op::SourceRangePut(range) => (ranges(range), false),
+        Op::SourceRangeDelete(range) => (ranges(range), true),
         _ => return None,
     };
     Some(Run { map, deletes })

@@ -30,7 +30,7 @@ fn external(n: usize) -> Frontend {
 
 fn node(addresses: &[(&str, bool)]) -> NodeFacts {
     let all = addresses.iter().map(|&(addr, loopback)| (ip(addr), loopback));
-    NodeFacts { node_port_addresses: all.collect(), service_cidrs: Vec::new() }
+    NodeFacts { node_port_addresses: all.collect(), ..NodeFacts::default() }
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub(super) fn port(vips: &[usize], backends: &[usize]) -> DesiredPort {
         external_local: false,
         drop_when_no_local: false,
         affinity_timeout_s: None,
+        source_ranges: [].into(),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::datapath::Datapath as _;
 use crate::datapath::fake::{Fake, Step, steps};
 use crate::diff;
 use crate::model::Family;
-use crate::plan::Planner;
+use crate::plan::{Error, Planner, SourceRange};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
@@ -22,8 +22,10 @@ proptest! {
             world.apply(&ops, &mut noise);
             assert_reach(&world.fake, &world.model);
             assert_ownership(&world.planner);
+            assert_ranges(&world.planner, &world.fake);
             if change.grace {
                 world.grace();
+                assert_ranges(&world.planner, &world.fake);
             }
         }
     }
@@ -43,6 +45,7 @@ proptest! {
         prop_assert_eq!(changes, 0);
         prop_assert_eq!(fake.snapshot().unwrap(), world.fake.snapshot().unwrap());
         assert_ownership(&planner);
+        assert_ranges(&planner, &fake);
         prop_assert_eq!(planner.programmed(), world.planner.programmed());
     }
 
@@ -66,12 +69,18 @@ proptest! {
         }
         prop_assert_eq!(planner.conflicts(), world.planner.conflicts());
         prop_assert_eq!(&fake.addresses, &world.fake.addresses);
+        world.grace();
+        prop_assert_eq!(fake.source_ranges.len(), world.fake.source_ranges.len());
     }
 
     #[test]
     fn full_maps_cost_only_who_does_not_fit(history in history()) {
         let mut world = World::new(TIGHT);
-        for change in history {
+        for mut change in history {
+            // So small a map has no room for addresses that are nothing else.
+            if let Some(node) = &mut change.node {
+                node.host_addresses.clear();
+            }
             let ops = world.plan(&change);
             for step in ops.iter().flat_map(steps) {
                 world.fake.step(step);
@@ -87,6 +96,7 @@ proptest! {
                 }
             }
             assert_ownership(&world.planner);
+            assert_ranges(&world.planner, &world.fake);
             if world.planner.failed() + world.planner.unplaced_addresses() == 0 {
                 assert_reach(&world.fake, &world.model);
             }
@@ -132,9 +142,11 @@ proptest! {
                     prop_assert_ne!(world.fake.names[id as usize][0], 0, "{} leads to no name", front);
                 }
                 assert_addresses(&world.fake, &world.before, &world.model);
+                assert_guards(&world);
                 let (planner, fake, _) = restart(world.fake.clone(), &world.model, n % 2 == 0);
                 assert_reach(&fake, &world.model);
                 assert_ownership(&planner);
+                assert_ranges(&planner, &fake);
                 if let Some(&step) = all.get(n) {
                     world.fake.step(step);
                 }
@@ -155,6 +167,15 @@ fn assert_no_room_is_left(world: &World) {
     for front in &world.planner.unplaced {
         let v6 = front.addr().is_ipv6();
         assert!(full(&fronts, v6, TIGHT.frontends), "{front} would fit");
+    }
+    for (port, error) in
+        world.planner.ports.iter().flatten().filter_map(|port| Some((port, port.error.as_ref()?)))
+    {
+        if matches!(error, Error::Full { map: "SOURCE_RANGES4" | "SOURCE_RANGES6", .. }) {
+            let of_family = |held: &&SourceRange| held.range.family() == port.key.family;
+            let held = world.fake.source_ranges.iter().filter(of_family).count();
+            assert_eq!(held, TIGHT.source_ranges as usize, "{:?} would fit", port.key);
+        }
     }
     for addr in &world.planner.addresses.unplaced {
         assert!(full(&addresses, addr.is_ipv6(), TIGHT.addresses), "{addr} would fit");

@@ -3,4 +3,5 @@
 mod addresses;
 mod cases;
 mod histories;
+mod ranges;
 mod world;

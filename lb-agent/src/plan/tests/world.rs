@@ -12,10 +12,12 @@ use crate::datapath::Datapath as _;
 use crate::datapath::fake::{Fake, Step, steps};
 use crate::diff::{self, Op};
 use crate::model::{
-    DesiredBackend, DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol,
+    self, DesiredBackend, DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol,
 };
 use crate::plan::ids::Freed;
-use crate::plan::{Capacity, Cidr, FrontKey, NodeFacts, Planner, address, address_flags};
+use crate::plan::{
+    Capacity, Cidr, FrontKey, NodeFacts, Planner, SourceRange, address, address_flags,
+};
 
 pub(super) const PORTS: usize = 5;
 pub(super) const FLAGS: [u16; 6] = [
@@ -27,10 +29,22 @@ pub(super) const FLAGS: [u16; 6] = [
     BackendFlags::READY,
 ];
 
-pub(super) const ROOMY: Capacity =
-    Capacity { service_ports: 64, backends: 256, slots: 512, frontends: 48, addresses: 48 };
-pub(super) const TIGHT: Capacity =
-    Capacity { service_ports: 4, backends: 12, slots: 14, frontends: 3, addresses: 3 };
+pub(super) const ROOMY: Capacity = Capacity {
+    service_ports: 64,
+    backends: 256,
+    slots: 512,
+    frontends: 48,
+    addresses: 48,
+    source_ranges: 48,
+};
+pub(super) const TIGHT: Capacity = Capacity {
+    service_ports: 4,
+    backends: 12,
+    slots: 14,
+    frontends: 3,
+    addresses: 3,
+    source_ranges: 3,
+};
 
 /// The endpoints of a port are recognised by their address.
 pub(super) fn endpoint(port: usize, n: usize) -> (IpAddr, u16) {
@@ -66,6 +80,26 @@ fn vip_addr(port: usize, n: usize) -> IpAddr {
     }
 }
 
+/// Those of a family that a bit is set for, as policy would tell them.
+pub(super) fn ranges(family: Family, bits: u8) -> std::sync::Arc<[model::Cidr]> {
+    let all = match family {
+        Family::V4 => [("10.0.0.0", 8), ("10.1.0.0", 16), ("10.1.2.0", 24), ("203.0.113.7", 32)],
+        Family::V6 => [("fd10::", 16), ("fd10:1::", 32), ("fd10:1:2::", 48), ("2001:db8::7", 128)],
+    };
+    let set = all.iter().enumerate().filter(|(n, _)| bits & (1 << n) != 0);
+    let set = set.map(|(_, (addr, prefix))| model::Cidr::new(addr.parse().unwrap(), *prefix));
+    model::Cidr::widest(set.map(Option::unwrap).collect()).into()
+}
+
+/// Clients in none, some and many of these ranges.
+pub(super) fn clients(family: Family) -> [IpAddr; 5] {
+    match family {
+        Family::V4 => ["198.51.100.1", "203.0.113.7", "10.9.9.9", "10.1.9.9", "10.1.2.3"],
+        Family::V6 => ["2001:db8::1", "2001:db8::7", "fd10:9::1", "fd10:1:9::1", "fd10:1:2::1"],
+    }
+    .map(|text| text.parse().unwrap())
+}
+
 pub(super) type Update = (usize, Option<DesiredPort>);
 
 /// Any subset of kinds at each of three VIPs, and of two node ports.
@@ -88,8 +122,8 @@ fn desired() -> impl Strategy<Value = Update> {
     let backends = proptest::collection::vec(proptest::option::weighted(0.6, 0..FLAGS.len()), 4);
     let kinds = [0u8..8, 0u8..8, 0u8..4];
     let port = (0..PORTS, any::<bool>(), kinds, 0u8..8, backends, 0..3i64, any::<[bool; 3]>());
-    (port, proptest::option::of(1u32..5)).prop_map(
-        |((port, gone, kinds, node_ports, backends, created_s, bits), affinity_timeout_s)| {
+    (port, proptest::option::of(1u32..5), 0u8..32).prop_map(
+        |((port, gone, kinds, node_ports, backends, created_s, bits), affinity_timeout_s, of)| {
             if gone && kinds[0] % 3 == 0 {
                 return (port, None);
             }
@@ -106,6 +140,7 @@ fn desired() -> impl Strategy<Value = Update> {
                 external_local,
                 drop_when_no_local,
                 affinity_timeout_s,
+                source_ranges: ranges(key(port).family, of),
             };
             (port, Some(desired))
         },
@@ -122,12 +157,16 @@ fn node() -> impl Strategy<Value = NodeFacts> {
         let (addr, prefix) = text.split_once('/').unwrap();
         (addr.parse().unwrap(), prefix.parse().unwrap())
     });
+    let hosts = ["192.168.0.1", "192.168.0.3", "10.96.0.1", "fd02::2", "fd01::1"];
+    let hosts = hosts.map(|addr| addr.parse().unwrap()).to_vec();
     (
         proptest::sample::subsequence(all, 0..=7),
+        proptest::sample::subsequence(hosts, 0..=5),
         proptest::sample::subsequence(cidrs.to_vec(), 0..=4),
     )
-        .prop_map(|(node_port_addresses, service_cidrs)| NodeFacts {
+        .prop_map(|(node_port_addresses, host_addresses, service_cidrs)| NodeFacts {
             node_port_addresses,
+            host_addresses,
             service_cidrs,
         })
 }
@@ -216,7 +255,18 @@ impl Model {
                     if loopback { AddressFlags::LOOPBACK } else { AddressFlags::NODE };
             }
         }
+        for &addr in self.node.iter().flat_map(|node| &node.host_addresses) {
+            *addresses.entry(addr).or_default() |= AddressFlags::HOST;
+        }
         addresses
+    }
+
+    /// Whether a client is let in at a frontend, if there is such a one.
+    pub(super) fn lets_in(&self, front: &FrontKey, client: IpAddr) -> Option<bool> {
+        let (port, kind) = self.owner(front)?;
+        let ranges = &self.ports[&port].source_ranges;
+        let is_open = ranges.is_empty() || kind != FrontendKind::LoadBalancer;
+        Some(is_open || ranges.iter().any(|range| range.contains(client)))
     }
 
     fn backends(&self, port: usize) -> impl Iterator<Item = (IpAddr, u16)> + '_ {
@@ -259,6 +309,9 @@ pub(super) fn assert_reach(fake: &Fake, model: &Model) {
         let external = fake.frontends[front].flags() & FrontendFlags::EXTERNAL != 0;
         let (_, kind) = model.owner(front).unwrap();
         assert_eq!(external, kind != FrontendKind::ClusterIp, "{front}");
+        let guarded = fake.frontends[front].flags() & FrontendFlags::RANGES != 0;
+        let everybody = |client: &IpAddr| model.lets_in(front, *client) == Some(true);
+        assert_eq!(guarded, !clients(front.family()).iter().all(everybody), "{front}");
     }
     let addresses = fake.addresses.iter();
     let addresses: BTreeMap<_, _> =
@@ -278,10 +331,80 @@ pub(super) fn assert_addresses(fake: &Fake, before: &Model, after: &Model) {
         let of_services = AddressFlags::CLUSTER_IP | AddressFlags::VIP;
         assert_ne!(flags(&front.addr()) & of_services, 0, "{front}");
     }
+    for front in fake.frontends.keys().filter(|front| front.is_node_port()) {
+        assert!(fake.node_ports.contains(&(front.proto(), front.port())), "{front} is not noted");
+    }
     let (old, new) = (before.addresses(), after.addresses());
     for (addr, was) in old {
         let stays = was & new.get(&addr).copied().unwrap_or(0);
         assert_eq!(flags(&addr) & stays, stays, "{addr}");
+    }
+}
+
+/// While `before` becomes `after`, nobody is let in whom no owner wants in either of the two, but for
+/// those whose range waits for a grace period; and whoever is in both is let in at every moment (V-5, R-7).
+pub(super) fn assert_guards(world: &World) {
+    let (fake, before, after) = (&world.fake, &world.before, &world.model);
+    for (front, word) in &fake.frontends {
+        for client in clients(front.family()) {
+            let lets_in = fake.lets_in(front, client).unwrap();
+            let by = [before, after].map(|model| model.lets_in(front, client));
+            let leaves = |freed: Freed| match freed {
+                Freed::SourceRange(held) => held.id == word.id() && held.range.contains(client),
+                _ => false,
+            };
+            // A frontend moves after the ranges of its old owner have come that it does not need now.
+            let of_owners = || {
+                let owners = [before, after].into_iter().filter_map(|model| model.owner(front));
+                let mut ports =
+                    owners.flat_map(|(port, _)| [before, after].map(|m| m.ports.get(&port)));
+                ports.any(|port| {
+                    port.is_some_and(|port| {
+                        port.source_ranges.iter().any(|range| range.contains(client))
+                    })
+                })
+            };
+            let may = by.contains(&Some(true))
+                || world.planner.pools.quarantine.iter().any(leaves)
+                || of_owners();
+            let must = !by.contains(&Some(false));
+            assert!(!lets_in || may, "{front} lets {client} in");
+            assert!(lets_in || !must, "{front} keeps {client} out");
+        }
+    }
+}
+
+/// The map holds the ranges of service ports and those that wait to go, and no others; and a port that
+/// has no error has all that it should have.
+pub(super) fn assert_ranges(planner: &Planner, fake: &Fake) {
+    let mut all = BTreeSet::new();
+    for port in planner.ports.iter().flatten() {
+        let Some(table) = &port.table else { continue };
+        let id = table.id;
+        all.extend(table.ranges.iter().map(|&range| SourceRange { id, range }));
+        if let Some(desired) = &port.desired {
+            let wanted: BTreeSet<_> = desired.source_ranges.iter().collect();
+            assert!(table.ranges.iter().all(|range| wanted.contains(range)), "{:?}", port.key);
+            let complete = port.error.is_some() || table.ranges.len() == wanted.len();
+            assert!(complete, "{:?} lacks ranges", port.key);
+            assert_eq!(table.is_guarded, !wanted.is_empty());
+        }
+    }
+    all.extend(planner.pools.quarantine.iter().filter_map(|freed| match freed {
+        Freed::SourceRange(range) => Some(range),
+        _ => None,
+    }));
+    assert_eq!(all, fake.source_ranges);
+    let [v4, v6] = [Family::V4, Family::V6]
+        .map(|family| all.iter().filter(|held| held.range.family() == family).count());
+    assert_eq!(planner.pools.source_ranges.used().map(|used| used as usize), [v4, v6]);
+    for (front, word) in &fake.frontends {
+        let guarded = word.flags() & FrontendFlags::RANGES != 0;
+        let owner = planner.fronts[front].owner.unwrap();
+        let port = planner.ports[owner.index as usize].as_ref().unwrap();
+        let Some(desired) = &port.desired else { continue };
+        let wanted = owner.kind == FrontendKind::LoadBalancer && !desired.source_ranges.is_empty();
+        assert_eq!(guarded, wanted, "{front}, whatever there is room for");
     }
 }
 
@@ -291,6 +414,10 @@ struct Reader {
     front: Option<FrontKey>,
     id: u32,
     external: bool,
+    /// On whose behalf it asks a guarded frontend; gone once it has.
+    client: Option<IpAddr>,
+    /// That client was let in by everything that was desired since it set out.
+    is_welcome: bool,
     facts: Option<FactsWord>,
     set: Option<lb_common::abi::SetWord>,
     backend: Option<u32>,
@@ -304,6 +431,10 @@ impl Reader {
     fn allow(&mut self, front: FrontKey, before: &Model, after: &Model) {
         let owners = [before.owner(&front), after.owner(&front)].into_iter().flatten();
         self.owners.extend(owners.map(|(port, _)| port));
+        if let Some(client) = self.client {
+            let in_both = [before, after].iter().all(|m| m.lets_in(&front, client) != Some(false));
+            self.is_welcome &= in_both;
+        }
         for &port in &self.owners {
             self.allowed.extend(before.backends(port).chain(after.backends(port)));
         }
@@ -318,8 +449,18 @@ impl Reader {
             let found = front.found(*word).unwrap();
             self.id = found.id;
             self.external = found.flags & FrontendFlags::EXTERNAL != 0;
+            if found.flags & FrontendFlags::RANGES != 0 {
+                self.client = Some(clients(front.family())[pick % 5]);
+                self.is_welcome = true;
+            }
             return false;
         };
+        if let Some(client) = self.client.take() {
+            let mut ranges = fake.source_ranges.iter().filter(|held| held.id == self.id);
+            let lets_in = ranges.any(|held| held.range.contains(client));
+            assert!(lets_in || !self.is_welcome, "{front} keeps {client} out");
+            return !lets_in;
+        }
         let Some(facts) = self.facts else {
             self.facts = Some(fake.facts[self.id as usize]);
             return false;
@@ -433,6 +574,7 @@ fn assert_unused(waiting: &[Freed], ops: &[Op]) {
                 let end = first + u32::try_from(ids.len()).unwrap();
                 range.first < end && *first < range.first + range.count
             }
+            (Freed::SourceRange(a), Op::SourceRangePut(b)) => a == b,
             _ => false,
         };
         assert!(!waiting.iter().any(used), "{op:?} writes what waits for a grace period");
@@ -459,6 +601,7 @@ pub(super) fn assert_ownership(planner: &Planner) {
             Freed::ServicePort(id) => ids.insert(id),
             Freed::Slots(range) =>
                 (range.first..range.first + range.count).all(|slot| slots.insert(slot)),
+            Freed::SourceRange(_) => true, // May be taken up again meanwhile.
         });
     }
     let free = planner.pools.slots.free();
