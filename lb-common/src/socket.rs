@@ -58,6 +58,9 @@ where
     };
     if !tables.set_connected(&widen(&to.ip), to.port, &choice) {
         tables.count(Counter::SocketUnrecorded);
+        if protocol == proto::UDP && has_packet_engine(tables) {
+            return Outcome::Pass;
+        }
     }
     tables.count(Counter::SocketTranslated);
     Outcome::Translated(Address { ip: choice.ip(), port: choice.port })
@@ -95,9 +98,20 @@ where
     }
     if !remembered {
         tables.count(Counter::SocketUnrecorded);
+        if has_packet_engine(tables) {
+            return Outcome::Pass;
+        }
     }
     tables.count(Counter::SocketTranslated);
     Outcome::Translated(backend)
+}
+
+/// Whether the packet engine serves what this socket sends to a VIP: not what leaves the node's own
+/// namespace, and nobody knows which that is where the kernel does not tell. Datagrams whose answers
+/// could not be told to be the VIP's are left to it.
+#[inline(always)]
+fn has_packet_engine<T: SocketTables>(tables: &T) -> bool {
+    tables.node_netns() != 0 && !in_node(tables)
 }
 
 /// Fills in the backend that this socket's datagrams to the VIP of `key` go to, if it serves.
@@ -121,7 +135,7 @@ fn serving_connected<const N: usize, T: SocketTables>(
     backend: &mut Address<N>,
 ) -> bool {
     let Some(record) = tables.record() else { return false };
-    if record.vip_port != to.port || narrow::<N>(&record.vip) != to.ip {
+    if record.vip_port != to.port || narrow::<N>(&record.vip) != to.ip || !tables.is_connected() {
         return false;
     }
     *backend = Address { ip: narrow(&record.peer), port: record.peer_port };
@@ -135,7 +149,10 @@ pub fn recvmsg<const N: usize, T: SocketTables>(
     from: &Address<N>,
 ) -> Option<Address<N>> {
     let record = tables.record()?;
-    if let Some(vip) = connected(&record, from) {
+    // No hook hears of `connect` to AF_UNSPEC, which ends a connection; its record is still there.
+    if let Some(vip) = connected(&record, from)
+        && tables.is_connected()
+    {
         return Some(vip);
     }
     if record.head.kind == 0 {

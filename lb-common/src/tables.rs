@@ -209,6 +209,8 @@ pub trait SocketTables: ServiceTables {
     fn node_only(&self) -> bool;
     /// Whether the process at hand is in a cgroup whose sockets are left alone.
     fn cgroup_bypassed(&self) -> bool;
+    /// Whether the socket is connected at the moment, be it through us or not.
+    fn is_connected(&self) -> bool;
     /// The socket's own record, if it has one.
     fn record(&self) -> Option<SocketRecord>;
     /// Notes in it where the socket is connected to; `false` if there is no memory for a record.

@@ -34,7 +34,8 @@ counters! {
     SocketRejected = 1, "socket_rejected";
     /// Sockets refused because a Local policy has no backend here (V-4).
     SocketDropped = 2, "socket_dropped";
-    /// Translations that could not be remembered, because socket storage or `SOCKET_PEERS` is full.
+    /// Calls whose translation could not be remembered, because a table is full; datagrams of pods are
+    /// left to the packet engine.
     SocketUnrecorded = 3, "socket_unrecorded";
     /// Sockets left alone because their namespace or cgroup is bypassed.
     SocketBypassed = 4, "socket_bypassed";

@@ -103,6 +103,7 @@ pub struct HostTables {
     node_netns: Cell<u64>,
     node_only: Cell<bool>,
     cgroup_bypassed: Cell<bool>,
+    disconnected: RefCell<HashSet<u64>>,
     netns: RefCell<HashMap<u64, NetnsRecord>>,
     affinity: RefCell<HashMap<AffinityKey, AffinityRecord>>,
     seconds: Cell<u32>,
@@ -145,6 +146,7 @@ impl HostTables {
             node_netns: Cell::new(1),
             node_only: Cell::new(false),
             cgroup_bypassed: Cell::new(false),
+            disconnected: RefCell::default(),
             netns: RefCell::default(),
             affinity: RefCell::default(),
             seconds: Cell::new(100_000),
@@ -200,6 +202,11 @@ impl HostTables {
         self.netns_cookie.set(cookie);
     }
 
+    /// Sets the node's own network namespace; 0 for a kernel that does not tell.
+    pub fn set_node_netns(&self, cookie: u64) {
+        self.node_netns.set(cookie);
+    }
+
     /// Stores what is known of a network namespace.
     pub fn know_netns(&self, cookie: u64, record: NetnsRecord) {
         self.netns.borrow_mut().insert(cookie, record);
@@ -228,6 +235,11 @@ impl HostTables {
     /// Stores a record of session affinity behind the decisions' back.
     pub fn put_affinity(&self, key: AffinityKey, record: AffinityRecord) {
         self.affinity.borrow_mut().insert(key, record);
+    }
+
+    /// Ends the connection of the socket at hand without a word, as `connect` to `AF_UNSPEC` does.
+    pub fn disconnect(&self) {
+        self.disconnected.borrow_mut().insert(self.cookie.get());
     }
 
     /// Frees the socket at hand, with its storage and nothing else, as the kernel does.
@@ -388,12 +400,17 @@ impl SocketTables for HostTables {
         self.cgroup_bypassed.get()
     }
 
+    fn is_connected(&self) -> bool {
+        !self.disconnected.borrow().contains(&self.cookie.get())
+    }
+
     fn record(&self) -> Option<SocketRecord> {
         self.cost(|costs| costs.lookups += 1);
         self.records.borrow().get(&self.cookie.get()).copied()
     }
 
     fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool {
+        self.disconnected.borrow_mut().remove(&self.cookie.get());
         self.update_record(|record| {
             *record = SocketRecord {
                 vip: *vip,

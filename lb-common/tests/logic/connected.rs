@@ -148,6 +148,48 @@ fn no_memory_for_a_record_is_counted_and_the_connection_goes_on() {
     assert_eq!(peer::<1>(&world, at(V4.pod, TARGET)), None, "the backend shows");
 }
 
+/// Datagrams of a pod that cannot be remembered are left to the packet engine; those of the node
+/// itself have nobody else, nor have those of anybody where the kernel does not tell who is who.
+#[test]
+fn no_room_for_a_udp_socket_of_a_pod_leaves_it_to_the_packet_engine() {
+    let vip = at(V4.vip, PORT);
+    let translated = Outcome::Translated(address(at(V4.pod, TARGET)));
+    for (netns, node_netns, outcome) in
+        [(2, 1, Outcome::Pass), (1, 1, translated), (2, 0, translated), (0, 0, translated)]
+    {
+        let (world, _) = World::single(V4, Protocol::Udp);
+        world.tables.set_node_netns(node_netns);
+        world.tables.set_netns(netns);
+        world.tables.set_capacities(Capacities { sockets: 0, ..Capacities::default() });
+        assert_eq!(connect::<1>(&world, Protocol::Udp, vip), outcome, "{netns}, {node_netns}");
+        assert_eq!(world.count(Counter::SocketUnrecorded), 1);
+        assert_eq!(world.count(Counter::SocketTranslated), u64::from(outcome != Outcome::Pass));
+        assert_eq!(peer::<1>(&world, at(V4.pod, TARGET)), None);
+    }
+}
+
+/// `connect` to `AF_UNSPEC` ends the connection of a UDP socket, and no hook hears of it.
+#[test]
+fn a_disconnected_socket_sees_its_senders_as_they_are() {
+    let (vip, pod, other) = (at(V4.vip, PORT), at(V4.pod, TARGET), at(V4.pod2, TARGET));
+    let (world, _) = World::with_backends(V4, Protocol::Udp, &[pod, other]);
+    world.tables.push_random(0);
+    connect::<1>(&world, Protocol::Udp, vip);
+    assert_eq!(from(&world, pod), Some(address::<1>(vip)));
+    world.tables.disconnect();
+    assert_eq!(from::<1>(&world, pod), None, "it is asked directly now");
+    // It names the VIP: a choice of its own, which has nothing to do with the connection.
+    world.tables.push_random(u32::MAX);
+    let sent = socket::sendmsg(&world.tables, &address::<1>(vip));
+    assert_eq!(sent, Outcome::Translated(address(other)));
+    assert_eq!(from(&world, other), Some(address::<1>(vip)));
+    world.tables.push_random(0);
+    connect::<1>(&world, Protocol::Udp, vip);
+    assert_eq!(from(&world, pod), Some(address::<1>(vip)), "connected again");
+    socket::release(&world.tables);
+    assert!(world.tables.peers().is_empty());
+}
+
 #[test]
 fn mapped_addresses_are_ipv4() {
     let plain = ip::<1>("10.96.0.10");

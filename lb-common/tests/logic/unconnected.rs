@@ -6,7 +6,7 @@ use lb_common::{
     abi::{BackendFlags, Counter, Scope, SetWord, SocketLink},
     host::{Capacities, HostTables},
     socket::{self, Address, Outcome},
-    tables::FrontendTables,
+    tables::{FrontendTables, SocketTables as _},
 };
 
 use crate::{
@@ -212,6 +212,7 @@ fn a_full_table_is_counted_and_the_datagram_goes_on() {
     let Ends { vip, first, .. } = ends(V4);
     for room in 0..=2 {
         let (world, _) = World::with_backends(V4, Protocol::Udp, &[first]);
+        world.tables.set_netns(world.tables.node_netns());
         world.tables.set_capacities(Capacities { peers: room, ..Capacities::default() });
         assert_eq!(send::<1>(&world, vip), translated(first));
         assert_eq!(world.count(Counter::SocketUnrecorded), u64::from(room < 2), "room {room}");
@@ -221,10 +222,37 @@ fn a_full_table_is_counted_and_the_datagram_goes_on() {
         assert!(world.tables.peers().is_empty(), "room {room}");
     }
     let (world, _) = World::with_backends(V4, Protocol::Udp, &[first]);
+    world.tables.set_netns(world.tables.node_netns());
     world.tables.set_capacities(Capacities { sockets: 0, ..Capacities::default() });
     assert_eq!(send::<1>(&world, vip), translated(first));
     assert_eq!(world.count(Counter::SocketUnrecorded), 1);
     assert!(world.tables.peers().is_empty(), "what no release would find is not kept");
+}
+
+/// A pod whose datagrams cannot be remembered has the packet engine, which needs no record of its
+/// socket: the VIP stays what it sees, whoever has filled the table.
+#[test]
+fn a_full_table_leaves_datagrams_of_pods_to_the_packet_engine() {
+    let Ends { vip, first, .. } = ends(V4);
+    let full = [
+        Capacities { peers: 0, ..Capacities::default() },
+        Capacities { peers: 1, ..Capacities::default() },
+        Capacities { sockets: 0, ..Capacities::default() },
+    ];
+    for (n, capacities) in full.into_iter().enumerate() {
+        let (world, _) = World::with_backends(V4, Protocol::Udp, &[first]);
+        world.tables.set_capacities(capacities);
+        assert_eq!(send::<1>(&world, vip), Outcome::Pass, "{n}");
+        let counted = [Counter::SocketUnrecorded, Counter::SocketTranslated];
+        assert_eq!(counted.map(|counter| world.count(counter)), [1, 0], "{n}");
+        assert_eq!(from::<1>(&world, vip), None, "{n}: the answer comes from the VIP as it is");
+        // There is room again.
+        world.tables.set_capacities(Capacities::default());
+        assert_eq!(send::<1>(&world, vip), translated(first), "{n}");
+        assert_eq!(from(&world, first), Some(address::<1>(vip)), "{n}");
+        socket::release(&world.tables);
+        assert!(world.tables.peers().is_empty(), "{n}");
+    }
 }
 
 #[test]

@@ -23,6 +23,9 @@ use crate::{config, maps};
 /// No interface is at hand before a packet exists.
 const MAPS: Maps = Maps { ifindex: 0, context: ptr::null_mut() };
 
+/// `TCP_ESTABLISHED`, which the kernel says of connected UDP sockets too.
+const ESTABLISHED: u32 = 1;
+
 /// The maps, and the socket of this call.
 pub struct Socket {
     /// Of the program.
@@ -131,6 +134,13 @@ impl SocketTables for Socket {
             }
         }
         false
+    }
+
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        // SAFETY: a field of the context's socket, which is never null.
+        let state = unsafe { (&raw const (*self.sk).state).read_volatile() };
+        state == ESTABLISHED
     }
 
     #[inline(always)]
