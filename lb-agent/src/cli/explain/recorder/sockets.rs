@@ -55,6 +55,10 @@ impl<R: Reader> SocketTables for Recorder<'_, R> {
 
     fn remove_record(&self) {}
 
+    fn is_connected(&self) -> bool {
+        false
+    }
+
     /// A socket that is connected for the first time.
     fn record(&self) -> Option<SocketRecord> {
         None
