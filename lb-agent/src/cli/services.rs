@@ -18,6 +18,9 @@ use super::view::{self, Frontend, Kind};
 const NOWHERE: &str = "Node ports answer at no address: the Node object of this node was not read, or \
     tells none; see --node-name and --node-port-addresses of `lb-agent run`\n";
 
+/// Source ranges of a frontend that the table shows; JSON shows all.
+const RANGES_SHOWN: usize = 3;
+
 /// Show frontends with their backends, states and ids
 ///
 /// Reads what is pinned, and so what is in force, whether an agent runs or not.
@@ -129,7 +132,7 @@ fn table(frontends: &[Frontend]) -> String {
             frontend.service_port.to_string(),
             count(&frontend.cluster),
             count(&frontend.local),
-            format!("{}{affinity}", frontend.traffic_policy()),
+            format!("{}{affinity}{}", frontend.traffic_policy(), clients(frontend)),
         ];
         let mut backends = frontend.backends.iter();
         let first = backends.next();
@@ -149,6 +152,20 @@ fn table(frontends: &[Frontend]) -> String {
     if table.is_empty() { String::new() } else { table.to_string() }
 }
 
+/// Whom it lets in, if not everybody.
+fn clients(frontend: &Frontend) -> String {
+    match frontend.source_ranges.as_deref() {
+        None => String::new(),
+        Some([]) => ",from=nobody".to_owned(),
+        Some(ranges) => {
+            let (shown, more) = ranges.split_at(ranges.len().min(RANGES_SHOWN));
+            let more =
+                if more.is_empty() { String::new() } else { format!("+{} more", more.len()) };
+            format!(",from={}{more}", shown.join("+"))
+        }
+    }
+}
+
 /// Where it is, and as what if not as a clusterIP.
 fn at(frontend: &Frontend) -> String {
     let (port, protocol) = (frontend.port, frontend.protocol);
@@ -156,6 +173,7 @@ fn at(frontend: &Frontend) -> String {
     match frontend.kind {
         Kind::ClusterIp => format!("{at}/{protocol}"),
         Kind::External => format!("{at}/{protocol} (external)"),
+        Kind::LoadBalancer => format!("{at}/{protocol} (load balancer)"),
         Kind::NodePort if frontend.address.is_ipv4() => format!("*:{port}/{protocol} (node port)"),
         Kind::NodePort => format!("[*]:{port}/{protocol} (node port)"),
     }
@@ -198,7 +216,7 @@ impl Filter {
                 frontend.address.is_ipv4() == address.is_ipv4()
                     && node_port_addresses.iter().any(|own| own.address == *address)
             }
-            Kind::ClusterIp | Kind::External => frontend.address == *address,
+            Kind::ClusterIp | Kind::External | Kind::LoadBalancer => frontend.address == *address,
         };
         match self {
             Self::Service(service) => frontend.service == *service,
@@ -216,66 +234,62 @@ mod tests {
     use lb_agent::plan::{Capacity, NodeFacts, Planner};
     use lb_common::abi::BackendFlags;
 
-    fn snapshot() -> Snapshot {
-        let capacity = Capacity {
-            service_ports: 16,
-            backends: 16,
-            slots: 64,
-            frontends: 16,
-            addresses: 16,
-            source_ranges: 16,
-        };
-        let (mut planner, mut fake) = (Planner::new(capacity), Fake::new(capacity));
-        let key = |service: &str| PortKey {
+    const CAPACITY: Capacity = Capacity {
+        service_ports: 16,
+        backends: 16,
+        slots: 64,
+        frontends: 16,
+        addresses: 16,
+        source_ranges: 16,
+    };
+
+    fn key(service: &str) -> PortKey {
+        PortKey {
             namespace: "default".into(),
             service: service.into(),
             port: "http".into(),
             protocol: Protocol::Tcp,
             family: Family::V4,
-        };
-        let ready = BackendFlags::PRESENT
+        }
+    }
+
+    fn desired(frontends: Vec<model::Frontend>, backends: &[&str]) -> DesiredPort {
+        let flags = BackendFlags::PRESENT
             | BackendFlags::READY
             | BackendFlags::SERVING
             | BackendFlags::IN_CLUSTER;
-        let frontends = |vip: &str| {
-            let own = model::Frontend::cluster_ip(vip.parse().unwrap(), 80);
-            let (external, node_port) = (
-                model::Frontend {
-                    addr: "198.51.100.1".parse().unwrap(),
-                    kind: model::FrontendKind::ExternalIp,
-                    ..own
-                },
-                model::Frontend::node_port(Family::V4, 30_080),
-            );
-            if vip.ends_with("10") { vec![own, external, node_port] } else { vec![own] }
-        };
-        planner.set_node(NodeFacts {
-            node_port_addresses: vec![
-                ("127.0.0.1".parse().unwrap(), true),
-                ("192.168.0.1".parse().unwrap(), false),
-            ],
-            ..NodeFacts::default()
-        });
-        let desired = |vip: &str, backends: &[&str]| DesiredPort {
+        let backend =
+            |addr: &&str| DesiredBackend { addr: addr.parse().unwrap(), port: 8080, flags };
+        DesiredPort {
             created_s: 0,
-            frontends: frontends(vip),
-            backends: backends
-                .iter()
-                .map(|addr| DesiredBackend {
-                    addr: addr.parse().unwrap(),
-                    port: 8080,
-                    flags: ready,
-                })
-                .collect(),
+            frontends,
+            backends: backends.iter().map(backend).collect(),
             internal_local: false,
             external_local: false,
             drop_when_no_local: false,
             affinity_timeout_s: Some(60),
             source_ranges: [].into(),
-        };
+        }
+    }
+
+    fn snapshot() -> Snapshot {
+        let (mut planner, mut fake) = (Planner::new(CAPACITY), Fake::new(CAPACITY));
+        let cluster_ip = |vip: &str| model::Frontend::cluster_ip(vip.parse().unwrap(), 80);
+        let external = model::FrontendKind::ExternalIp;
+        let external = model::Frontend { kind: external, ..cluster_ip("198.51.100.1") };
+        let node_port = model::Frontend::node_port(Family::V4, 30_080);
+        let web = vec![cluster_ip("10.96.0.10"), external, node_port];
+        planner.set_node(NodeFacts {
+            node_port_addresses: vec![
+                ("127.0.0.1".parse().unwrap(), true),
+                ("192.168.0.1".parse().unwrap(), false),
+            ],
+            host_addresses: vec!["192.168.0.2".parse().unwrap()],
+            ..NodeFacts::default()
+        });
         let batch = planner.plan([
-            (key("web"), Some(desired("10.96.0.10", &["10.244.0.2", "10.244.0.3"]))),
-            (key("idle"), Some(desired("10.96.0.11", &[]))),
+            (key("web"), Some(desired(web, &["10.244.0.2", "10.244.0.3"]))),
+            (key("idle"), Some(desired(vec![cluster_ip("10.96.0.11")], &[]))),
         ]);
         assert!(fake.apply(&lb_agent::diff::operations(batch)).is_empty());
         fake.snapshot().unwrap()
@@ -321,6 +335,35 @@ mod tests {
         }
         for bad in ["", "web", "a/b/c", "/b", "a/", "10.96.0.300"] {
             assert!(Filter::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_load_balancers_address_is_shown_with_whom_it_lets_in() {
+        let shown = |ranges: Option<&[&str]>| {
+            let ranges = ranges.map(|all| all.iter().map(ToString::to_string).collect());
+            clients(&Frontend { source_ranges: ranges, ..frontends().remove(0) })
+        };
+        assert_eq!(shown(None), "");
+        assert_eq!(shown(Some(&[])), ",from=nobody");
+        assert_eq!(shown(Some(&["a", "b"])), ",from=a+b");
+        assert_eq!(shown(Some(&["a", "b", "c", "d", "e"])), ",from=a+b+c+2 more");
+        let (mut planner, mut fake) = (Planner::new(CAPACITY), Fake::new(CAPACITY));
+        let vip = model::Frontend {
+            addr: "198.51.100.1".parse().unwrap(),
+            port: 80,
+            kind: model::FrontendKind::LoadBalancer,
+        };
+        let client = model::Cidr::of_one("203.0.113.7".parse().unwrap());
+        let desired =
+            DesiredPort { source_ranges: [client].into(), ..desired(vec![vip], &["10.244.0.2"]) };
+        let batch = planner.plan([(key("web"), Some(desired))]);
+        assert!(fake.apply(&lb_agent::diff::operations(batch)).is_empty());
+        let text = table(&view::frontends(&fake.snapshot().unwrap()));
+        for shown in
+            ["198.51.100.1:80/tcp (load balancer)", "Cluster,affinity=60s,from=203.0.113.7/32"]
+        {
+            assert!(text.contains(shown), "{shown}: {text}");
         }
     }
 

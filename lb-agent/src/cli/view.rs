@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_agent::model::PortKey;
+use lb_agent::model::{self, PortKey};
 use lb_agent::plan::{self, FrontKey, PortRow, SetRow, Snapshot, name};
 use lb_common::abi::{
     AddressFlags, BackendFlags, BackendId, BackendWord, FactsFlags, FactsWord, Found,
@@ -30,6 +30,8 @@ pub(super) struct Frontend {
     pub(super) cluster: Set,
     pub(super) local: Set,
     pub(super) backends: Vec<Backend>,
+    /// Whom it lets in, if not everybody.
+    pub(super) source_ranges: Option<Vec<String>>,
 }
 
 /// What a frontend is to its Service, as far as the maps tell.
@@ -37,8 +39,10 @@ pub(super) struct Frontend {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
     ClusterIp,
-    /// An externalIP or a load balancer VIP.
+    /// An externalIP, or a load balancer VIP that everybody may use: they are the same to programs.
     External,
+    /// A load balancer VIP for those in its source ranges.
+    LoadBalancer,
     NodePort,
 }
 
@@ -46,6 +50,8 @@ impl Kind {
     pub(super) fn of(key: &FrontKey, flags: u8) -> Self {
         if key.is_node_port() {
             Self::NodePort
+        } else if flags & FrontendFlags::RANGES != 0 {
+            Self::LoadBalancer
         } else if flags & FrontendFlags::EXTERNAL != 0 {
             Self::External
         } else {
@@ -59,7 +65,9 @@ impl Frontend {
     pub(super) fn traffic_policy(&self) -> &'static str {
         match self.kind {
             Kind::ClusterIp => self.facts.internal_traffic_policy,
-            Kind::External | Kind::NodePort => self.facts.external_traffic_policy,
+            Kind::External | Kind::LoadBalancer | Kind::NodePort => {
+                self.facts.external_traffic_policy
+            }
         }
     }
 }
@@ -101,6 +109,11 @@ pub(super) fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
             backends.entry(found.service_port).or_default().push(shown);
         }
     }
+    let mut ranges: BTreeMap<u32, Vec<model::Cidr>> = BTreeMap::new();
+    for held in &snapshot.source_ranges {
+        ranges.entry(held.id).or_default().push(held.range);
+    }
+    ranges.values_mut().for_each(|ranges| ranges.sort_unstable());
     let mut all: Vec<Frontend> = Vec::with_capacity(snapshot.frontends.len());
     for (key, word) in &snapshot.frontends {
         // The word of another key: no reader follows it.
@@ -121,6 +134,8 @@ pub(super) fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
             cluster,
             local,
             backends: backends.get(&id).cloned().unwrap_or_default(),
+            source_ranges: (flags & FrontendFlags::RANGES != 0)
+                .then(|| ranges.get(&id).into_iter().flatten().map(ToString::to_string).collect()),
         });
     }
     all.sort_by(|a, b| {
@@ -200,6 +215,7 @@ pub(super) fn address(flags: u32) -> String {
         (AddressFlags::NODE, "of this node, for node ports"),
         (AddressFlags::LOOPBACK, "of this node, for node ports of its own sockets"),
         (AddressFlags::VIP, "a load balancer VIP or externalIP"),
+        (AddressFlags::HOST, "of an interface of this node"),
     ];
     let words: Vec<_> =
         known.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, word)| *word).collect();
