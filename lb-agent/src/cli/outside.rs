@@ -107,11 +107,7 @@ impl OutsideArgs {
         let mode = self.detect_local_mode;
         for (given, needs, flag) in [
             (!self.cluster_cidr.is_empty(), Mode::ClusterCidr, "--cluster-cidr"),
-            (
-                self.pod_bridge_interface.is_some(),
-                Mode::BridgeInterface,
-                "--pod-bridge-interface",
-            ),
+            (self.pod_bridge_interface.is_some(), Mode::BridgeInterface, "--pod-bridge-interface"),
             (
                 self.pod_interface_name_prefix.is_some(),
                 Mode::InterfaceNamePrefix,

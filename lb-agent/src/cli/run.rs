@@ -121,6 +121,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let bypass = arguments.sockets.bypass()?;
     let outside = arguments.outside.outside()?;
     start_logs(arguments.log_format);
+    end_with_panics();
     datapath::keep_memory_small();
     node.enter()?;
     let config = Config {
@@ -256,6 +257,18 @@ pub(super) fn runtime() -> Result<Runtime, Error> {
         .max_blocking_threads(2)
         .build()
         .map_err(Error::system("start the event loop"))
+}
+
+/// Makes a panic the end of the process, but where what panics begins anew: half an agent is worse
+/// than none, and whoever started this one starts it again.
+fn end_with_panics() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        if !namespaces::restart::catches(std::thread::current().name()) {
+            std::process::abort();
+        }
+    }));
 }
 
 fn start_logs(format: LogFormat) {

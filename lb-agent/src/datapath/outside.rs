@@ -1,6 +1,7 @@
 //! What are programs told of interfaces and of pods' addresses? The maps that only flows from and to
 //! other machines depend on.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
@@ -11,7 +12,7 @@ use super::Error;
 use super::maps::{array, cidrs};
 use super::mmap::MmapArray;
 use crate::model::Family;
-use crate::plan::Cidr;
+use crate::plan::{Cidr, address};
 
 /// Bytes of an element of `INTERFACES`.
 const RECORD: usize = size_of::<Interface>();
@@ -67,6 +68,13 @@ impl OutsideMaps {
     pub fn set_local_cidrs(&self, family: Family, list: &[Cidr]) {
         cidrs::store(&self.local_cidrs[usize::from(family == Family::V6)], family, list);
     }
+}
+
+/// The addresses under which packets leave by an interface, IPv4 first.
+pub fn sources(interface: &Interface) -> Vec<IpAddr> {
+    let v4 = interface.v4.iter().take_while(|word| **word != 0);
+    let v6 = interface.v6.iter().take_while(|words| **words != [0; 4]);
+    v4.map(|word| address(&[*word, 0, 0, 0], false)).chain(v6.map(|w| address(w, true))).collect()
 }
 
 /// The words of a record in their order.

@@ -38,9 +38,8 @@ pub struct Ranges {
 impl Ranges {
     /// The first range of each family; of a zero prefix, everybody would be a pod.
     pub fn first_of(all: &[Cidr]) -> Self {
-        let first = |family| {
-            all.iter().find(|cidr| cidr.family() == family && cidr.prefix() > 0).copied()
-        };
+        let first =
+            |family| all.iter().find(|cidr| cidr.family() == family && cidr.prefix() > 0).copied();
         Self { v4: first(Family::V4), v6: first(Family::V6) }
     }
 
@@ -110,9 +109,9 @@ impl LocalDetector {
     pub fn ranges(&self, node: Option<&Node>) -> Option<Ranges> {
         match self {
             Self::ClusterCidr(ranges) => Some(*ranges),
-            Self::NodeCidr => {
-                node.map(|node| Ranges::first_of(&node.pod_cidrs)).filter(|r| *r != Ranges::default())
-            }
+            Self::NodeCidr => node
+                .map(|node| Ranges::first_of(&node.pod_cidrs))
+                .filter(|r| *r != Ranges::default()),
             _ => Some(Ranges::default()),
         }
     }

@@ -21,8 +21,12 @@ fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
 
 #[test]
 fn detector_cluster_cidr_takes_the_first_range_of_each_family() {
-    let detector =
-        LocalDetector::ClusterCidr(ranges(&["10.0.0.0/8", "fd00::/48", "10.1.0.0/16", "fd01::/48"]));
+    let detector = LocalDetector::ClusterCidr(ranges(&[
+        "10.0.0.0/8",
+        "fd00::/48",
+        "10.1.0.0/16",
+        "fd01::/48",
+    ]));
     let found = detector.ranges(None).unwrap();
     assert_eq!((found.v4, found.v6), (Some(cidr("10.0.0.0/8")), Some(cidr("fd00::/48"))));
     assert!(detector.goes_by_source());

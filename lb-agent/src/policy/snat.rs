@@ -148,7 +148,9 @@ impl SnatPorts {
     ) -> Vec<String> {
         let mut found = Vec::new();
         if let Some(ephemeral) = ephemeral
-            && self.shared(ephemeral).any(|port| !reserved.iter().any(|range| range.contains(&port)))
+            && self
+                .shared(ephemeral)
+                .any(|port| !reserved.iter().any(|range| range.contains(&port)))
         {
             found.push(format!(
                 "SNAT ports {self} overlap those of the node's own sockets, {} to {} \

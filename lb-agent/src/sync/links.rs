@@ -183,8 +183,11 @@ impl<D: Datapath> Sync<D> {
 
     /// Writes the records that differ, and removes those of interfaces that are gone.
     fn tell_records(&mut self) {
-        let wanted: BTreeMap<u32, abi::Interface> =
-            self.interfaces.keys().filter_map(|&index| Some((index, self.record(index)?))).collect();
+        let wanted: BTreeMap<u32, abi::Interface> = self
+            .interfaces
+            .keys()
+            .filter_map(|&index| Some((index, self.record(index)?)))
+            .collect();
         let mut failed = None;
         let written = &mut self.links.written;
         // Those of an earlier run are right until interfaces have been listed.

@@ -6,22 +6,21 @@ use lb_common::abi::{Interface as Record, InterfaceFlags};
 
 use super::*;
 use crate::datapath::fake::Fake;
-use crate::datapath::{interfaces, outside};
 use crate::datapath::roles::{Device, Kind};
+use crate::datapath::{interfaces, outside};
 use crate::model::{Change, Cidr};
 use crate::plan::Capacity;
 use crate::source::SourceEvent;
 use crate::sync::Event;
 
-const CAPACITY: Capacity =
-    Capacity {
-        service_ports: 16,
-        backends: 16,
-        slots: 16,
-        frontends: 16,
-        addresses: 16,
-        source_ranges: 16,
-    };
+const CAPACITY: Capacity = Capacity {
+    service_ports: 16,
+    backends: 16,
+    slots: 16,
+    frontends: 16,
+    addresses: 16,
+    source_ranges: 16,
+};
 
 const OFF_NODE: u32 = InterfaceFlags::OFF_NODE;
 const LOCAL_POD: u32 = InterfaceFlags::LOCAL_POD;
@@ -124,7 +123,8 @@ fn every_interface_is_told_before_programs_are_attached_masters_included() {
         is(6, "wg0", Role::Overlay, 0),
     ]);
     assert!(sync.datapath().interfaces.is_empty(), "nothing is attached");
-    let each = |f: fn(Record) -> u32| (1..=6).map(|i| f(told(&sync, i).unwrap())).collect::<Vec<_>>();
+    let each =
+        |f: fn(Record) -> u32| (1..=6).map(|i| f(told(&sync, i).unwrap())).collect::<Vec<_>>();
     assert_eq!(each(|r| r.flags), [0, OFF_NODE, 0, LOCAL_POD, 0, OFF_NODE | InterfaceFlags::L3]);
     assert_eq!(each(|r| r.group), [1, 3, 3, 5, 5, 6]);
     assert_eq!(each(|r| r.mtu), [1500; 6]);
@@ -158,8 +158,7 @@ fn m_b_the_source_is_that_of_the_interface_its_bridge_or_else_the_node() {
 fn addresses_that_were_asked_for_are_used_while_they_are_assigned() {
     let asked = SnatAddresses::new(ips(&["192.0.2.8", "192.0.2.9"])).unwrap();
     let mut sync = start(Outside { snat_addresses: asked, ..Outside::default() });
-    let missing =
-        |sync: &Sync<Fake>| sync.datapath().meta[MetaWord::MissingSnatAddresses as usize];
+    let missing = |sync: &Sync<Fake>| sync.datapath().meta[MetaWord::MissingSnatAddresses as usize];
     let own: &[(u32, &[&str])] = &[(2, &["192.0.2.2"])];
     sync.step([is(2, "eth0", Role::Uplink, 0)].into_iter().chain(addresses(own, &["192.0.2.9"])));
     assert_eq!((sources(&sync, 2), missing(&sync)), (ips(&["192.0.2.9"]), 1));
@@ -179,6 +178,7 @@ fn records_are_written_on_change_only_and_go_with_their_interfaces() {
     assert_eq!(before.told_interfaces.len(), 2);
     // Another agent takes over: nothing differs, and nothing is written.
     let mut sync = Sync::new(before.clone(), CAPACITY).unwrap();
+    sync.step([]);
     let applied = sync.datapath().applied;
     sync.step(addresses(own, &[]).into_iter().chain(all()).chain([listed()]));
     assert_eq!(sync.datapath().told_interfaces, before.told_interfaces);

@@ -1,6 +1,7 @@
 //! What of a status is a problem, and how bad is it?
 
 use lb_agent::datapath::hooks::RELEASE;
+use lb_agent::datapath::roles::Role;
 
 use super::{Hook, InterfaceStatus, Status, Xdp};
 use crate::cli::error::Exit;
@@ -61,6 +62,7 @@ fn problems(status: &Status) -> Vec<String> {
     for interface in &status.interfaces {
         problems.extend(on_interface(interface));
     }
+    problems.extend(status.outside.problems());
     for lacking in &status.lacking {
         problems.push(format!("{} is missing: {}", lacking.what, lacking.costs));
     }
@@ -97,6 +99,8 @@ fn notes(status: &Status) -> Vec<String> {
             _ => {}
         }
     }
+    notes.extend(status.interfaces.iter().filter_map(on_uplink));
+    notes.extend(status.outside.notes());
     if sync.skipped_objects > 0 {
         notes.push(format!(
             "{} skipped as bad; the log of `lb-agent run` says why",
@@ -168,29 +172,24 @@ fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
     let mut problems = Vec::new();
     for hook in &interface.hooks {
         if let Some(problem) = missing(hook) {
-            let costs = if hook.program.starts_with("tc_uplink") {
-                "packets to unknown ports and addresses of Services leave the node there"
-            } else {
-                "sockets outside of the node's cgroup are not served there"
+            let costs = match (hook.program.starts_with("tc_uplink"), is_pod_port(interface)) {
+                (true, _) => {
+                    "answers to clients outside leave with addresses of pods, and packets to \
+                     unknown ports and addresses of Services leave the node there"
+                }
+                (false, true) => "sockets outside of the node's cgroup are not served there",
+                (false, false) => "connections from outside are not served there",
             };
             problems.push(format!("{name}: {} {problem}: {costs}", hook.program));
             continue;
         }
         // On egress ours is last on purpose, so that the others see pod addresses.
-        if hook.program.contains("egress") {
-            continue;
-        }
-        let before: Vec<String> = hook
-            .order
-            .iter()
-            .take_while(|program| !program.ours)
-            .map(|program| format!("{} (id {})", program.name, program.id))
-            .collect();
-        if !before.is_empty() {
+        if let Some(before) = before_ours(hook)
+            && !is_egress(hook)
+        {
             problems.push(format!(
-                "{name}: {} runs before {} and may end the chain, which would leave packets \
+                "{name}: {before} runs before {} and may end the chain, which would leave packets \
                  untranslated",
-                before.join(", "),
                 hook.program
             ));
         }
@@ -207,9 +206,36 @@ fn on_interface(interface: &InterfaceStatus) -> Vec<String> {
     problems
 }
 
+fn is_pod_port(interface: &InterfaceStatus) -> bool {
+    interface.role == Role::PodPort.to_string()
+}
+
+fn is_egress(hook: &Hook) -> bool {
+    hook.program.contains("egress")
+}
+
+/// Programs of others that run before ours, if ours runs.
+fn before_ours(hook: &Hook) -> Option<String> {
+    let before = hook.order.iter().take_while(|program| !program.ours);
+    let before: Vec<String> =
+        before.map(|program| format!("{} (id {})", program.name, program.id)).collect();
+    (hook.runs && !before.is_empty()).then(|| before.join(", "))
+}
+
+/// What others may do to packets that leave the node, if they wish.
+fn on_uplink(interface: &InterfaceStatus) -> Option<String> {
+    let hook = interface.hooks.iter().find(|hook| is_egress(hook))?;
+    let before = before_ours(hook).filter(|_| !is_pod_port(interface))?;
+    Some(format!(
+        "{}: {before} runs before {} on purpose; if it ends the chain (TC_ACT_OK), answers to clients \
+         outside leave with addresses of pods",
+        interface.name, hook.program
+    ))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::{Agent, MapFill, Program, Sync};
+    use super::super::{Agent, MapFill, Outside, Program, Sync};
     use super::*;
     use crate::cli::lacking::Lacking;
     use crate::cli::self_test::SelfTest;
@@ -270,6 +296,7 @@ mod tests {
                 ],
                 xdp: None,
             }],
+            outside: Outside::default(),
             lacking: Vec::new(),
             maps: vec![MapFill { map: "FLOWS4", used: 8, max: 8, flag: None }],
             counters: Vec::new(),
@@ -359,6 +386,23 @@ mod tests {
         assert_eq!(judge(&mut status), Exit::Success, "tc does its work");
         let [note] = &status.notes[..] else { panic!("{:?}", status.notes) };
         assert!(note.starts_with("veth0: XDP demoted to tc: a neighbour"), "{note}");
+    }
+
+    #[test]
+    fn a_program_that_may_end_the_chain_of_an_uplink_is_a_problem_before_packets_are_met_only() {
+        let mut status = healthy();
+        status.interfaces[0].role = "uplink".into();
+        status.interfaces[0].hooks =
+            vec![hook("tc_uplink_egress", &["policy", "ours"]), hook("tc_ingress", &["ours"])];
+        assert_eq!(judge(&mut status), Exit::Success, "{:?}", status.problems);
+        let note = status.notes.iter().find(|note| note.contains("TC_ACT_OK")).unwrap();
+        assert!(note.starts_with("veth0: policy (id 1) runs before tc_uplink_egress"), "{note}");
+        status.interfaces[0].hooks = vec![hook("tc_ingress", &["policy", "ours"])];
+        assert_eq!(judge(&mut status), Exit::Degraded);
+        status.interfaces[0].hooks = vec![hook("tc_ingress", &[])];
+        judge(&mut status);
+        let [problem] = &status.problems[..] else { panic!("{:?}", status.problems) };
+        assert!(problem.ends_with("connections from outside are not served there"), "{problem}");
     }
 
     #[test]

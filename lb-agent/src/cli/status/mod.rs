@@ -3,6 +3,7 @@
 //! Everything is asked of the kernel or read from what is pinned; the agent is not asked.
 
 mod judge;
+mod outside;
 mod show;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,10 +14,12 @@ use lb_agent::datapath::roles::Overrides;
 use lb_agent::datapath::status::{self, HookStatus, RunningProgram, XdpStatus};
 use lb_agent::datapath::xdp::State;
 use lb_agent::datapath::{Interface, Scope, interfaces};
+use lb_agent::model::Family;
 use lb_agent::namespaces::survey::{self, Survey};
-use lb_common::abi::MetaWord;
+use lb_common::abi::{MetaWord, map};
 use serde::Serialize;
 
+use self::outside::Outside;
 use super::args::NodeArgs;
 use super::cgroup;
 use super::error::{Error, Exit};
@@ -72,6 +75,8 @@ struct Status {
     self_test: SelfTest,
     socket_hooks: Vec<Hook>,
     interfaces: Vec<InterfaceStatus>,
+    /// Traffic from and to other machines.
+    outside: Outside,
     lacking: Vec<Lacking>,
     maps: Vec<MapFill>,
     counters: Vec<CounterValue>,
@@ -187,6 +192,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let bypassed = survey::survey(&folder, &cgroup)?;
     let mut lacking = lacking::capabilities(holder);
     lacking.extend(bypassed.lacking.iter().map(|&(what, costs)| Lacking { what, costs }));
+    let maps: Vec<MapFill> = inspector.fill()?.iter().map(fill).collect();
     let mut status = Status {
         health: "healthy",
         problems: Vec::new(),
@@ -207,8 +213,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
             .iter()
             .map(|interface| one_interface(node, interface, xdp.remove(&interface.index)))
             .collect(),
+        outside: outside::outside(&folder, &meta, &found, families(&maps))?,
         lacking,
-        maps: inspector.fill()?.iter().map(fill).collect(),
+        maps,
         counters: inspector
             .counters()?
             .into_iter()
@@ -224,6 +231,13 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     let exit = judge::judge(&mut status);
     arguments.output.write(&status, show::text)?;
     Ok(exit)
+}
+
+/// The IP families that Services have frontends in: one in each is that of the self-test.
+fn families(maps: &[MapFill]) -> Vec<Family> {
+    let has = |name: &str| maps.iter().any(|fill| fill.map == name && fill.used > 1);
+    let families = [(Family::V4, map::FRONTENDS4), (Family::V6, map::FRONTENDS6)];
+    families.into_iter().filter(|(_, name)| has(name)).map(|(family, _)| family).collect()
 }
 
 fn word(meta: &[u64], word: MetaWord) -> Option<u64> {
@@ -255,7 +269,13 @@ fn one_interface(
 ) -> InterfaceStatus {
     let Interface { index, name, role, .. } = interface;
     let hooks = hooks(status::interface_hooks(&node.bpffs, interface));
-    InterfaceStatus { name: name.clone(), index: *index, role: role.to_string(), hooks, xdp: xdp.map(Xdp::from) }
+    InterfaceStatus {
+        name: name.clone(),
+        index: *index,
+        role: role.to_string(),
+        hooks,
+        xdp: xdp.map(Xdp::from),
+    }
 }
 
 impl From<XdpStatus> for Xdp {

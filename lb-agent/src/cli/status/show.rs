@@ -8,6 +8,7 @@ pub(super) fn text(status: &Status) -> String {
     let mut parts = vec![health(status), summary(status)];
     parts.push(hooks(status));
     parts.push(interfaces(status));
+    parts.push(status.outside.text());
     let mut maps = Table::new(&["MAP", "USED", "OF", "FULL"]);
     for map in &status.maps {
         let percent = (map.used * 100).checked_div(map.max).unwrap_or(0);
@@ -105,6 +106,7 @@ fn summary(status: &Status) -> String {
             format!("IPv4 {}, IPv6 {}", seen(status.self_test.ipv4), seen(status.self_test.ipv6)),
         ])
         .row(["pins".into(), status.bpffs.clone()]);
+    status.outside.rows(&mut table);
     table.to_string()
 }
 
