@@ -11,17 +11,24 @@
 //! in the kernel too: their frames then use the same part of the stack, and the verifier, which
 //! forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{AddressFlags, Counter, Flow, FlowKind, FrontendKey, V4, V6, proto};
-use crate::flow::{answers_another, create, ended, idle, other_idle, promote, touch};
+use crate::abi::{
+    Counter, FILTER_NODE, FILTER_VIP, Flow, FlowKey, FlowKind, Ip, Live, V4, V6, node_port_place,
+    proto,
+};
+use crate::begin::{answers, begin};
+use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
 use crate::packet::Packet;
 use crate::parse::{
     Header, Headers, Ipv, Link, Network, Shape, destination_of, headers, network, source_of,
+    split_ports, tcp,
 };
 use crate::rewrite::{apply, swap_ethernet};
-use crate::select::{address_flags, choose_for, destination, scope_on_node, still_serves, widen};
-use crate::tables::{FlowRef, FlowTable, FlowTables, FrontendTables, RouteTables, ServiceTables};
-use crate::verdict::{NoBackend, Verdict};
-use crate::{fragment, icmp};
+use crate::select::still_serves;
+use crate::tables::{
+    FlowRef, FlowTable, FlowTables, Insert, NodeTables, RouteStatus, RouteTables, ServiceTables,
+};
+use crate::verdict::Verdict;
+use crate::{forward, fragment, icmp};
 
 /// With what a decision goes on, where the first half does not end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +46,7 @@ pub enum Next {
 pub fn ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     match look_at_ingress(packet, tables, link) {
         Err(verdict) => verdict,
@@ -47,6 +54,29 @@ where
         Ok(Next::Icmp) => icmp::at_hook(packet, tables, link, FlowKind::INGRESS),
         Ok(Next::Fragment) => fragment::ingress(packet, tables, link),
     }
+}
+
+/// What may be done with a packet where it is met.
+pub trait Stage: Copy {
+    /// Only what is certain, and nothing that others do as well: the packet comes to the other stage
+    /// too, unless it is sent on.
+    const EARLY: bool;
+}
+
+/// At XDP.
+#[derive(Clone, Copy)]
+pub struct Early;
+
+/// At tc.
+#[derive(Clone, Copy)]
+pub struct Final;
+
+impl Stage for Early {
+    const EARLY: bool = true;
+}
+
+impl Stage for Final {
+    const EARLY: bool = false;
 }
 
 /// A packet that arrives and is met as early as can be, at XDP. [`Verdict::Forwarded`]: it is one of a
@@ -60,10 +90,16 @@ where
     T: RouteTables<V4> + RouteTables<V6>,
 {
     match look_at_ingress(packet, tables, link) {
-        Err(verdict) => verdict,
-        // What this takes from the hook is still to be written.
-        Ok(Next::Translate | Next::Icmp | Next::Fragment) => Verdict::Left,
+        Err(verdict) => return verdict,
+        Ok(Next::Icmp | Next::Fragment) => return Verdict::Left,
+        Ok(Next::Translate) => {}
     }
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => ingress_ip::<V4, Early, P, T>(Early, packet, tables, l3, link),
+        Ok(Network::V6(l3)) => ingress_ip::<V6, Early, P, T>(Early, packet, tables, l3, link),
+        Err(verdict) => return verdict,
+    };
+    if verdict == Verdict::Forwarded { verdict } else { Verdict::Left }
 }
 
 /// A packet that leaves by an interface.
@@ -71,7 +107,7 @@ where
 pub fn egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     match look_at_egress(packet, tables, link) {
         Err(verdict) => verdict,
@@ -88,20 +124,52 @@ where
 pub fn look_at_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Result<Next, Verdict>
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     packet.make_reachable();
-    let (may_be, shape) = match network(packet, link)? {
-        Network::V4(l3) => {
-            let ip = destination_of::<V4, P>(packet, l3).ok_or(Verdict::Unparsed)?;
-            (FrontendTables::<V4>::may_be_vip(tables, &ip), Ipv::<V4>::shape(packet, l3))
+    match network(packet, link)? {
+        Network::V4(l3) => look_ip::<V4, P, T>(packet, tables, l3),
+        Network::V6(l3) => look_ip::<V6, P, T>(packet, tables, l3),
+    }
+}
+
+#[inline(always)]
+fn look_ip<const N: usize, P, T>(packet: &P, tables: &T, l3: usize) -> Result<Next, Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let ip = destination_of::<N, P>(packet, l3).ok_or(Verdict::Unparsed)?;
+    let class = tables.filter(&ip);
+    if class == 0 {
+        return Err(Verdict::NotService);
+    }
+    let next = next(Ipv::<N>::shape(packet, l3))?;
+    // Most of what comes to a node's own address is its own.
+    if class & FILTER_VIP == 0 && next == Next::Translate {
+        let (proto, ports) = Ipv::<N>::ports(packet, l3).ok_or(Verdict::Unparsed)?;
+        let (_, dport) = split_ports(ports);
+        if !may_be_ours(tables, proto, u16::from_be(dport)) {
+            return Err(Verdict::NotService);
         }
-        Network::V6(l3) => {
-            let ip = destination_of::<V6, P>(packet, l3).ok_or(Verdict::Unparsed)?;
-            (FrontendTables::<V6>::may_be_vip(tables, &ip), Ipv::<V6>::shape(packet, l3))
-        }
-    };
-    if may_be { next(shape) } else { Err(Verdict::NotService) }
+    }
+    Ok(next)
+}
+
+/// Whether packets to this port of the node may be a Service's, or replies to what is sent on.
+#[inline(always)]
+fn may_be_ours<T: NodeTables>(tables: &T, proto: u8, port: u16) -> bool {
+    // SCTP keeps the port that the client had.
+    (port as u32).wrapping_sub(tables.snat_first()) < tables.snat_count()
+        || proto == proto::SCTP
+        || is_node_port(tables, proto, port)
+}
+
+/// Whether a port, in host order, may be a `NodePort`.
+#[inline(always)]
+fn is_node_port<T: NodeTables>(tables: &T, proto: u8, port: u16) -> bool {
+    node_port_place(proto, port).is_some_and(|(word, mask)| tables.node_ports(word) & mask != 0)
 }
 
 /// The first half of [`egress`].
@@ -109,24 +177,59 @@ where
 pub fn look_at_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Result<Next, Verdict>
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
-    if !FlowTables::<V4>::has_flows(tables) {
+    let flows = FlowTables::<V4>::has_flows(tables);
+    if !flows && !tables.own() {
         return Err(Verdict::NotService);
     }
     packet.make_reachable();
-    let (may_be, shape) = match network(packet, link)? {
-        Network::V4(l3) => {
-            let ip = source_of::<V4, P>(packet, l3).ok_or(Verdict::Unparsed)?;
-            (FlowTables::<V4>::has_flows_to(tables, &ip), Ipv::<V4>::shape(packet, l3))
-        }
-        Network::V6(l3) => {
-            let ip = source_of::<V6, P>(packet, l3).ok_or(Verdict::Unparsed)?;
-            (FlowTables::<V6>::has_flows_to(tables, &ip), Ipv::<V6>::shape(packet, l3))
-        }
-    };
+    match network(packet, link)? {
+        Network::V4(l3) => look_back::<V4, P, T>(packet, tables, l3, flows),
+        Network::V6(l3) => look_back::<V6, P, T>(packet, tables, l3, flows),
+    }
+}
+
+#[inline(always)]
+fn look_back<const N: usize, P, T>(
+    packet: &P,
+    tables: &T,
+    l3: usize,
+    flows: bool,
+) -> Result<Next, Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let ip = source_of::<N, P>(packet, l3).ok_or(Verdict::Unparsed)?;
+    let shape = Ipv::<N>::shape(packet, l3);
     // An error comes from any router on the way.
-    if may_be || shape == Some(Shape::Icmp) { next(shape) } else { Err(Verdict::NotService) }
+    if flows && (tables.has_flows_to(&ip) || shape == Some(Shape::Icmp)) {
+        return next(shape);
+    }
+    if shape == Some(Shape::Whole) && tables.own() {
+        let (proto, ports) = Ipv::<N>::ports(packet, l3).ok_or(Verdict::Unparsed)?;
+        let (sport, _) = split_ports(ports);
+        if answers_are_foreign(tables, proto, sport, &ip) {
+            return next(shape);
+        }
+    }
+    Err(Verdict::NotService)
+}
+
+/// Whether a packet of a socket of this node is such that its answers would be taken for what a client
+/// sends to a `NodePort`. TCP's tell the difference themselves.
+#[inline(always)]
+fn answers_are_foreign<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    proto: u8,
+    sport: u16,
+    source: &Ip<N>,
+) -> bool {
+    matches!(proto, proto::UDP | proto::SCTP)
+        && is_node_port(tables, proto, u16::from_be(sport))
+        && tables.filter(source) & FILTER_NODE != 0
 }
 
 #[inline(always)]
@@ -144,11 +247,11 @@ fn next(shape: Option<Shape>) -> Result<Next, Verdict> {
 pub fn translate_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     let verdict = match network(packet, link) {
-        Ok(Network::V4(l3)) => ingress_ip::<V4, P, T>(packet, tables, l3, link),
-        Ok(Network::V6(l3)) => ingress_ip::<V6, P, T>(packet, tables, l3, link),
+        Ok(Network::V4(l3)) => ingress_ip::<V4, Final, P, T>(Final, packet, tables, l3, link),
+        Ok(Network::V6(l3)) => ingress_ip::<V6, Final, P, T>(Final, packet, tables, l3, link),
         Err(verdict) => verdict,
     };
     counted(tables, verdict)
@@ -159,7 +262,7 @@ where
 pub fn translate_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     let verdict = match network(packet, link) {
         Ok(Network::V4(l3)) => egress_ip::<V4, P, T>(packet, tables, l3),
@@ -179,19 +282,25 @@ pub(crate) fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict
 }
 
 #[inline(always)]
-fn ingress_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
+fn ingress_ip<const N: usize, S: Stage, P, T>(
+    stage: S,
+    packet: &mut P,
+    tables: &T,
+    l3: usize,
+    link: Link,
+) -> Verdict
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let mut parsed = match headers(packet, l3, FlowKind::INGRESS) {
         Ok(parsed) => parsed,
         Err(verdict) => return verdict,
     };
-    match known(packet, tables, &parsed, link) {
+    match known(stage, packet, tables, &parsed, link) {
         Some(verdict) => verdict,
-        None => first(packet, tables, &mut parsed, link),
+        None => first(stage, packet, tables, &mut parsed, link),
     }
 }
 
@@ -199,7 +308,7 @@ where
 fn egress_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize) -> Verdict
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let parsed = match headers(packet, l3, FlowKind::EGRESS) {
@@ -211,16 +320,50 @@ where
     if parsed.accepts() {
         forget_ended(tables, &parsed);
     }
-    match returning(packet, tables, &parsed, false) {
+    let verdict = match returning(packet, tables, &parsed, false) {
         Some(verdict) => verdict,
         None if other_idle(tables, &parsed.key) => Verdict::NotService,
         None => returning(packet, tables, &parsed, true).unwrap_or(Verdict::NotService),
+    };
+    let key = &parsed.key;
+    if verdict == Verdict::NotService
+        && tables.own()
+        && answers_are_foreign(tables, key.proto, key.sport, &key.src)
+    {
+        leave_answers_alone(tables, key);
     }
+    verdict
+}
+
+/// Notes that answers to a packet of this node are its own.
+#[inline(never)]
+fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> u32 {
+    let now = tables.now();
+    let key = answers(key, FlowKind::INGRESS);
+    if let Some(record) = tables.flow(FlowTable::Main, &key) {
+        let old = record.read();
+        if !idle(now, &key, &old) {
+            if old.flags & Flow::<N>::FOREIGN != 0 && Live(old.live).seen() != now {
+                record.set_live(Live::new(now, 0));
+            }
+            return 0;
+        }
+    }
+    let mut flow = Flow::empty();
+    flow.live = Live::new(now, 0).0;
+    flow.flags = Flow::<N>::FOREIGN;
+    flow.tag = flow.tag_for(&key);
+    let noted = tables.insert_flow(FlowTable::Main, &key, &flow, true) == Insert::Done;
+    if noted {
+        tables.count(Counter::FlowForeign);
+    }
+    noted as u32
 }
 
 /// A packet that arrives, of a flow in the main table.
 #[inline(never)]
-fn known<const N: usize, P, T>(
+fn known<const N: usize, S: Stage, P, T>(
+    stage: S,
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
@@ -228,14 +371,26 @@ fn known<const N: usize, P, T>(
 ) -> Option<Verdict>
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
 {
     let record = tables.flow(FlowTable::Main, &headers.key)?;
     let flow = record.read();
     if !flow.is_for(&headers.key) {
         return None;
     }
+    let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
+    if S::EARLY && !forwarded {
+        return Some(Verdict::Left);
+    }
     let now = tables.now();
+    if flow.flags & Flow::<N>::FOREIGN != 0 {
+        if idle(now, &headers.key, &flow) {
+            return None;
+        }
+        touch(&record, &flow, headers, now);
+        return Some(Verdict::NotService);
+    }
     if flow.flags & Flow::<N>::REPLY == 0 {
         // Whether a SYN begins another connection takes more looking.
         if headers.opens() {
@@ -255,7 +410,14 @@ where
             }
         }
     }
-    if touch(&record, &flow, headers, now) {
+    let noted = touch(&record, &flow, headers, now);
+    if forwarded {
+        if noted {
+            tend(tables, &headers.key, &flow, headers.tcp_flags & tcp::RST != 0);
+        }
+        return Some(forward::send(stage, packet, tables, headers, &flow));
+    }
+    if noted {
         // The flow may have outlived the interface on which it was made.
         tables.note_flows(&flow.dst, flow.ifindex != 0);
     }
@@ -265,7 +427,8 @@ where
 /// A packet that arrives and is no matter of course: it follows a SYN, is one, begins a UDP or SCTP
 /// flow or wakes one, or is not ours.
 #[inline(never)]
-fn first<const N: usize, P, T>(
+fn first<const N: usize, S: Stage, P, T>(
+    stage: S,
     packet: &mut P,
     tables: &T,
     headers: &mut Headers<N>,
@@ -273,7 +436,8 @@ fn first<const N: usize, P, T>(
 ) -> Verdict
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
 {
     let mut flow = Flow::empty();
     if headers.key.proto == proto::UDP
@@ -281,35 +445,74 @@ where
         && still_serves(tables, flow.backend, flow.generation)
         && !other_idle(tables, &headers.key)
     {
-        return translate_apart(packet, headers, &flow, link);
+        return go_on(stage, packet, tables, headers, &flow, link);
     }
     if headers.opens()
         && found(tables, headers, FlowTable::Main, &mut flow)
         && !begins_another(tables, headers, FlowTable::Main, &flow)
     {
-        return translate_apart(packet, headers, &flow, link);
+        return go_on(stage, packet, tables, headers, &flow, link);
     }
     if headers.is_tcp()
         && found(tables, headers, FlowTable::HalfOpen, &mut flow)
         && !begins_another(tables, headers, FlowTable::HalfOpen, &flow)
     {
-        if flow.flags & Flow::<N>::REPLY == 0 && !headers.opens() {
+        let left = S::EARLY && flow.flags & Flow::<N>::FORWARDED == 0;
+        if flow.flags & Flow::<N>::REPLY == 0 && !headers.opens() && !left {
             promote(tables, &mut headers.key, &mut flow);
         }
-        return translate_apart(packet, headers, &flow, link);
+        return go_on(stage, packet, tables, headers, &flow, link);
     }
     // Another CPU may have promoted the flow between the two lookups.
     if headers.is_tcp() && !headers.opens() && found(tables, headers, FlowTable::Main, &mut flow) {
-        return translate_apart(packet, headers, &flow, link);
+        return go_on(stage, packet, tables, headers, &flow, link);
     }
-    if let Some(verdict) = fresh(tables, headers, &mut flow) {
+    if let Some(verdict) = begin(packet, tables, headers, &mut flow) {
         return verdict;
     }
-    tables.note_flows(&flow.dst, flow.ifindex != 0);
+    let mut status = RouteStatus::Local;
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
+        status = forward::begin(packet, tables, headers, &mut flow);
+        match status {
+            RouteStatus::TooBig => return Verdict::TooBig,
+            RouteStatus::NoRoute => return Verdict::NoRoute,
+            RouteStatus::Found | RouteStatus::NoNeighbour | RouteStatus::Local => {}
+        }
+    }
+    if flow.flags & Flow::<N>::FORWARDED == 0 {
+        tables.note_flows(&flow.dst, flow.ifindex != 0);
+    }
     if let Some(verdict) = create(tables, &mut headers.key, &mut flow) {
         return verdict;
     }
-    translate_apart(packet, headers, &flow, link)
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
+        return forward::sent(stage, packet, tables, headers, &flow, status);
+    }
+    go_on(stage, packet, tables, headers, &flow, link)
+}
+
+/// A packet whose flow has a record goes where that says.
+#[inline(always)]
+fn go_on<const N: usize, S: Stage, P, T>(
+    stage: S,
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+    link: Link,
+) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
+        return forward::send(stage, packet, tables, headers, flow);
+    }
+    if S::EARLY {
+        return Verdict::Left;
+    }
+    translate_apart(packet, headers, flow, link)
 }
 
 /// [`translate`] as a function of its own, whose frame ends before others begin.
@@ -364,37 +567,6 @@ fn begins_another<const N: usize, T: FlowTables<N>>(
     another
 }
 
-/// A packet without a record: fills in where its flow goes, or tells why it does not begin one.
-#[inline(never)]
-fn fresh<const N: usize, T: FlowTables<N>>(
-    tables: &T,
-    headers: &Headers<N>,
-    flow: &mut Flow<N>,
-) -> Option<Verdict> {
-    let key = &headers.key;
-    let frontend = FrontendKey::new(key.dst, key.dport, key.proto);
-    let Some(found) = destination(tables, &frontend, || false) else {
-        return Some(Verdict::NotService);
-    };
-    if headers.is_tcp() && !headers.opens() {
-        // To an address of the node it may answer a connection that the node made from that very
-        // port, and if not, the node resets it.
-        let of_node = address_flags(tables, &key.dst) & AddressFlags::NODE != 0;
-        return Some(if of_node { Verdict::NotService } else { Verdict::NoFlow });
-    }
-    let scope = scope_on_node(tables, found);
-    let choice = match choose_for(tables, found.id, scope, || widen(&key.src)) {
-        Ok(choice) => choice,
-        Err(NoBackend::Reject) => return Some(Verdict::NoBackend),
-        Err(NoBackend::Drop) => return Some(Verdict::NoLocalBackend),
-    };
-    flow.dst = choice.ip();
-    flow.dport = choice.port;
-    flow.backend = choice.id;
-    flow.generation = choice.generation;
-    None
-}
-
 /// A packet that leaves and may be a reply. `None`: its direction of a UDP flow was idle for long, and
 /// only the other one can tell whether it lives, unless `lives` says so.
 #[inline(never)]
@@ -406,7 +578,8 @@ fn returning<const N: usize, P, T>(
 ) -> Option<Verdict>
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
 {
     let record = match tables.flow(FlowTable::Main, &headers.key) {
         Some(record) => record,
@@ -426,6 +599,9 @@ where
         return None;
     }
     touch(&record, &flow, headers, now);
+    if !forward::leaves_rightly(tables, &flow) {
+        return Some(forward::back(packet, tables, headers, &flow));
+    }
     Some(translate(packet, headers, &flow, Link::None))
 }
 

@@ -6,7 +6,8 @@
 
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, proto};
 use crate::parse::{Headers, tcp};
-use crate::tables::{FlowRef, FlowTable, FlowTables, Insert};
+use crate::snat;
+use crate::tables::{FlowRef, FlowTable, FlowTables, Insert, RouteTables};
 use crate::verdict::Verdict;
 
 /// After this many ticks without a packet a record may be replaced by another flow's: TCP 24 h as
@@ -22,18 +23,29 @@ const PORT_TRIES: u32 = 4;
 const FIRST_PORT: u32 = 61_000;
 const PORTS: u32 = 65_536 - FIRST_PORT;
 
+/// Whether both directions of a flow are met where they arrive: from the pod that is client and
+/// backend, or from client and backend, between which we send.
+#[inline(always)]
+const fn arrives<const N: usize>(flow: &Flow<N>) -> bool {
+    flow.flags & (Flow::<N>::HAIRPIN | Flow::<N>::FORWARDED) != 0
+}
+
+/// The hook of the other direction.
+#[inline(always)]
+const fn other(kind: u8) -> u8 {
+    kind ^ FlowKind::INGRESS ^ FlowKind::EGRESS
+}
+
 /// The key under which replies to a flow are met.
 #[inline(always)]
 pub fn reply_key<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> FlowKey<N> {
-    // Either direction of a hairpin flow arrives from the pod.
-    let hairpin = flow.flags & Flow::<N>::HAIRPIN != 0;
     FlowKey {
         src: flow.dst,
         dst: flow.src,
         sport: flow.dport,
         dport: flow.sport,
         proto: key.proto,
-        kind: if hairpin { key.kind } else { key.kind ^ FlowKind::INGRESS ^ FlowKind::EGRESS },
+        kind: if arrives(flow) { key.kind } else { other(key.kind) },
         pad: 0,
     }
 }
@@ -46,9 +58,8 @@ pub fn flip<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) {
     core::mem::swap(&mut key.dst, &mut flow.src);
     core::mem::swap(&mut key.sport, &mut flow.dport);
     core::mem::swap(&mut key.dport, &mut flow.sport);
-    // Either direction of a hairpin flow arrives from the pod.
-    if flow.flags & Flow::<N>::HAIRPIN == 0 {
-        key.kind ^= FlowKind::INGRESS ^ FlowKind::EGRESS;
+    if !arrives(flow) {
+        key.kind = other(key.kind);
     }
     flow.flags ^= Flow::<N>::REPLY;
     flow.tag = flow.tag_for(key);
@@ -133,7 +144,7 @@ fn over<const N: usize, T: FlowTables<N>>(
 
 /// Whether a record was idle for so long that its direction of the flow is over.
 #[inline(always)]
-fn expired(now: u32, proto: u8, live: Live) -> bool {
+pub(crate) fn expired(now: u32, proto: u8, live: Live) -> bool {
     let limit = match (proto, live.state()) {
         (proto::TCP | proto::SCTP, 0) => TCP_ESTABLISHED,
         (proto::TCP, _) => TCP_CLOSING,
@@ -200,21 +211,24 @@ fn remove_reply<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>, 
 /// Makes both records of a new flow to the backend in `flow`, whose rest is filled in; or tells why
 /// not.
 #[inline(always)]
-pub fn create<const N: usize, T: FlowTables<N>>(
+pub fn create<const N: usize, T: RouteTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
 ) -> Option<Verdict> {
-    // The pod would refuse its own address as a source; the VIP is one that it answers through us.
-    let hairpin = flow.dst == key.src;
-    flow.src = if hairpin { key.dst } else { key.src };
-    flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
     flow.live = Live::new(tables.now(), 0).0;
     flow.sport = key.sport;
     if key.proto == proto::SCTP && flow.dport != key.dport {
         return Some(Verdict::SctpPort);
     }
     let table = table_of(key);
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
+        return snat::create(tables, key, flow, table);
+    }
+    // The pod would refuse its own address as a source; the VIP is one that it answers through us.
+    let hairpin = flow.dst == key.src && flow.ifindex == 0;
+    flow.src = if hairpin { key.dst } else { key.src };
+    flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
     let mut inserted = insert_reply(tables, key, flow, table);
     for _ in 0..PORT_TRIES {
         if inserted != Insert::Exists || key.proto == proto::SCTP {
@@ -281,6 +295,30 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
     flow.live = live;
     flip(key, flow);
     inserted
+}
+
+/// A packet of a flow that is sent on was seen in one direction, for the first time in this tick: the
+/// other one's record is kept alive by it, and made anew if it was evicted. Otherwise a record would
+/// have to be idle in both directions before its source port could be given to another flow.
+#[inline(never)]
+pub(crate) fn tend<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+    reset: bool,
+) -> u32 {
+    let (mut key, mut flow) = (*key, *flow);
+    flip(&mut key, &mut flow);
+    let now = tables.now();
+    let Some(record) = tables.flow(FlowTable::Main, &key) else {
+        flow.live = Live::new(now, 0).0;
+        return (tables.insert_flow(FlowTable::Main, &key, &flow, false) == Insert::Done) as u32;
+    };
+    if record.tag() == flow.tag {
+        let state = record.live().state() | if reset { Live::RST } else { 0 };
+        record.set_live(Live::new(now, state));
+    }
+    0
 }
 
 #[inline(always)]

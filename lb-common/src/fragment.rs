@@ -8,6 +8,7 @@ use crate::abi::{AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRec
 use crate::csum::{Diff, updated};
 use crate::decide::{counted, translate_egress, translate_ingress};
 use crate::flow::recorded;
+use crate::forward::{self, way};
 use crate::packet::Packet;
 use crate::parse::{
     Header, Ipv, Link, Network, Part, destination_of, headers, join_ports, network, source_of,
@@ -15,7 +16,7 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
-use crate::tables::FlowTables;
+use crate::tables::RouteTables;
 use crate::verdict::Verdict;
 
 /// A fragment, or an IPv6 packet with extension headers, that arrives and may concern us.
@@ -26,7 +27,7 @@ use crate::verdict::Verdict;
 pub fn ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     match follow(packet, tables, link, FlowKind::INGRESS) {
         Some(verdict) => verdict,
@@ -39,7 +40,7 @@ where
 pub fn egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     match follow(packet, tables, link, FlowKind::EGRESS) {
         Some(verdict) => verdict,
@@ -52,7 +53,7 @@ where
 fn follow<P, T>(packet: &mut P, tables: &T, link: Link, kind: u8) -> Option<Verdict>
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     let verdict = match network(packet, link) {
         Ok(Network::V4(l3)) => part::<V4, P, T>(packet, tables, l3, link, kind),
@@ -72,7 +73,7 @@ fn part<const N: usize, P, T>(
 ) -> Option<Verdict>
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let Some(part) = Ipv::<N>::fragment(packet, l3) else { return Some(Verdict::Unparsed) };
@@ -133,7 +134,7 @@ impl Which {
 fn note<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, which: Which) -> bool
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let l3 = l3 & 0xff;
@@ -157,7 +158,7 @@ where
 fn ports_of<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, which: Which) -> u64
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let Some(key) = which.key::<N, P>(packet, l3 & 0xff) else { return 0 };
@@ -176,7 +177,7 @@ where
 fn later<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, ports: u64) -> Verdict
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let l3 = l3 & 0xff;
@@ -185,26 +186,28 @@ where
     let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
     let (proto, kind) = ((ports >> 32) as u8, (ports >> 40) as u8);
     let key = FlowKey { src, dst, sport, dport, proto, kind, pad: 0 };
-    match recorded(tables, &key) {
-        Some(flow) => forward(packet, l3, &key, &flow),
-        None => Verdict::Fragment,
+    let Some(flow) = recorded(tables, &key) else { return Verdict::Fragment };
+    let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
+    if forwarded {
+        let length = Ipv::<N>::length(packet, l3).unwrap_or(0);
+        if let Some(verdict) =
+            forward::refused::<N, P>(way(tables, &key, &flow, length), packet, l3)
+        {
+            return verdict;
+        }
     }
-}
-
-#[inline(always)]
-fn forward<const N: usize, P: Packet>(
-    packet: &mut P,
-    l3: usize,
-    key: &FlowKey<N>,
-    flow: &Flow<N>,
-) -> Verdict
-where
-    Ipv<N>: Header<N>,
-{
-    if addresses(packet, l3, &key.src, &key.dst, flow).is_none() {
+    if addresses(packet, l3, &key.src, &key.dst, &flow).is_none()
+        || (forwarded && Ipv::<N>::pass_router(packet, l3).is_none())
+    {
         return Verdict::Rewrite;
     }
-    if flow.flags & Flow::<N>::HAIRPIN == 0 { Verdict::Translated } else { Verdict::Reflected }
+    if forwarded {
+        Verdict::Forwarded
+    } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
+        Verdict::Translated
+    } else {
+        Verdict::Reflected
+    }
 }
 
 /// A fragment of a datagram that is not known. To a VIP it cannot go anywhere (departure e of the
@@ -213,7 +216,7 @@ where
 fn unknown<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, kind: u8) -> Verdict
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     if kind != FlowKind::INGRESS {

@@ -89,11 +89,7 @@ fn place<const N: usize, T: GuardTables<N>>(tables: &T, ip: &Ip<N>) -> Place {
         if cidr.mask.first() == Some(&0) {
             return found;
         }
-        let mut differs = 0;
-        for ((ip, mask), addr) in ip.iter().zip(&cidr.mask).zip(&cidr.addr) {
-            differs |= (ip & mask) ^ addr;
-        }
-        if differs == 0 {
+        if cidr.holds(ip) {
             return Place::Inside;
         }
         found = Place::Outside;

@@ -10,13 +10,14 @@ use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Ip, V4, V6, pro
 use crate::csum::{Diff, adjusted, updated};
 use crate::decide::counted;
 use crate::flow::recorded;
+use crate::forward::{self, way};
 use crate::packet::{ChecksumChange, Packet};
 use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
-use crate::tables::{FlowTables, FrontendTables};
+use crate::tables::{FrontendTables, RouteTables};
 use crate::verdict::Verdict;
 
 /// Bytes of an ICMP message before what it quotes.
@@ -28,7 +29,7 @@ const QUOTE: usize = 8;
 pub fn at_hook<P, T>(packet: &mut P, tables: &T, link: Link, kind: u8) -> Verdict
 where
     P: Packet,
-    T: FlowTables<V4> + FlowTables<V6>,
+    T: RouteTables<V4> + RouteTables<V6>,
 {
     let verdict = match network(packet, link) {
         Ok(Network::V4(l3)) => message::<V4, P, T>(packet, tables, l3, link, kind),
@@ -48,7 +49,7 @@ fn message<const N: usize, P, T>(
 ) -> Verdict
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let Some(at) = Ipv::<N>::icmp(packet, l3) else { return Verdict::Unparsed };
@@ -79,7 +80,7 @@ fn error<const N: usize, P, T>(
 ) -> Verdict
 where
     P: Packet,
-    T: FlowTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let Some(quote) = read_quote::<N, P>(packet, l3 & 0xff, at, kind) else {
@@ -92,11 +93,28 @@ where
     }
     // Not touched: an error does not keep a flow alive.
     let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
-    if rewrite(packet, &quote, &flow).is_none() {
+    let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
+    if forwarded {
+        // As small as they are, errors fit everywhere.
+        let refused =
+            forward::refused::<N, P>(way(tables, &quote.key, &flow, 0), packet, quote.l3());
+        if let Some(verdict) = refused {
+            return verdict;
+        }
+    }
+    if rewrite(packet, &quote, &flow).is_none()
+        || (forwarded && Ipv::<N>::pass_router(packet, quote.l3()).is_none())
+    {
         return Verdict::Rewrite;
     }
     tables.count(Counter::IcmpTranslated);
-    if flow.flags & Flow::<N>::HAIRPIN == 0 { Verdict::Translated } else { Verdict::Reflected }
+    if forwarded {
+        Verdict::Forwarded
+    } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
+        Verdict::Translated
+    } else {
+        Verdict::Reflected
+    }
 }
 
 /// What an error quotes, turned around: the key of the flow's other direction. Offsets as in
@@ -183,7 +201,9 @@ where
     let outer_at = quote.l3().wrapping_add(Ipv::<N>::ADDRESSES);
     let src: Ip<N> = packet.words(outer_at)?;
     let mut outer = Diff::default().words(&key.dst, &flow.dst);
-    if src == key.src {
+    // A backend that is reached from here hears of nobody else.
+    let from_here = flow.flags & (Flow::<N>::FORWARDED | Flow::<N>::REPLY) == Flow::<N>::FORWARDED;
+    if src == key.src || from_here {
         packet.set_words(outer_at, &flow.src)?;
         outer = outer.words(&src, &flow.src);
     }

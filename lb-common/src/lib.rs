@@ -21,9 +21,11 @@
 )]
 
 pub mod abi;
+mod begin;
 pub mod csum;
 pub mod decide;
 pub mod flow;
+mod forward;
 pub mod fragment;
 pub mod guard;
 #[cfg(any(test, feature = "host"))]
@@ -34,6 +36,7 @@ pub mod parse;
 pub mod refuse;
 pub mod rewrite;
 pub mod select;
+mod snat;
 pub mod socket;
 pub mod tables;
 pub mod verdict;

@@ -4,6 +4,7 @@
 //! masked or bounded so that the verifier can see it, and no loop depends on the packet.
 
 use crate::abi::{FlowKey, Ip, V4, V6, proto};
+use crate::csum::{Diff, updated};
 use crate::packet::Packet;
 use crate::verdict::Verdict;
 
@@ -175,6 +176,21 @@ pub trait Header<const N: usize> {
     /// protocol, whether it is the first one.
     fn fragment<P: Packet>(packet: &P, l3: usize) -> Option<Part>;
 
+    /// Protocol and word of ports of a packet of the usual shape.
+    fn ports<P: Packet>(packet: &P, l3: usize) -> Option<(u8, u32)>;
+
+    /// Bytes of the packet, as its header has it; 0 if they are too many for that.
+    fn length<P: Packet>(packet: &P, l3: usize) -> Option<u32>;
+
+    /// How many routers it may still pass.
+    fn hops<P: Packet>(packet: &P, l3: usize) -> Option<u8>;
+
+    /// One router less.
+    fn pass_router<P: Packet>(packet: &mut P, l3: usize) -> Option<()>;
+
+    /// Whether an address is that of one host that may be reached.
+    fn is_host(ip: &Ip<N>) -> bool;
+
     /// Finds the transport header.
     fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict>;
 }
@@ -260,6 +276,43 @@ impl Header<V4> for Ipv<V4> {
         })
     }
 
+    #[inline(always)]
+    fn ports<P: Packet>(packet: &P, l3: usize) -> Option<(u8, u32)> {
+        let [first, _, ttl_proto] = packet.words(l3)?;
+        let header = (u32::from_be(first) >> 22 & 0x3c) as usize;
+        let [ports] = packet.words(l3.wrapping_add(header))?;
+        Some(((u32::from_be(ttl_proto) >> 16 & 0xff) as u8, ports))
+    }
+
+    #[inline(always)]
+    fn length<P: Packet>(packet: &P, l3: usize) -> Option<u32> {
+        let [first] = packet.words(l3)?;
+        Some(u32::from_be(first) & 0xffff)
+    }
+
+    #[inline(always)]
+    fn hops<P: Packet>(packet: &P, l3: usize) -> Option<u8> {
+        let both = packet.u16(l3.wrapping_add(8))?;
+        Some((u16::from_be(both) >> 8) as u8)
+    }
+
+    #[inline(always)]
+    fn pass_router<P: Packet>(packet: &mut P, l3: usize) -> Option<()> {
+        let (at, sum) = (l3.wrapping_add(8), l3.wrapping_add(10));
+        let old = packet.u16(at)?;
+        let new = u16::from_be(old).wrapping_sub(0x0100).to_be();
+        let change = Diff::default().half(old, new).sum();
+        packet.set_u16(sum, updated(packet.u16(sum)?, change))?;
+        packet.set_u16(at, new)
+    }
+
+    #[inline(always)]
+    fn is_host(ip: &Ip<V4>) -> bool {
+        let [ip] = *ip;
+        let first = u32::from_be(ip) >> 24;
+        first != 0 && first != 127 && first < 224
+    }
+
     /// RFC 791: options are skipped, a first fragment counts as a packet, a later one has no ports.
     #[inline(always)]
     fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict> {
@@ -326,6 +379,41 @@ impl Header<V6> for Ipv<V6> {
         let offset = u32::from_be(word) & 0xffff;
         let (first, last) = (offset & 0xfff8 == 0, offset & 1 == 0);
         Some(Part { id, proto: 0, first, whole: first && last })
+    }
+
+    #[inline(always)]
+    fn ports<P: Packet>(packet: &P, l3: usize) -> Option<(u8, u32)> {
+        let next = packet.u8(l3.wrapping_add(6))?;
+        let [ports] = packet.words(l3.wrapping_add(40))?;
+        Some((next, ports))
+    }
+
+    #[inline(always)]
+    fn length<P: Packet>(packet: &P, l3: usize) -> Option<u32> {
+        let payload = u16::from_be(packet.u16(l3.wrapping_add(4))?) as u32;
+        Some(if payload == 0 { 0 } else { payload.wrapping_add(40) })
+    }
+
+    #[inline(always)]
+    fn hops<P: Packet>(packet: &P, l3: usize) -> Option<u8> {
+        let both = packet.u16(l3.wrapping_add(6))?;
+        Some((u16::from_be(both) & 0xff) as u8)
+    }
+
+    #[inline(always)]
+    fn pass_router<P: Packet>(packet: &mut P, l3: usize) -> Option<()> {
+        let at = l3.wrapping_add(6);
+        let old = packet.u16(at)?;
+        let new = u16::from_be(old).wrapping_sub(1).to_be();
+        packet.note_change(Diff::default().half(old, new).sum());
+        packet.set_u16(at, new)
+    }
+
+    /// Neither multicast, nor unspecified, nor loopback.
+    #[inline(always)]
+    fn is_host(ip: &Ip<V6>) -> bool {
+        let [first, second, third, last] = *ip;
+        u32::from_be(first) >> 24 != 0xff && (first | second | third != 0 || u32::from_be(last) > 1)
     }
 
     /// RFC 8200: up to [`MAX_EXTENSIONS`] extension headers are skipped.
@@ -419,6 +507,12 @@ fn extensions<P: Packet>(packet: &P, transport: &mut Transport) -> Result<(), Ve
         skipped = skipped.wrapping_add(length);
     }
     Err(Verdict::Unparsed)
+}
+
+/// Whether VLAN tags lie between the Ethernet and the IP header.
+#[inline(always)]
+pub(crate) const fn outside_tags<const N: usize>(headers: &Headers<N>) -> bool {
+    headers.l3 as usize > ETHERNET
 }
 
 /// Reads the headers of a packet whose IP header is at `l3`, as seen at a hook of `kind`.

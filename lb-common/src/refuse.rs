@@ -1,4 +1,5 @@
-//! The answer to a refused packet: a reset for TCP, port unreachable for the rest.
+//! The answer to a refused packet: a reset for TCP, port unreachable for the rest; an ICMP error for
+//! what is too long for its way, or was on it for too long.
 //!
 //! The packet itself becomes the answer and goes back to where it came from. The answer is made from
 //! scratch: no options or extension headers, complete checksums, and of the packet that an ICMP error
@@ -14,6 +15,51 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::tables::RefusalTables;
+use crate::verdict::Verdict;
+
+/// What the sender of a refused packet is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Nobody is there: a reset for TCP, port unreachable for the rest.
+    Port,
+    /// This many bytes would fit (RFC 1191, RFC 8201).
+    TooBig(u16),
+    /// It was on its way for too long.
+    TimeExceeded,
+}
+
+impl Reason {
+    /// As one word, for who hands it to another program.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        match self {
+            Self::Port => 0,
+            Self::TooBig(mtu) => 1 | (mtu as u32) << 16,
+            Self::TimeExceeded => 2,
+        }
+    }
+
+    /// From [`Reason::word`].
+    #[inline(always)]
+    pub const fn of(word: u32) -> Self {
+        match word & 0xff {
+            1 => Self::TooBig((word >> 16) as u16),
+            2 => Self::TimeExceeded,
+            _ => Self::Port,
+        }
+    }
+
+    /// Why a packet with this verdict is refused; `mtu` is asked for what is too long.
+    #[inline(always)]
+    pub fn for_verdict(verdict: Verdict, mtu: impl FnOnce() -> u32) -> Self {
+        match verdict {
+            // No link fits more.
+            Verdict::TooBig => Self::TooBig(mtu().min(0xffff) as u16),
+            Verdict::TimeExceeded => Self::TimeExceeded,
+            _ => Self::Port,
+        }
+    }
+}
 
 /// What becomes of a refused packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,17 +76,40 @@ const TCP_HEADER: usize = 20;
 const ICMP_HEADER: usize = 8;
 /// Bytes behind the IP header that an ICMP error quotes.
 const QUOTED: usize = 8;
-/// `ICMPv4`: destination unreachable, port unreachable (RFC 792).
-const UNREACHABLE4: u32 = 0x0303_0000;
-/// `ICMPv6`: destination unreachable, port unreachable (RFC 4443 section 3.1).
-const UNREACHABLE6: u32 = 0x0104_0000;
+/// Type and code of an ICMP error, and the word behind its checksum.
+type Message = (u32, u32);
+
+/// RFC 792: port unreachable, fragmentation needed (RFC 1191), time to live exceeded in transit.
+#[inline(always)]
+const fn message4(reason: Reason) -> Message {
+    match reason {
+        Reason::Port => (0x0303_0000, 0),
+        Reason::TooBig(mtu) => (0x0304_0000, mtu as u32),
+        Reason::TimeExceeded => (0x0b00_0000, 0),
+    }
+}
+
+/// RFC 4443: port unreachable, packet too big, hop limit exceeded in transit.
+#[inline(always)]
+const fn message6(reason: Reason) -> Message {
+    match reason {
+        Reason::Port => (0x0104_0000, 0),
+        Reason::TooBig(mtu) => (0x0200_0000, mtu as u32),
+        Reason::TimeExceeded => (0x0300_0000, 0),
+    }
+}
 
 /// Turns a packet that is refused into its answer, if it may be answered.
 #[inline(always)]
-pub fn answer<P: Renew, T: RefusalTables>(packet: &mut P, tables: &T, link: Link) -> Refusal {
+pub fn answer<P: Renew, T: RefusalTables>(
+    packet: &mut P,
+    tables: &T,
+    link: Link,
+    reason: Reason,
+) -> Refusal {
     let counter = match network(packet, link) {
-        Ok(Network::V4(l3)) => answer_ip::<V4, P, T>(packet, tables, l3, link),
-        Ok(Network::V6(l3)) => answer_ip::<V6, P, T>(packet, tables, l3, link),
+        Ok(Network::V4(l3)) => answer_ip::<V4, P, T>(packet, tables, l3, link, reason),
+        Ok(Network::V6(l3)) => answer_ip::<V6, P, T>(packet, tables, l3, link, reason),
         Err(_) => Counter::RefusalUnanswered,
     };
     tables.count(counter);
@@ -52,7 +121,13 @@ pub fn answer<P: Renew, T: RefusalTables>(packet: &mut P, tables: &T, link: Link
 }
 
 #[inline(always)]
-fn answer_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Counter
+fn answer_ip<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    l3: usize,
+    link: Link,
+    reason: Reason,
+) -> Counter
 where
     P: Renew,
     T: RefusalTables,
@@ -69,10 +144,10 @@ where
         return Counter::RefusalSuppressed;
     };
     tables.set_refusals(word);
-    let made = if headers.is_tcp() {
+    let made = if headers.is_tcp() && reason == Reason::Port {
         reset(packet, &headers)
     } else {
-        Ipv::<N>::unreachable(packet, &headers)
+        Ipv::<N>::error(packet, &headers, reason)
     };
     if made.is_none() || (link == Link::Ethernet && swap_ethernet(packet).is_none()) {
         return Counter::RefusalUnanswered;
@@ -85,7 +160,7 @@ where
 #[inline(always)]
 fn may_be_told<const N: usize, P: Renew>(packet: &P, headers: &Headers<N>, link: Link) -> bool
 where
-    Ipv<N>: Answer<N>,
+    Ipv<N>: Header<N>,
 {
     // The kernel cannot cut a packet behind a VLAN tag that lies in it, as the second one does.
     if link == Link::Ethernet && headers.l3() != ETHERNET {
@@ -94,16 +169,13 @@ where
     // A whole word: a check of one byte at offset 0 is one that the verifier does not see.
     let group = |[first]: [u32; 1]| u32::from_be(first) & 0x0100_0000 != 0;
     let to_many = link == Link::Ethernet && packet.words(0).is_none_or(group);
-    !to_many && headers.tcp_flags & tcp::RST == 0 && Ipv::<N>::is_host(headers)
+    !to_many && headers.tcp_flags & tcp::RST == 0 && Ipv::<N>::is_host(&headers.key.src)
 }
 
 /// What differs between the families.
 pub trait Answer<const N: usize> {
     /// Bytes of the IP header.
     const LENGTH: usize;
-
-    /// Whether the source is the address of one host that may be reached.
-    fn is_host(headers: &Headers<N>) -> bool;
 
     /// Bytes from the transport header to the end of the packet, as its IP header has it.
     fn transport_length<P: Renew>(packet: &P, headers: &Headers<N>) -> Option<u32>;
@@ -117,7 +189,7 @@ pub trait Answer<const N: usize> {
     ) -> Option<()>;
 
     /// Makes an ICMP error of the packet.
-    fn unreachable<P: Renew>(packet: &mut P, headers: &Headers<N>) -> Option<()>;
+    fn error<P: Renew>(packet: &mut P, headers: &Headers<N>, reason: Reason) -> Option<()>;
 }
 
 /// RFC 9293 section 3.5.2: a reset that the sender takes for one of its connection.
@@ -167,13 +239,6 @@ impl Answer<V4> for Ipv<V4> {
     const LENGTH: usize = 20;
 
     #[inline(always)]
-    fn is_host(headers: &Headers<V4>) -> bool {
-        let [src] = headers.key.src;
-        let first = u32::from_be(src) >> 24;
-        first != 0 && first != 127 && first < 224
-    }
-
-    #[inline(always)]
     fn transport_length<P: Renew>(packet: &P, headers: &Headers<V4>) -> Option<u32> {
         let [first] = packet.words(headers.l3())?;
         let before = headers.l4().wrapping_sub(headers.l3());
@@ -195,7 +260,7 @@ impl Answer<V4> for Ipv<V4> {
     }
 
     #[inline(always)]
-    fn unreachable<P: Renew>(packet: &mut P, headers: &Headers<V4>) -> Option<()> {
+    fn error<P: Renew>(packet: &mut P, headers: &Headers<V4>, reason: Reason) -> Option<()> {
         let (l3, l4) = (headers.l3(), headers.l4());
         let [first, id, ttl_proto, src, dst] = packet.words(l3)?;
         let quoted: [u32; QUOTED / 4] = packet.words(l4)?;
@@ -209,9 +274,10 @@ impl Answer<V4> for Ipv<V4> {
         let length = ICMP_HEADER + Self::LENGTH + QUOTED;
         packet.renew(l3, l4, Self::LENGTH + length)?;
         Self::write(packet, headers, proto::ICMP, length)?;
-        let icmp = UNREACHABLE4.to_be();
-        let sum = Sum::default().word(icmp).words(&header).words(&quoted);
-        let icmp = [icmp | join_ports(0, sum.checksum()), 0];
+        let (icmp, rest) = message4(reason);
+        let (icmp, rest) = (icmp.to_be(), rest.to_be());
+        let sum = Sum::default().words(&[icmp, rest]).words(&header).words(&quoted);
+        let icmp = [icmp | join_ports(0, sum.checksum()), rest];
         let at = l3.wrapping_add(Self::LENGTH);
         packet.set_words(at, &icmp)?;
         packet.set_words(at.wrapping_add(ICMP_HEADER), &header)?;
@@ -237,13 +303,6 @@ impl Answer<V6> for Ipv<V6> {
     const LENGTH: usize = 40;
 
     #[inline(always)]
-    fn is_host(headers: &Headers<V6>) -> bool {
-        let [first, second, third, last] = headers.key.src;
-        // Neither multicast, nor unspecified, nor loopback.
-        u32::from_be(first) >> 24 != 0xff && (first | second | third != 0 || u32::from_be(last) > 1)
-    }
-
-    #[inline(always)]
     fn transport_length<P: Renew>(packet: &P, headers: &Headers<V6>) -> Option<u32> {
         let [length] = packet.words(headers.l3().wrapping_add(4))?;
         let before = headers.l4().wrapping_sub(headers.l3()).wrapping_sub(Self::LENGTH);
@@ -265,7 +324,7 @@ impl Answer<V6> for Ipv<V6> {
     }
 
     #[inline(always)]
-    fn unreachable<P: Renew>(packet: &mut P, headers: &Headers<V6>) -> Option<()> {
+    fn error<P: Renew>(packet: &mut P, headers: &Headers<V6>, reason: Reason) -> Option<()> {
         let (l3, l4, key) = (headers.l3(), headers.l4(), &headers.key);
         let [first, second] = packet.words(l3)?;
         let quoted: [u32; QUOTED / 4] = packet.words(l4)?;
@@ -277,11 +336,12 @@ impl Answer<V6> for Ipv<V6> {
         let length = ICMP_HEADER + Self::LENGTH + QUOTED;
         packet.renew(l3, l4, Self::LENGTH + length)?;
         Self::write(packet, headers, proto::ICMPV6, length)?;
-        let icmp = UNREACHABLE6.to_be();
-        let sum = pseudo(headers, proto::ICMPV6, length).words(&[icmp, first, second]);
+        let (icmp, rest) = message6(reason);
+        let (icmp, rest) = (icmp.to_be(), rest.to_be());
+        let sum = pseudo(headers, proto::ICMPV6, length).words(&[icmp, rest, first, second]);
         let sum = sum.words(&key.src).words(&key.dst).words(&quoted);
         let at = l3.wrapping_add(Self::LENGTH);
-        packet.set_words(at, &[icmp | join_ports(0, sum.checksum()), 0, first, second])?;
+        packet.set_words(at, &[icmp | join_ports(0, sum.checksum()), rest, first, second])?;
         packet.set_words(at.wrapping_add(16), &key.src)?;
         packet.set_words(at.wrapping_add(32), &key.dst)?;
         packet.set_words(at.wrapping_add(48), &quoted)

@@ -74,4 +74,16 @@ pub struct ServiceCidr<const N: usize> {
     pub mask: Ip<N>,
 }
 
+impl<const N: usize> ServiceCidr<N> {
+    /// Whether an address lies in it.
+    #[inline(always)]
+    pub fn holds(&self, ip: &Ip<N>) -> bool {
+        let mut differs = 0;
+        for ((ip, mask), addr) in ip.iter().zip(&self.mask).zip(&self.addr) {
+            differs |= (ip & mask) ^ addr;
+        }
+        differs == 0
+    }
+}
+
 const _: () = assert!(size_of::<ServiceCidr<1>>() == 8 && size_of::<ServiceCidr<4>>() == 32);

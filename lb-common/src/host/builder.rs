@@ -9,8 +9,8 @@ use super::family::OfFamily;
 use super::node::range;
 use crate::abi::{
     AddressFlags, AddressWord, Backend, BackendFlags, BackendId, BackendWord, FILTER_NODE,
-    FILTER_VIP, FactsFlags, FactsWord, FrontendKey, FrontendWord, Ip, Scope, ServicePortId, SetWord,
-    V4, V6, filter_place,
+    FILTER_VIP, FactsFlags, FactsWord, FrontendKey, FrontendWord, Ip, Scope, ServicePortId,
+    SetWord, V4, V6, filter_place,
 };
 
 /// The flags of a backend that is ready.

@@ -36,8 +36,7 @@ impl HostTables {
         Self: OfFamily<N>,
     {
         let addr = range(first, prefix).addr;
-        let key =
-            SourceRangeKey { prefix: 32 + u32::from(prefix), service_port: id.to_be(), addr };
+        let key = SourceRangeKey { prefix: 32 + u32::from(prefix), service_port: id.to_be(), addr };
         let mut ranges = self.family().source_ranges.borrow_mut();
         if there {
             ranges.insert(key);

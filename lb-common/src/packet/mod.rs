@@ -27,6 +27,19 @@ pub trait Packet {
     /// Adjusts the transport checksum at `at` by two differences ([`crate::csum::Diff`]): of the
     /// addresses, which a partial checksum covers, and of the rest, which it does not.
     fn adjust_checksum(&mut self, at: usize, change: &ChecksumChange) -> Option<()>;
+    /// Bytes of payload in each segment of a packet that stands for several; 0: it is one.
+    fn segment(&self) -> u32 {
+        0
+    }
+    /// Whether it came in a frame for another machine, which this one only listens to.
+    fn for_others(&self) -> bool {
+        false
+    }
+    /// Whether it came with a VLAN tag that lies outside of it: an interface of the VLAN will see it
+    /// without.
+    fn tagged(&self) -> bool {
+        false
+    }
     /// Notes a change that no checksum in the packet makes up for, by its difference: who keeps a
     /// sum of all bytes adjusts it.
     fn note_change(&mut self, _diff: u32) {}

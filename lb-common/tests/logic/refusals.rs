@@ -5,7 +5,7 @@ use lb_common::{
     abi::{Counter, REFUSALS_PER_TICK},
     host::{HostPacket, HostTables},
     parse::Link,
-    refuse::{self, Refusal},
+    refuse::{self, Reason, Refusal},
 };
 use lb_testbed::packet::{self, Packet, TcpFlags, Upper, protocol};
 use proptest::prelude::*;
@@ -50,7 +50,7 @@ fn link_of(packet: &Packet) -> Link {
 
 fn answer(refused: &Packet) -> (Refusal, Vec<u8>) {
     let mut bytes = HostPacket(refused.build());
-    let refusal = refuse::answer(&mut bytes, &HostTables::new(), link_of(refused));
+    let refusal = refuse::answer(&mut bytes, &HostTables::new(), link_of(refused), Reason::Port);
     (refusal, bytes.0)
 }
 
@@ -108,7 +108,7 @@ proptest! {
         let mut whole = refused.build();
         whole.truncate(keep);
         let (mut bytes, tables) = (HostPacket(whole.clone()), HostTables::new());
-        let refusal = refuse::answer(&mut bytes, &tables, link_of(&refused));
+        let refusal = refuse::answer(&mut bytes, &tables, link_of(&refused), Reason::Port);
         match refusal {
             Refusal::Answered => {
                 packet::checksums_ok(&bytes.0, refused.link).unwrap();
@@ -126,7 +126,7 @@ fn a_flood_is_answered_so_often_and_no_more() {
     for tick in 1..=2 {
         for number in 0..REFUSALS_PER_TICK + 5 {
             let mut bytes = HostPacket(refused.build());
-            let told = refuse::answer(&mut bytes, &tables, Link::Ethernet) == Refusal::Answered;
+            let told = refuse::answer(&mut bytes, &tables, Link::Ethernet, Reason::Port) == Refusal::Answered;
             assert_eq!(told, number < REFUSALS_PER_TICK);
             assert!(told || bytes.0 == refused.build(), "left as it was");
         }

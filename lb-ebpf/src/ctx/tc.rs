@@ -6,7 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Counter, ProgramSlot};
@@ -15,8 +16,8 @@ use lb_common::decide::Next;
 use lb_common::guard;
 use lb_common::packet::{ChecksumChange, Packet, Renew};
 use lb_common::parse::Link;
-use lb_common::refuse::{self, Refusal};
-use lb_common::tables::ServiceTables as _;
+use lb_common::refuse::{self, Reason, Refusal};
+use lb_common::tables::{NodeTables as _, ServiceTables as _};
 use lb_common::verdict::Verdict;
 
 use super::direct::{self, Bounds};
@@ -45,6 +46,10 @@ const SHORTEST: usize = 14 + 20 + 20;
 const SHORTEST_OTHER: usize = 14 + 8 + 40 + 20;
 /// Bytes pulled when the linear part is shorter: room for options and extensions too.
 const PULL: u32 = 192;
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
+/// The frame was sent to this machine.
+const PACKET_HOST: u32 = 0;
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 
 /// A packet in an skb.
@@ -205,6 +210,27 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn segment(&self) -> u32 {
+        let skb = self.0.skb.skb;
+        // SAFETY: a field of this program's context.
+        unsafe { (&raw const (*skb).gso_size).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn for_others(&self) -> bool {
+        let skb = self.0.skb.skb;
+        // SAFETY: a field of this program's context.
+        (unsafe { (&raw const (*skb).pkt_type).read_volatile() }) != PACKET_HOST
+    }
+
+    #[inline(always)]
+    fn tagged(&self) -> bool {
+        let skb = self.0.skb.skb;
+        // SAFETY: a field of this program's context.
+        (unsafe { (&raw const (*skb).vlan_present).read_volatile() }) != 0
+    }
+
+    #[inline(always)]
     fn note_change(&mut self, diff: u32) {
         self.add_to_sum(diff);
     }
@@ -275,11 +301,15 @@ pub fn run(
     if verdict != Verdict::NotService {
         aya_log_ebpf::debug!(&skb.0, "interface {} verdict {}", ifindex, verdict as u32);
     }
+    if verdict == Verdict::Forwarded {
+        return send(&mut skb, &maps, link);
+    }
     if verdict == Verdict::Reflected {
         // SAFETY: a helper without pointers; flags 0: out of the interface.
         return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
     }
     if verdict.is_reject() && config::answers() {
+        set_note(&skb.0, Reason::for_verdict(verdict, || maps.mtu()).word());
         let slot = match link {
             Link::Ethernet => ProgramSlot::RefuseIngress,
             Link::None => ProgramSlot::RefuseIngressL3,
@@ -288,6 +318,50 @@ pub fn run(
         maps.count(Counter::RefusalUnanswered);
     }
     if verdict.drop_counter().is_some() { SHOT } else { NEXT }
+}
+
+/// Sends a packet to the next hop of the route that was found last.
+fn send(skb: &mut Skb, maps: &Maps, link: Link) -> i32 {
+    let context = skb.0.skb.skb;
+    // The tag belongs to the way that it came.
+    for _ in 0..2 {
+        // SAFETY: a field of this program's context; a helper on it.
+        if unsafe { (*context).vlan_present != 0 && bpf_skb_vlan_pop(context) != 0 } {
+            return SHOT;
+        }
+    }
+    if link == Link::Ethernet
+        && let Some(addresses) = maps.ethernet()
+    {
+        if skb.set_words(0, &addresses).is_none() {
+            return SHOT;
+        }
+        // SAFETY: a helper without pointers; flags 0: out of the interface. Where that has no
+        // Ethernet header the kernel takes it off.
+        return (unsafe { bpf_redirect(maps.egress(), 0) }) as i32;
+    }
+    // The kernel wants to see a header before it writes its own.
+    // SAFETY: a helper on this program's context.
+    if link == Link::None && unsafe { bpf_skb_change_head(context, ETHERNET, 0) } != 0 {
+        return SHOT;
+    }
+    maps.redirect_to_neighbour() as i32
+}
+
+/// Leaves a word to the program that goes on.
+#[inline(always)]
+fn set_note(ctx: &TcContext, note: u32) {
+    let skb = ctx.skb.skb;
+    // SAFETY: a field of this program's context, which the kernel lets it write.
+    unsafe { (&raw mut (*skb).cb[0]).write_volatile(note) };
+}
+
+/// The word that the program before left.
+#[inline(always)]
+fn note(ctx: &TcContext) -> u32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: a field of this program's context.
+    unsafe { (&raw const (*skb).cb[0]).read_volatile() }
 }
 
 /// Goes on with another program; returns only where nothing is in the slot.
@@ -302,12 +376,13 @@ fn go_on(ctx: &TcContext, slot: ProgramSlot) {
 pub fn refuse(ctx: TcContext, link: Link) -> i32 {
     let mut skb = Skb(ctx);
     let maps = maps_of(&skb);
-    refused(&mut skb, &maps, link, 0)
+    let reason = Reason::of(note(&skb.0));
+    refused(&mut skb, &maps, link, 0, reason)
 }
 
 #[inline(always)]
-fn refused(skb: &mut Skb, maps: &Maps, link: Link, direction: u64) -> i32 {
-    match refuse::answer(skb, maps, link) {
+fn refused(skb: &mut Skb, maps: &Maps, link: Link, direction: u64, reason: Reason) -> i32 {
+    match refuse::answer(skb, maps, link, reason) {
         // SAFETY: a helper without pointers.
         Refusal::Answered => (unsafe { bpf_redirect(maps.ifindex, direction) }) as i32,
         Refusal::Silent => SHOT,
@@ -338,7 +413,7 @@ pub fn leaving(ctx: &TcContext, link: Link) -> Option<i32> {
     let maps = maps_of(&skb);
     let verdict = guard::leaving(&skb, &maps, link)?;
     if verdict.is_reject() {
-        return Some(refused(&mut skb, &maps, link, u64::from(BPF_F_INGRESS)));
+        return Some(refused(&mut skb, &maps, link, u64::from(BPF_F_INGRESS), Reason::Port));
     }
     Some(SHOT)
 }

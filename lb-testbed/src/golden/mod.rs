@@ -17,7 +17,9 @@ use lb_common::{
     abi::Counter,
     decide, guard,
     host::{Costs, HostPacket, HostTables},
-    parse, refuse,
+    parse,
+    refuse::{self, Reason},
+    tables::NodeTables as _,
     verdict::Verdict,
 };
 
@@ -239,7 +241,8 @@ impl Shot {
         };
         if verdict.is_reject() {
             // The counters say what became of it.
-            let _counted = refuse::answer(&mut packet, tables, link);
+            let reason = Reason::for_verdict(verdict, || tables.mtu());
+            let _counted = refuse::answer(&mut packet, tables, link, reason);
         }
         (verdict, packet.0)
     }

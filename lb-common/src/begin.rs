@@ -1,0 +1,193 @@
+//! Does a packet begin a flow, where does that go, and under which source?
+//!
+//! Who sends it decides (contract 3.2, 4.1): a pod of this node, this node itself, or anybody else.
+
+use crate::abi::{
+    AddressFlags, BackendFlags, FactsFlags, Flow, FlowKey, Found, FrontendFlags, FrontendKey,
+    InterfaceFlags, InterfaceWord, Ip, LOCAL_CIDRS, Scope,
+};
+use crate::packet::Packet;
+use crate::parse::{Header, Headers, Ipv, outside_tags};
+use crate::select::{address_flags, choose_for, destination, widen};
+use crate::tables::{LocalMode, RouteTables};
+use crate::verdict::{NoBackend, Verdict};
+
+/// An interface of which nothing is known leads to a pod: the agent tells of the others before it
+/// attaches programs to them.
+const POD: InterfaceWord = InterfaceWord::new(InterfaceFlags::LOCAL_POD, 0);
+
+/// What the local detector says of a client (contract 4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    /// A pod of this node.
+    Pod,
+    /// Somebody else.
+    Other,
+    /// There is no detector.
+    Unknown,
+}
+
+/// A packet without a record: fills in where its flow goes, or tells why it does not begin one.
+#[inline(never)]
+pub(crate) fn begin<const N: usize, P, T>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+    flow: &mut Flow<N>,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let key = &headers.key;
+    let frontend = FrontendKey::new(key.dst, key.dport, key.proto);
+    let found = destination(tables, &frontend, || false);
+    if found.is_none() && !AddressFlags::is_services_alone(address_flags(tables, &key.dst)) {
+        return Some(Verdict::NotService);
+    }
+    let interface = tables.interface(tables.arrival()).unwrap_or(POD);
+    let outside = interface.has(InterfaceFlags::OFF_NODE);
+    if outside && beyond(packet, tables.arrival(), interface, headers) {
+        return Some(Verdict::NotService);
+    }
+    let Some(found) = found else {
+        // Nobody else has the address, so the node would send the packet out again (V-12).
+        return Some(if outside { Verdict::UndefinedPort } else { Verdict::NotService });
+    };
+    if headers.is_tcp() && !headers.opens() {
+        // To an address of the node it may answer a connection that the node made from that very
+        // port, and if not, the node resets it.
+        let of_node = AddressFlags::NODE | AddressFlags::HOST;
+        let own = address_flags(tables, &key.dst) & of_node != 0;
+        return Some(if own { Verdict::NotService } else { Verdict::NoFlow });
+    }
+    if found.flags & FrontendFlags::RANGES != 0 && !tables.source_allowed(found.id, &key.src) {
+        return Some(Verdict::SourceRange);
+    }
+    let client = client(tables, interface, &key.src);
+    let scope = scope(tables, found, client, &key.src);
+    let choice = match choose_for(tables, found.id, scope, || widen(&key.src)) {
+        Ok(choice) => choice,
+        Err(NoBackend::Reject) => return Some(Verdict::NoBackend),
+        Err(NoBackend::Drop) => return Some(Verdict::NoLocalBackend),
+    };
+    flow.dst = choice.ip();
+    flow.dport = choice.port;
+    flow.backend = choice.id;
+    flow.generation = choice.generation;
+    flow.flags = 0;
+    let here = tables.backend_word(choice.id).has(BackendFlags::LOCAL);
+    let hairpin = !outside && flow.dst == key.src;
+    if !hairpin && sent_on(tables, found, client, here, outside) {
+        flow.flags = Flow::<N>::FORWARDED;
+    }
+    flow.ifindex = if outside || flow.flags != 0 { group(tables.arrival(), interface) } else { 0 };
+    None
+}
+
+/// Whether a packet from outside is not for us to judge: the kernel hands it to an interface of a
+/// VLAN first, or refuses it.
+#[inline(always)]
+fn beyond<const N: usize, P: Packet>(
+    packet: &P,
+    ifindex: u32,
+    interface: InterfaceWord,
+    headers: &Headers<N>,
+) -> bool
+where
+    Ipv<N>: Header<N>,
+{
+    // The port of a bridge has another address than the bridge.
+    let alone = group(ifindex, interface) == ifindex;
+    packet.tagged()
+        || outside_tags(headers)
+        || (alone && packet.for_others())
+        || !Ipv::<N>::is_host(&headers.key.src)
+}
+
+/// The interface by which packets leave that are to leave where others arrived.
+#[inline(always)]
+const fn group(ifindex: u32, interface: InterfaceWord) -> u32 {
+    let group = interface.group();
+    if group == 0 { ifindex } else { group }
+}
+
+/// The list of backends that a client gets (V-1, V-2, V-7 to V-10).
+#[inline(always)]
+fn scope<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    found: Found,
+    client: Client,
+    source: &Ip<N>,
+) -> Scope {
+    let facts = tables.facts(found.id).flags();
+    let local = if found.flags & FrontendFlags::EXTERNAL == 0 {
+        facts & FactsFlags::INTERNAL_LOCAL != 0
+    } else {
+        facts & FactsFlags::EXTERNAL_LOCAL != 0
+            && client != Client::Pod
+            && address_flags(tables, source) & AddressFlags::HOST == 0
+    };
+    if local { Scope::Local } else { Scope::Cluster }
+}
+
+/// Whether a flow gets a source of this node (M-2, M-6, M-7), and is sent on by us: the design departs
+/// from the contract where the backend or the client is here.
+#[inline(always)]
+fn sent_on<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    found: Found,
+    client: Client,
+    here: bool,
+    outside: bool,
+) -> bool {
+    let internal = found.flags & FrontendFlags::EXTERNAL == 0;
+    (!here && outside)
+        || (internal && tables.masquerade_all())
+        || (internal && !here && client == Client::Other)
+}
+
+#[inline(always)]
+fn client<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    interface: InterfaceWord,
+    source: &Ip<N>,
+) -> Client {
+    match tables.local_mode() {
+        LocalMode::Interface if interface.has(InterfaceFlags::LOCAL_POD) => Client::Pod,
+        LocalMode::Interface => Client::Other,
+        LocalMode::Range => by_range(tables, source),
+        LocalMode::None => Client::Unknown,
+    }
+}
+
+#[inline(always)]
+fn by_range<const N: usize, T: RouteTables<N>>(tables: &T, source: &Ip<N>) -> Client {
+    let mut client = Client::Unknown;
+    for index in 0..LOCAL_CIDRS {
+        let Some(range) = tables.local_cidr(index) else { return client };
+        if range.mask.first() == Some(&0) {
+            return client;
+        }
+        if range.holds(source) {
+            return Client::Pod;
+        }
+        client = Client::Other;
+    }
+    client
+}
+
+/// The key of the answers to a packet that leaves: turned around, and arriving.
+#[inline(always)]
+pub(crate) fn answers<const N: usize>(key: &FlowKey<N>, kind: u8) -> FlowKey<N> {
+    FlowKey {
+        src: key.dst,
+        dst: key.src,
+        sport: key.dport,
+        dport: key.sport,
+        proto: key.proto,
+        kind,
+        pad: 0,
+    }
+}
