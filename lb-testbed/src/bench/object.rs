@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "map keys and values of our own types need aya's marker")]
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd},
 };
 
@@ -13,8 +13,8 @@ use aya::{
     programs::Program,
 };
 use lb_common::abi::{
-    Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_VIP, FILTER_WORDS, FactsFlags,
-    FactsWord, Flow, FlowKey, FlowKind, FrontendKey, FrontendWord, Ip, Scope, ServicePortId,
+    AddressFlags, AddressWord, Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_NODE, FILTER_VIP, FILTER_WORDS, FactsFlags,
+    FactsWord, Flow, FlowKey, FlowKind, Interface, FrontendKey, FrontendWord, Ip, Scope, ServicePortId,
     SetWord, V4, V6, filter_place, flow_port, map, proto,
 };
 use lb_object::Settings;
@@ -43,7 +43,7 @@ macro_rules! plain {
     };
 }
 
-plain!(Backend, FrontendKey<V4>, FrontendKey<V6>, FlowKey<V4>, FlowKey<V6>, Flow<V4>, Flow<V6>);
+plain!(Interface, Backend, FrontendKey<V4>, FrontendKey<V6>, FlowKey<V4>, FlowKey<V6>, Flow<V4>, Flow<V6>);
 
 /// The loaded object. Everything is gone when it is dropped: nothing is pinned.
 #[derive(Debug)]
@@ -54,16 +54,27 @@ pub(super) struct Object {
 impl Object {
     /// Loads the object and these programs of it.
     pub(super) fn load(programs: &[&str]) -> Result<Self> {
+        Self::load_with(programs, None)
+    }
+
+    /// The same with flow tables of so many records, if not as many as by default.
+    pub(super) fn load_with(programs: &[&str], flows: Option<u32>) -> Result<Self> {
         let settings = Settings::probe();
         let bytes = settings.object()?;
         let constants = settings.constants();
         let mut loader = EbpfLoader::new();
         settings.apply(&mut loader, &constants);
+        if let Some(flows) = flows {
+            for name in [map::FLOWS4, map::FLOWS6] {
+                loader.map_max_entries(name, flows);
+            }
+        }
         let mut ebpf = loader.load(&bytes).context("load the kernel programs; are you root?")?;
         for name in programs {
             match ebpf.program_mut(name) {
                 Some(Program::SchedClassifier(program)) => program.load(),
                 Some(Program::CgroupSockAddr(program)) => program.load(),
+                Some(Program::Xdp(program)) => program.load(),
                 _ => bail!("the object has no program {name} of the expected type"),
             }
             .with_context(|| format!("load the program {name}"))?;
@@ -132,6 +143,42 @@ impl Object {
     pub(super) fn set_has_flows(&mut self, ifindex: u32, has: bool) -> Result<()> {
         let mut ports = self.array::<u64>(map::FLOW_PORTS)?;
         ports.set(flow_port(ifindex), u64::from(has), 0).context("set FLOW_PORTS")
+    }
+
+    /// Says what an interface is, and that these addresses are the node's and its source for SNAT.
+    pub(super) fn set_interface(
+        &mut self,
+        ifindex: u32,
+        flags: u32,
+        addresses: &[IpAddr],
+    ) -> Result<()> {
+        let mut interface = Interface { flags, group: ifindex, mtu: 1500, ..Interface::default() };
+        let address = AddressFlags::HOST;
+        for addr in addresses {
+            let place = match addr {
+                IpAddr::V4(v4) => {
+                    let ip = words4(*v4);
+                    [interface.v4[0]] = ip;
+                    let word = AddressWord::new(&ip, address).0;
+                    self.hash::<u32, u64>(map::ADDRESSES4)?.insert(ip[0], word, 0)?;
+                    filter_place(&ip)
+                }
+                IpAddr::V6(v6) => {
+                    let ip = words6(*v6);
+                    interface.v6[0] = ip;
+                    let word = AddressWord::new(&ip, address).0;
+                    self.hash::<[u32; 4], u64>(map::ADDRESSES6)?.insert(ip, word, 0)?;
+                    filter_place(&ip)
+                }
+            };
+            let mut filter = self.array::<u64>(map::VIP_FILTER)?;
+            let (index, shift) = place;
+            let bits = filter.get(&index, 0)? | u64::from(FILTER_NODE) << shift;
+            filter.set(index, bits, 0).context("fill VIP_FILTER")?;
+        }
+        interface.tag = interface.tag_for(ifindex);
+        let mut interfaces = self.hash::<u32, Plain<Interface>>(map::INTERFACES)?;
+        interfaces.insert(ifindex, Plain(interface), 0).context("fill INTERFACES")
     }
 
     /// A counter, summed over all CPUs.
