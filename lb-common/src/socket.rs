@@ -4,8 +4,8 @@
 //! Addresses are four words, IPv4 in the first; an IPv4-mapped IPv6 address is IPv4 here.
 
 use crate::abi::{
-    Counter, Found, FrontendKey, NetnsFlags, SocketKey, SocketLink, SocketPeer, SocketRecord, V4,
-    V6, client_of_cookie, proto,
+    Counter, Found, FrontendFlags, FrontendKey, NetnsFlags, ServicePortId, SocketKey, SocketLink,
+    SocketPeer, SocketRecord, V4, V6, client_of_cookie, proto,
 };
 use crate::select::{Choice, choose_for, destination, narrow, scope_on_node, still_serves, widen};
 use crate::tables::{FrontendTables, SocketTables};
@@ -51,6 +51,14 @@ where
         forget(tables);
         return Outcome::Pass;
     };
+    match admission::<N, T>(tables, found) {
+        Admission::Granted => {}
+        Admission::Refused => return refuse(tables, NoBackend::Drop),
+        Admission::Unknown => {
+            forget(tables);
+            return Outcome::Pass;
+        }
+    }
     let choice = match select::<N, T>(tables, found) {
         Ok(choice) => choice,
         // The kernel leaves a refused socket as it is: a UDP socket may still be connected.
@@ -78,6 +86,11 @@ where
     let mut backend = Address { ip: [0; N], port: 0 };
     if serving_peer(tables, &key, &mut backend) || serving_connected(tables, to, &mut backend) {
         return Outcome::Translated(backend);
+    }
+    match admission::<N, T>(tables, found) {
+        Admission::Granted => {}
+        Admission::Refused => return refuse(tables, NoBackend::Drop),
+        Admission::Unknown => return Outcome::Pass,
     }
     let choice = match select::<N, T>(tables, found) {
         Ok(choice) => choice,
@@ -242,17 +255,60 @@ fn select<const N: usize, T: SocketTables>(tables: &T, found: Found) -> Result<C
     choose_for(tables, found.id, scope_on_node(tables, found), || client::<N, T>(tables))
 }
 
+/// Whether a client may use a load balancer's address (V-5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    /// It is in one of the source ranges, or there are none.
+    Granted,
+    /// It is in none.
+    Refused,
+    /// Nobody knows its address yet: its packets will tell the packet engine.
+    Unknown,
+}
+
+#[inline(always)]
+fn admission<const N: usize, T>(tables: &T, found: Found) -> Admission
+where
+    T: FrontendTables<N> + SocketTables,
+{
+    if found.flags & FrontendFlags::RANGES == 0 {
+        Admission::Granted
+    } else {
+        among_sources::<N, T>(tables, found.id)
+    }
+}
+
+#[inline(never)]
+fn among_sources<const N: usize, T>(tables: &T, id: ServicePortId) -> Admission
+where
+    T: FrontendTables<N> + SocketTables,
+{
+    let address = address_of::<N, T>(tables);
+    if address == [0; 4] {
+        Admission::Unknown
+    } else if tables.source_allowed(id, &narrow(&address)) {
+        Admission::Granted
+    } else {
+        Admission::Refused
+    }
+}
+
 /// Who asks, for session affinity: the address that its packets will have, as the packet engine
 /// would see it; where nobody knows it, its network namespace.
 #[inline(always)]
 fn client<const N: usize, T: SocketTables>(tables: &T) -> [u32; 4] {
-    let cookie = tables.netns_cookie();
-    let address = match tables.netns(cookie) {
+    let address = address_of::<N, T>(tables);
+    if address == [0; 4] { client_of_cookie(tables.netns_cookie()) } else { address }
+}
+
+/// The address that packets of this socket will have; zeros if nobody knows it.
+#[inline(always)]
+fn address_of<const N: usize, T: SocketTables>(tables: &T) -> [u32; 4] {
+    match tables.netns(tables.netns_cookie()) {
         Some(record) if N == V4 => [record.v4, 0, 0, 0],
         Some(record) => record.v6,
         None => [0; 4],
-    };
-    if address == [0; 4] { client_of_cookie(cookie) } else { address }
+    }
 }
 
 #[inline(always)]

@@ -15,6 +15,7 @@ use aya::sys::is_helper_supported;
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_func_id;
 use lb_common::abi::{ProgramSlot, map};
+use lb_common::tables::LocalMode;
 
 pub use btf::Btf;
 
@@ -43,7 +44,7 @@ pub fn bytes() -> Result<&'static [u8], Error> {
 }
 
 /// What the programs need to know of the kernel. The default assumes nothing and works everywhere.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `bpf_set_retval` exists (kernel 5.18): a refused call gets its own error number.
     pub set_retval: bool,
@@ -56,6 +57,34 @@ pub struct Settings {
     pub node_only: bool,
     /// Programs with functions of their own may go on with others: refused packets are answered.
     pub answers: bool,
+    /// How pods of this node are told from other clients.
+    pub local_mode: LocalMode,
+    /// Everything to a clusterIP gets a source of this node (M-6).
+    pub masquerade_all: bool,
+    /// First source port of what is sent on, host order.
+    pub snat_first: u16,
+    /// Number of these ports, at least 1.
+    pub snat_count: u16,
+    /// A random number: others do not know which source port a flow gets.
+    pub seed: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            set_retval: false,
+            summed: None,
+            node_netns: 0,
+            node_only: false,
+            answers: false,
+            local_mode: LocalMode::Interface,
+            masquerade_all: false,
+            // Below NodePorts and the ephemeral ports of nodes, by default.
+            snat_first: 1_024,
+            snat_count: 28_976,
+            seed: 0,
+        }
+    }
 }
 
 /// See [`Settings::summed`].
@@ -101,6 +130,11 @@ impl Settings {
         loader.override_global("NODE_NETNS", &constants.node_netns, true);
         loader.override_global("NODE_ONLY", &constants.node_only, true);
         loader.override_global("ANSWERS", &constants.answers, true);
+        loader.override_global("LOCAL_MODE", &constants.local_mode, true);
+        loader.override_global("MASQUERADE_ALL", &constants.masquerade_all, true);
+        loader.override_global("SNAT_FIRST", &constants.snat_first, true);
+        loader.override_global("SNAT_COUNT", &constants.snat_count, true);
+        loader.override_global("SEED", &constants.seed, true);
     }
 
     /// The constants as the object wants them; they have to outlive the loader.
@@ -111,6 +145,15 @@ impl Settings {
             node_netns: self.node_netns,
             node_only: u32::from(self.node_only),
             answers: u32::from(self.answers),
+            local_mode: match self.local_mode {
+                LocalMode::Interface => 0,
+                LocalMode::Range => 1,
+                LocalMode::None => 2,
+            },
+            masquerade_all: u32::from(self.masquerade_all),
+            snat_first: u32::from(self.snat_first),
+            snat_count: u32::from(self.snat_count.max(1)),
+            seed: self.seed,
         }
     }
 }
@@ -123,6 +166,11 @@ pub struct Constants {
     node_netns: u64,
     node_only: u32,
     answers: u32,
+    local_mode: u32,
+    masquerade_all: u32,
+    snat_first: u32,
+    snat_count: u32,
+    seed: u32,
 }
 
 /// Loads the programs that others go on with, and puts each in its place in `PROGRAMS`. Do it before

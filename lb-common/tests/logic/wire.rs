@@ -38,8 +38,8 @@ fn passes(net: Net, packet: &Packet, reason: Verdict) {
         // Without any flow egress does not look at a packet, nor at one from who is no flow's backend.
         world.ingress(&opening(net, Protocol::Tcp));
         match words(packet.src) {
-            Words::V4(ip) => world.tables.note_flows(&ip),
-            Words::V6(ip) => world.tables.note_flows(&ip),
+            Words::V4(ip) => world.tables.note_flows(&ip, false),
+            Words::V6(ip) => world.tables.note_flows(&ip, false),
         }
         let (verdict, bytes) = world.run(hook, &packet.build(), Link::Ethernet);
         assert_eq!(verdict, reason, "{hook:?}");
