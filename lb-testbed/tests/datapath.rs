@@ -21,7 +21,7 @@ use lb_agent::{
         status, sys,
     },
     diff,
-    model::{DesiredBackend, DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol},
+    model::{Cidr, DesiredBackend, DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol},
     plan::{Capacity, NodeFacts, Planner, Snapshot},
 };
 use lb_common::abi::BackendFlags;
@@ -36,7 +36,7 @@ const CAPACITY: Capacity = Capacity {
     slots: 256,
     frontends: 5000,
     addresses: 5000,
-    source_ranges: 64,
+    source_ranges: 6000,
 };
 
 /// What a datapath needs, removed on drop.
@@ -67,6 +67,7 @@ impl Rig {
             scope: datapath::Scope::All,
             node_netns: 0,
             xdp: datapath::xdp::Config::default(),
+            forwarding: datapath::outside::Forwarding::default(),
         }
     }
 
@@ -98,12 +99,23 @@ fn desired(service: u8, family: Family, frontends: u16, endpoints: &[u8]) -> Des
     };
     let flags = BackendFlags::IN_CLUSTER | BackendFlags::SERVING | BackendFlags::READY;
     let external = |n| Frontend { kind: FrontendKind::ExternalIp, ..Frontend::cluster_ip(n, 1) };
+    let balanced = |n| Frontend { kind: FrontendKind::LoadBalancer, ..Frontend::cluster_ip(n, 1) };
+    // As many as frontends, of all lengths.
+    let range = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        let (addr, all): (IpAddr, u8) = match family {
+            Family::V4 => ([high, low, 7, 7].into(), 32),
+            Family::V6 => ([0xfd80, n, 0, 0, 0, 0, 0, 7].into(), 128),
+        };
+        Cidr::new(addr, all - u8::try_from(n % 16).unwrap_or(0))
+    };
     DesiredPort {
         created_s: 1,
         frontends: (1..=frontends)
             .map(|port| Frontend::cluster_ip(addr(96, 1), port))
             .chain([
                 external(addr(97, 1)),
+                balanced(addr(98, 1)),
                 Frontend::node_port(family, 30_000 + u16::from(service)),
             ])
             .collect(),
@@ -115,7 +127,7 @@ fn desired(service: u8, family: Family, frontends: u16, endpoints: &[u8]) -> Des
         external_local: false,
         drop_when_no_local: true,
         affinity_timeout_s: Some(60),
-        source_ranges: [].into(),
+        source_ranges: Cidr::widest((1..=frontends).filter_map(range).collect()).into(),
     }
 }
 
@@ -128,6 +140,7 @@ fn node(round: u8) -> NodeFacts {
             ([127, 0, 0, 1].into(), true),
             (v6(u16::from(round)), false),
         ],
+        host_addresses: vec![[192, 0, 2, round].into(), [192, 0, 2, 9].into(), v6(9)],
         service_cidrs: (0..=2 - round)
             .flat_map(|n| [([10, 96 + n, 0, 0].into(), 16), (v6(u16::from(n) << 8), 120)])
             .collect(),
@@ -138,6 +151,7 @@ fn node(round: u8) -> NodeFacts {
 fn sorted(mut snapshot: Snapshot) -> Snapshot {
     snapshot.frontends.sort_by_key(|&(key, _)| key);
     snapshot.addresses.sort_by_key(|&(addr, _)| addr);
+    snapshot.source_ranges.sort_unstable();
     snapshot
 }
 
@@ -168,6 +182,10 @@ fn kernel_maps_hold_what_maps_in_memory_hold() -> Result<()> {
         let ops = diff::clear(&planner.release(epoch));
         ensure!(real.apply(&ops).is_empty() && fake.apply(&ops).is_empty());
         ensure!(sorted(real.snapshot()?) == sorted(fake.snapshot()?), "round {round}");
+    }
+    ensure!(fake.source_ranges.len() > 4096, "more than one batch");
+    for (tcp, port) in &fake.node_ports {
+        ensure!(real.maps().is_node_port(*tcp, *port) && !real.maps().is_node_port(*tcp, 29_999));
     }
     drop(real);
     // A restart finds all of it, and has nothing to do.
@@ -209,19 +227,22 @@ fn frontends_that_do_not_fit_are_told_one_by_one() -> Result<()> {
     let rig = Rig::new()?;
     let mut config = rig.config();
     config.sizes.tables.frontends = 8;
+    config.sizes.tables.source_ranges = 5;
     let mut real = BpfDatapath::open(&config)?;
     // A planner that believes in more room than there is.
     let mut planner = Planner::new(CAPACITY);
     let batch = planner.plan([(key(1, Family::V4), Some(desired(1, Family::V4, 12, &[1])))]);
     let ops = diff::operations(batch);
     let failed = real.apply(&ops);
-    // Twelve, an externalIP and a node port.
-    assert_eq!(failed.len(), 6);
-    for (index, error) in &failed {
-        ensure!(matches!(ops.get(*index), Some(diff::Op::FrontendPut(..))));
-        ensure!(error.to_string().contains("FRONTENDS4"), "{error}");
+    // Twelve, an externalIP, one of a load balancer and a node port; and twelve ranges.
+    let of = |name: &str| failed.iter().filter(|(_, e)| e.to_string().contains(name)).count();
+    assert_eq!((failed.len(), of("FRONTENDS4"), of("SOURCE_RANGES4")), (14, 7, 7));
+    for (index, _) in &failed {
+        let op = ops.get(*index);
+        ensure!(matches!(op, Some(diff::Op::FrontendPut(..) | diff::Op::SourceRangePut(_))));
     }
-    assert_eq!(real.snapshot()?.frontends.len(), 8);
+    let found = real.snapshot()?;
+    assert_eq!((found.frontends.len(), found.source_ranges.len()), (8, 5));
     Ok(())
 }
 
@@ -262,6 +283,7 @@ fn pinned_maps_keep_their_sizes_and_what_is_in_them() -> Result<()> {
             slots: 128,
             frontends: 16,
             addresses: 16,
+            source_ranges: 16,
         },
         flows: 2048,
         half_open: 1024,

@@ -60,6 +60,7 @@ fn no_packet_reaches_a_backend_that_was_never_its_services() -> Result<()> {
         scope: datapath::Scope::All,
         node_netns: 0,
         xdp: datapath::xdp::Config::default(),
+        forwarding: datapath::outside::Forwarding::default(),
     };
     let mut real = netns.run(|| -> Result<BpfDatapath> {
         let mut real = BpfDatapath::open(&config)?;

@@ -3,12 +3,16 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use clap::{ArgAction, Args, ValueEnum};
+use lb_agent::datapath::outside::Forwarding;
 use lb_agent::model::Cidr;
 use lb_agent::policy::local::{LocalDetector, Ranges};
 use lb_agent::policy::snat::{self, SnatAddresses, SnatPorts};
 use lb_agent::sync::Outside;
+use lb_common::abi::Mix;
 
 use super::error::Error;
 
@@ -76,6 +80,17 @@ impl OutsideArgs {
             snat_addresses,
             snat_ports: self.snat_ports,
         })
+    }
+
+    /// What of it programs have as constants. `bpffs` is the node's folder for pins.
+    pub(super) fn forwarding(&self, outside: &Outside, bpffs: &Path) -> Forwarding {
+        Forwarding {
+            local_mode: outside.detector.mode(),
+            masquerade_all: outside.masquerade_all,
+            snat_first: outside.snat_ports.first(),
+            snat_count: outside.snat_ports.count(),
+            seed: seed(bpffs),
+        }
     }
 
     fn detector(&self) -> Result<LocalDetector, Error> {
@@ -155,6 +170,17 @@ pub(super) fn overlaps(ports: &SnatPorts) -> Vec<String> {
     ports.overlaps(read("ip_local_port_range").first(), &read("ip_local_reserved_ports"))
 }
 
+/// A number that other machines do not know: the same after a restart of the agent, because flows
+/// outlive it, another after one of the machine, and another for each node that it is.
+fn seed(bpffs: &Path) -> u32 {
+    let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_else(|error| {
+        tracing::warn!(%error, "which boot this is cannot be told: source ports may be guessed");
+        Vec::new()
+    });
+    let bytes = boot.iter().chain(bpffs.as_os_str().as_bytes());
+    bytes.fold(Mix::new(), |mix, byte| mix.word(u64::from(*byte))).tag()
+}
+
 fn range(text: &str) -> Result<Cidr, String> {
     let bad = || format!("`{text}` is no range of addresses such as 10.244.0.0/16");
     let (addr, prefix) = text.trim().split_once('/').ok_or_else(bad)?;
@@ -180,6 +206,7 @@ fn name(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use lb_common::tables::LocalMode;
 
     use super::*;
 
@@ -265,6 +292,22 @@ mod tests {
         }
         let error = parse(&["--snat-address=127.0.0.1"]).unwrap().outside().unwrap_err();
         assert!(error.to_string().starts_with("--snat-address: 127.0.0.1"), "{error}");
+    }
+
+    #[test]
+    fn programs_have_what_the_flags_say_and_a_seed_that_outlives_the_agent() {
+        let forwarding = |args: &[&str], bpffs: &str| {
+            let args = parse(args).unwrap();
+            args.forwarding(&args.outside().unwrap(), Path::new(bpffs))
+        };
+        let found = forwarding(&[], "/sys/fs/bpf/a");
+        assert_eq!(Forwarding { seed: 0, ..found }, Forwarding::default());
+        assert_eq!(found, forwarding(&[], "/sys/fs/bpf/a"));
+        assert_ne!(found.seed, forwarding(&[], "/sys/fs/bpf/b").seed);
+        let args = ["--snat-ports=1024-65535", "--detect-local-mode=NodeCIDR", "--masquerade-all"];
+        let found = forwarding(&args, "/sys/fs/bpf/a");
+        assert_eq!((found.snat_first, found.snat_count), (1024, 64_512));
+        assert_eq!((found.local_mode, found.masquerade_all), (LocalMode::Range, true));
     }
 
     #[test]

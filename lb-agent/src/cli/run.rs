@@ -131,6 +131,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         scope: arguments.sockets.scope(),
         node_netns: arguments.sockets.node_netns()?,
         xdp: arguments.xdp.config()?,
+        forwarding: arguments.outside.forwarding(&outside, &node.bpffs),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

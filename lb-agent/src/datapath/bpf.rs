@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::batch::Hash;
 use super::hooks::{self, RELEASE, SOCKET_HOOKS, SocketHook};
-use super::outside::OutsideMaps;
+use super::outside::{Forwarding, OutsideMaps};
 use super::roles::Interface;
 use super::xdp::{Programs, Xdp};
 use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys, xdp};
@@ -35,6 +35,8 @@ pub struct Config {
     pub node_netns: u64,
     /// Where XDP is wanted.
     pub xdp: xdp::Config,
+    /// As whom packets are sent on.
+    pub forwarding: Forwarding,
 }
 
 /// The programs at the hooks of interfaces; those that they go on with are loaded with `PROGRAMS`.

@@ -12,6 +12,7 @@ use aya_obj::EbpfSectionKind;
 use lb_common::abi::{ABI_VERSION, SCOPES, map};
 use lb_object::Settings;
 
+use super::outside::Forwarding;
 use super::{Config, Error, Scope, sys};
 use crate::plan::Capacity;
 
@@ -117,12 +118,19 @@ pub(super) fn is_bpffs(path: &Path) -> bool {
 
 /// Loads the object: maps that are pinned are used as they are, others are made and pinned.
 pub(super) fn load(folder: &Path, config: &Config) -> Result<Ebpf, Error> {
+    let Forwarding { local_mode, masquerade_all, snat_first, snat_count, seed } = config.forwarding;
     let settings = Settings {
         node_netns: config.node_netns,
         node_only: config.scope == Scope::Host,
+        local_mode,
+        masquerade_all,
+        snat_first,
+        snat_count,
         ..Settings::probe()
     };
+    // The seed is nobody's business.
     tracing::debug!(?settings, "kernel probed");
+    let settings = Settings { seed, ..settings };
     let object = settings.object()?;
     let mut pins = pins(&object, folder, &config.sizes)?;
     for pin in pins.values_mut() {

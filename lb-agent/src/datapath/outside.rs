@@ -7,12 +7,38 @@ use std::sync::atomic::AtomicU64;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use lb_common::abi::{Interface, SNAT_ADDRESSES, map};
+use lb_common::tables::LocalMode;
+use lb_object::Settings;
 
 use super::Error;
 use super::maps::{array, cidrs};
 use super::mmap::MmapArray;
 use crate::model::Family;
 use crate::plan::{Cidr, address};
+
+/// What programs have as constants: who is a pod, and as whom packets are sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarding {
+    /// How pods of this node are told.
+    pub local_mode: LocalMode,
+    /// Every connection to a clusterIP gets a source of this node (M-6).
+    pub masquerade_all: bool,
+    /// First source port of what is sent on.
+    pub snat_first: u16,
+    /// Number of these ports.
+    pub snat_count: u16,
+    /// A number that others do not know, the same as long as flows live.
+    pub seed: u32,
+}
+
+impl Default for Forwarding {
+    /// That of the programs, as they are built.
+    fn default() -> Self {
+        let Settings { local_mode, masquerade_all, snat_first, snat_count, seed, .. } =
+            Settings::default();
+        Self { local_mode, masquerade_all, snat_first, snat_count, seed }
+    }
+}
 
 /// Bytes of an element of `INTERFACES`.
 const RECORD: usize = size_of::<Interface>();

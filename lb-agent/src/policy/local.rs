@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use lb_common::tables::LocalMode;
+
 use crate::model::{Cidr, Family, Node, refusal};
 
 /// How pods of this node are told, `--detect-local-mode`.
@@ -97,6 +99,15 @@ impl LocalDetector {
             6 => "none",
             _ => return None,
         })
+    }
+
+    /// How programs tell them.
+    pub const fn mode(&self) -> LocalMode {
+        match self {
+            Self::Interface | Self::Bridge(_) | Self::Prefix(_) => LocalMode::Interface,
+            Self::ClusterCidr(_) | Self::NodeCidr => LocalMode::Range,
+            Self::None => LocalMode::None,
+        }
     }
 
     /// Whether packets are told by their source.

@@ -29,7 +29,7 @@ fn detector_cluster_cidr_takes_the_first_range_of_each_family() {
     ]));
     let found = detector.ranges(None).unwrap();
     assert_eq!((found.v4, found.v6), (Some(cidr("10.0.0.0/8")), Some(cidr("fd00::/48"))));
-    assert!(detector.goes_by_source());
+    assert!(detector.goes_by_source() && detector.mode() == LocalMode::Range);
     assert!(!detector.is_local(true, ["veth1"]), "whatever it arrives by");
     assert_eq!(ranges(&["fd00::/48"]).of(Family::V4), None, "M-9: no detector for that family");
     assert_eq!(ranges(&["0.0.0.0/0"]), Ranges::default());
@@ -58,6 +58,8 @@ fn detectors_by_interface_know_a_bridge_by_its_ports() {
     assert!(LocalDetector::Interface.is_local(true, ["eth0"]));
     assert!(!LocalDetector::Interface.is_local(false, ["veth1"]));
     assert!(!LocalDetector::None.is_local(true, port_of_cni0), "M-9, V-d");
+    assert_eq!((prefix.mode(), bridge.mode()), (LocalMode::Interface, LocalMode::Interface));
+    assert_eq!(LocalDetector::None.mode(), LocalMode::None);
     for detector in [bridge, prefix, LocalDetector::Interface, LocalDetector::None] {
         assert!(!detector.goes_by_source());
         assert_eq!(detector.ranges(None), Some(Ranges::default()));

@@ -97,7 +97,7 @@ pub struct SnatPorts {
 }
 
 /// Fewer ports do not serve one busy client.
-pub const LEAST_PORTS: u32 = 1024;
+pub const LEAST_PORTS: u16 = 1024;
 
 /// Where an API server allocates node ports from unless it is told otherwise (N-8).
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
@@ -119,7 +119,7 @@ pub enum BadSnatPorts {
     Privileged,
     /// Too small.
     #[error("{0} ports are too few for one busy client: give at least {LEAST_PORTS}")]
-    TooFew(u32),
+    TooFew(u16),
 }
 
 impl SnatPorts {
@@ -129,8 +129,9 @@ impl SnatPorts {
     }
 
     /// How many.
-    pub const fn count(&self) -> u32 {
-        self.last as u32 - self.first as u32 + 1
+    pub const fn count(&self) -> u16 {
+        // Never all 65,536: it begins with 1024 or later.
+        self.last.saturating_sub(self.first).saturating_add(1)
     }
 
     /// The range with this first port and so many; nothing if there is none.
