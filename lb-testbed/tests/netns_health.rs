@@ -209,13 +209,15 @@ fn h_12_a_port_that_is_taken_is_told_by_an_event_on_the_service() -> Result<()> 
     let node = SocketAddr::new(rig.cluster.address(At::Node(0), Family::V4), HEALTH_PORT);
     let _taken = rig.cluster.nodes()[0].netns.run(|| TcpListener::bind(node))??;
     let spec = rig.agent(0, Source::Kubeconfig(plane.proxy_kubeconfig()))?;
+    // No kubelet tells the Node's addresses.
+    let spec = spec.arg("--node-port-addresses").arg("172.18.0.0/16,fd00::/8");
     rig.agents.push(spec.starts_in(&rig.cluster.nodes()[0].netns).start()?);
     let mut described = String::new();
     wait::until("the Event", IN_FORCE_WITHIN, || {
         described = plane.kubectl(&["describe", "service", "balanced"]).unwrap_or_default();
         described.contains("FailedToStartServiceHealthcheck")
     })
-    .with_context(|| described.clone())?;
+    .with_context(|| format!("{described}\nlog: {}", rig.agents[0].log().tail(20)))?;
     let event = described.lines().find(|line| line.contains("FailedToStart")).unwrap_or_default();
     ensure!(event.contains("Warning") && event.contains(&node.to_string()), "{event}");
     Ok(())

@@ -42,8 +42,8 @@ pub(super) async fn write(
                 tracing::warn!(
                     %error,
                     service = %warning.service,
-                    "cannot write an Event; allow `create` of `events` in `events.k8s.io`, or read \
-                     what is wrong with Services in this log"
+                    "cannot write an Event, for which one must be allowed to `create` `events` of \
+                     `events.k8s.io`; what is wrong with Services is in this log alone"
                 );
             }
             Err(error) => tracing::debug!(%error, "cannot write an Event"),
@@ -63,7 +63,7 @@ async fn write_one(
     let event = json!({
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": { "generateName": format!("{name}."), "namespace": **namespace },
+        "metadata": { "generateName": format!("{name}-"), "namespace": **namespace },
         "eventTime": format!("{:.6}", Timestamp::now()),
         "type": "Warning",
         "reason": warning.reason,
