@@ -73,7 +73,7 @@ impl Rules {
                     chain pre {
                         type filter hook prerouting priority mangle + 10;
                         meta nfproto ipv4 udp sport 67 udp dport 68 accept
-                        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
+                        ip6 saddr { ::, fe80::/10 } accept
                         fib saddr . mark . iif oif missing counter drop
                     }
                 }"

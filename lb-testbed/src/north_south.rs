@@ -122,6 +122,7 @@ pub struct Exposure {
     local: bool,
     affinity: bool,
     ranges: Vec<String>,
+    target: Option<u16>,
 }
 
 /// A Service of the cluster, by its number.
@@ -169,6 +170,17 @@ impl Exposure {
     pub fn ranges(mut self, ranges: &[&str]) -> Self {
         self.ranges = ranges.iter().map(|&range| range.to_owned()).collect();
         self
+    }
+
+    /// With another port of the endpoints than [`TARGET`].
+    #[must_use]
+    pub fn target(mut self, port: u16) -> Self {
+        self.target = Some(port);
+        self
+    }
+
+    fn target_port(&self) -> u16 {
+        self.target.unwrap_or(TARGET)
     }
 }
 
@@ -248,8 +260,8 @@ impl NorthSouth {
         for (kind, family) in [("IPv4", Family::V4), ("IPv6", Family::V6)] {
             let name = format!("{}-{}", service.name(), kind.to_lowercase());
             let mut slice = EndpointSlice::new("default", &name, &service.name(), kind)
-                .port("tcp", "TCP", TARGET)
-                .port("udp", "UDP", TARGET);
+                .port("tcp", "TCP", exposure.target_port())
+                .port("udp", "UDP", exposure.target_port());
             for &at in &exposure.endpoints {
                 let mut endpoint = Endpoint::ready(self.cluster.address(at, family));
                 if let At::Pod(node, _) | At::Node(node) = at {
@@ -269,8 +281,8 @@ impl NorthSouth {
         let vips = Family::ALL.map(|family| service.cluster_ip(family));
         let mut object = Value::from(
             Service::new("default", &service.name(), &vips)
-                .port("tcp", "TCP", PORT, TARGET)
-                .port("udp", "UDP", PORT, TARGET)
+                .port("tcp", "TCP", PORT, exposure.target_port())
+                .port("udp", "UDP", PORT, exposure.target_port())
                 .spec("type", "LoadBalancer")
                 .spec("externalTrafficPolicy", if exposure.local { "Local" } else { "Cluster" })
                 .spec("externalIPs", json!(both(Exposed::external_ip)))

@@ -14,11 +14,18 @@ struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 1] = [Tool {
-    program: "ip",
-    package: "iproute2",
-    purpose: "tests and demo lay out network namespaces with it",
-}];
+const TOOLS: [Tool; 2] = [
+    Tool {
+        program: "ip",
+        package: "iproute2",
+        purpose: "tests and demo lay out network namespaces with it",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+        purpose: "tests put the rules of CNIs and others in force with it",
+    },
+];
 
 /// Reports the optional packages, and installs those that are missing if asked to.
 pub(crate) fn test_packages(facts: &Facts, install: bool) -> Result<()> {

@@ -1,0 +1,204 @@
+//! Bad input that concerns packets, ports and external addresses: one test each.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_testbed::{
+    cluster::{At, Family, Spec},
+    matrix::Transport,
+    north_south::{
+        AT_ONCE, ENTRY, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, PORT, SECOND, SILENCE, SOON,
+        TARGET, THERE, Way, cases, told,
+    },
+    packet::{Packet, TcpFlags},
+    require,
+    wire::Wire,
+};
+use serde_json::json;
+
+/// CVE-2020-8558: what comes from outside for the node's loopback addresses never reaches them, with
+/// loopback `NodePort`s or without, and no setting of the kernel is changed for their sake.
+#[test]
+fn cve_2020_8558_loopback_addresses_are_not_reached_from_outside() -> Result<()> {
+    if !require::root_or_skip("cve_2020_8558_loopback_addresses_are_not_reached_from_outside") {
+        return Ok(());
+    }
+    for flags in [&[][..], &["--node-port-addresses", "primary,localhost"]] {
+        let mut world = NorthSouth::new(Spec::default())?;
+        let services = [HERE, THERE].map(|at| world.expose(&Exposure::new(&[at])));
+        world.start(flags)?;
+        let mut host = world.peer(ENTRY)?;
+        let loopback: [IpAddr; 2] = ["127.0.0.1".parse()?, "::1".parse()?];
+        let inside = loopback.map(|ip| SocketAddr::new(ip, 9_100));
+        host.serve("loopback", &inside)?;
+        let node = world.cluster.nodes()[0].netns.mac("eth0")?;
+        let mut wire = Wire::open(world.cluster.fabric(), "br0", node)?;
+        for family in Family::ALL {
+            let at = usize::from(family == Family::V6);
+            let from = world.cluster.address(At::Fabric, family);
+            for port in [9_100, services[0].node_port(), services[1].node_port(), PORT] {
+                let packet = Packet::new(from, loopback[at]);
+                wire.send(&packet.clone().tcp(40_000, port, TcpFlags::SYN))?;
+                wire.send(&packet.payload(b"hello").udp(40_000, port))?;
+            }
+            // Whoever answers to this has dealt with the packets before it.
+            let (echo, echo_answer) = if family == Family::V4 { (8, 0) } else { (128, 129) };
+            wire.send(&Packet::new(from, world.cluster.address(ENTRY, family)).icmp(
+                echo,
+                0,
+                [0, 1, 0, 1],
+            ))?;
+            let mut answered = Vec::new();
+            wire.wait("the node's answer to a ping", SOON, |frame| {
+                if frame.parsed.dst == from && frame.parsed.ports.is_some() {
+                    answered.push(format!("{:?}", frame.parsed));
+                }
+                let kind = frame.bytes.get(frame.parsed.upper_at).copied();
+                (frame.parsed.dst == from && kind == Some(echo_answer)).then_some(())
+            })?;
+            ensure!(answered.is_empty(), "{family}: {answered:?}");
+        }
+        let settings = world.cluster.run(ENTRY, || {
+            ["all", "default", "eth0", "lo"].map(|interface| {
+                let path = format!("/proc/sys/net/ipv4/conf/{interface}/route_localnet");
+                fs::read_to_string(path).unwrap_or_else(|error| error.to_string())
+            })
+        })?;
+        ensure!(settings == ["0\n"; 4], "{settings:?}");
+        for to in inside {
+            ensure!(host.tcp_once(to)?.server == "loopback");
+        }
+    }
+    Ok(())
+}
+
+/// CVE-2020-8554: a Service claims addresses of nodes, pods and other Services, and loopback. None of it
+/// is taken from its owner.
+#[test]
+fn cve_2020_8554_addresses_of_nodes_pods_and_services_are_not_captured() -> Result<()> {
+    if !require::root_or_skip("cve_2020_8554_addresses_of_nodes_pods_and_services_are_not_captured")
+    {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let victim = world.expose(&Exposure::new(&[THERE]));
+    let thief = world.expose(&Exposure::new(&[ENTRY]));
+    let mut wanted = Vec::new();
+    for family in Family::ALL {
+        for at in [ENTRY, OTHER, HERE, THERE] {
+            wanted.push(world.cluster.address(at, family).to_string());
+        }
+        wanted.push(victim.cluster_ip(family).to_string());
+    }
+    wanted
+        .extend(["127.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "224.0.0.1"].map(String::from));
+    let mut object = world.object(thief, &Exposure::new(&[ENTRY]));
+    object["spec"]["externalIPs"] = json!(wanted);
+    let ingress: Vec<_> = wanted.iter().map(|ip| json!({ "ip": ip })).collect();
+    object["status"]["loadBalancer"]["ingress"] = json!(ingress);
+    // The port that servers listen on: who captured it would get their traffic.
+    for port in 0..2 {
+        object["spec"]["ports"][port]["port"] = TARGET.into();
+        object["spec"]["ports"][port]["targetPort"] = TARGET.into();
+    }
+    world.manifest.set(object);
+    world.start(&[])?;
+    for at in [OUTSIDE, At::Pod(0, 1), OTHER] {
+        let mut client = world.peer(at)?;
+        for case in cases() {
+            let mut owners = vec![(ENTRY, "host"), (OTHER, "other-host")];
+            if at != OUTSIDE {
+                // Pods' addresses are none of the router's business.
+                owners.extend([(HERE, "here"), (THERE, "there")]);
+            }
+            for (owner, name) in owners {
+                let to = SocketAddr::new(world.cluster.address(owner, case.family), TARGET);
+                let what = format!("{at:?}, {case}, {to}");
+                let reply = case.once(&mut client, to).with_context(|| what.clone())?;
+                ensure!(reply.server == name, "{what}: {reply:?}");
+            }
+            let vip = SocketAddr::new(victim.cluster_ip(case.family), PORT);
+            let reply = case.once(&mut client, vip)?;
+            ensure!(reply.server == "there", "{at:?}, {case}, {vip}: {reply:?}");
+        }
+    }
+    // It is told, and counted.
+    let status = world.status(0)?;
+    let told = |field: &str| status["sync"][field].as_u64().unwrap_or(0);
+    ensure!(told("refused") + told("conflicts") + told("skipped_objects") > 0, "{status}");
+    Ok(())
+}
+
+/// Section 3.4, R-2: ranges that mean nothing are passed over; where none is left in a family there is no
+/// filter in it, and the Service beside it is as it was.
+#[test]
+fn r_2_source_ranges_of_nonsense_filter_nothing_and_harm_nobody() -> Result<()> {
+    if !require::root_or_skip("r_2_source_ranges_of_nonsense_filter_nothing_and_harm_nobody") {
+        return Ok(());
+    }
+    const NONSENSE: [&str; 7] =
+        ["", "nonsense", "300.1.2.3/8", "192.0.2.10/33", "2001:db8::/129", "10.0.0.0", "-1/0"];
+    let mut world = NorthSouth::new(Spec::default())?;
+    let other = world.expose(&Exposure::new(&[HERE]));
+    let nonsense = world.expose(&Exposure::new(&[THERE]).ranges(&NONSENSE));
+    let mixed = [&NONSENSE[..], &["  192.0.2.10/32 ", "2001:db8:2::10/128"]].concat();
+    let mixed = world.expose(&Exposure::new(&[THERE]).ranges(&mixed));
+    world.start(&[])?;
+    let mut first = world.peer(OUTSIDE)?;
+    let mut second = world.peer(SECOND)?;
+    for case in cases() {
+        for client in [&mut first, &mut second] {
+            for service in [other, nonsense] {
+                let to = world.to(service, Way::LoadBalancer, case.family);
+                case.once(client, to).with_context(|| format!("{case}, {to}"))?;
+            }
+        }
+        let to = world.to(mixed, Way::LoadBalancer, case.family);
+        case.once(&mut first, to).with_context(|| format!("{case}, {to}"))?;
+        let errno = told(&mut second, case, to, SILENCE)?;
+        ensure!(errno.is_none(), "{case}, {to}: {errno:?}");
+    }
+    Ok(())
+}
+
+/// `NodePort`s at which somebody listens, and ports of nonsense: the first goes to the Service from outside
+/// (N-8), the others cost themselves only.
+#[test]
+fn n_8_node_ports_of_nonsense_cost_themselves_only() -> Result<()> {
+    if !require::root_or_skip("n_8_node_ports_of_nonsense_cost_themselves_only") {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let good = world.expose(&Exposure::new(&[THERE]));
+    let bad = world.expose(&Exposure::new(&[THERE]));
+    let mut object = world.object(bad, &Exposure::new(&[THERE]));
+    object["spec"]["ports"][0]["nodePort"] = 70_000.into();
+    object["spec"]["ports"][1]["nodePort"] = (-1).into();
+    world.manifest.set(object);
+    world.start(&[])?;
+    let mut host = world.peer(ENTRY)?;
+    for family in Family::ALL {
+        let own = SocketAddr::new(world.cluster.address(ENTRY, family), good.node_port());
+        host.serve("listener", &[own])?;
+    }
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases() {
+        let to = world.to(good, Way::NodePort, case.family);
+        let reply = case.once(&mut client, to).with_context(|| format!("{case}, {to}"))?;
+        ensure!(reply.server == "there", "{case}, {to}: {reply:?}");
+        if case.transport == Transport::Tcp {
+            let to = SocketAddr::new(to.ip(), bad.node_port());
+            let errno = told(&mut client, case, to, AT_ONCE)?;
+            ensure!(errno == Some(libc::ECONNREFUSED), "{case}, {to}: {errno:?}");
+        }
+        for way in [Way::LoadBalancer, Way::ExternalIp] {
+            let to = world.to(bad, way, case.family);
+            let reply = case.once(&mut client, to).with_context(|| format!("{case}, {to}"))?;
+            ensure!(reply.server == "there", "{case}, {to}: {reply:?}");
+        }
+    }
+    Ok(())
+}
