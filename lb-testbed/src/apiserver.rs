@@ -93,6 +93,15 @@ impl ApiServer {
         self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file]).map(drop)
     }
 
+    /// Sets the status of objects that are there already.
+    pub fn apply_status(&self, manifest: &Manifest) -> Result<()> {
+        let file = self.scratch.path().join("status.json");
+        manifest::write_atomically(&file, &manifest.to_apply_status())?;
+        let file = file.to_string_lossy();
+        // Not by apply: two addresses of a Node are the same to it when they are of one type.
+        self.kubectl(&["replace", "--subresource=status", "-f", &file]).map(drop)
+    }
+
     /// Runs kubectl as the administrator; its standard output.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.launch("kubectl")?

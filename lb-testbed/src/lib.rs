@@ -24,6 +24,7 @@ pub mod matrix;
 pub mod mesh;
 pub mod netns;
 pub mod north_south;
+pub mod one_armed;
 pub mod oracle;
 pub mod packet;
 pub mod peer;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Objects by kind, namespace and name: the order in which they are printed.
 #[derive(Clone, Debug, Default)]
@@ -99,9 +99,18 @@ impl Manifest {
         let mut items: Vec<Value> = self.objects.values().cloned().collect();
         for item in items.iter_mut().filter_map(Value::as_object_mut) {
             item.remove("status");
-            if let Some(metadata) = item.get_mut("metadata").and_then(Value::as_object_mut) {
-                metadata.remove("uid");
-            }
+            without_identity(item);
+        }
+        Self::list(&items)
+    }
+
+    /// The status of all objects that have one, as one would write it for an API server.
+    pub fn to_apply_status(&self) -> String {
+        let mut items: Vec<Value> = self.objects.values().cloned().collect();
+        items.retain(|item| item.get("status").is_some());
+        for item in items.iter_mut().filter_map(Value::as_object_mut) {
+            item.remove("spec");
+            without_identity(item);
         }
         Self::list(&items)
     }
@@ -119,6 +128,15 @@ impl Manifest {
     /// Writes the list so that no reader ever sees half of it.
     pub fn write(&self, path: &Path) -> Result<()> {
         write_atomically(path, &self.to_json())
+    }
+}
+
+/// What the API server gives out, and takes from nobody.
+fn without_identity(object: &mut Map<String, Value>) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        for field in ["uid", "resourceVersion", "creationTimestamp"] {
+            metadata.remove(field);
+        }
     }
 }
 

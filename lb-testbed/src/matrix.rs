@@ -2,6 +2,7 @@
 //! the whole matrix of the contract.
 
 pub mod cell;
+pub mod compare;
 pub mod run;
 pub mod seen;
 pub mod table;

@@ -2,7 +2,10 @@
 //! which measurements are compared with.
 #![expect(unsafe_code, reason = "bpf() reads and writes through addresses in its argument")]
 
+pub mod array;
 pub mod kernel;
+pub mod spread;
+pub mod place;
 
 use std::{
     ffi::{CStr, c_int},
@@ -17,14 +20,25 @@ use crate::sys;
 
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_TEST_RUN: c_int = 10;
+const BPF_LINK_CREATE: c_int = 28;
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`
 const SUMMED: u32 = 1 << 2;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`
+const LIVE_FRAMES: u32 = 1 << 1;
+/// `BPF_XDP`
+const ATTACH_XDP: u32 = 37;
+/// `XDP_FLAGS_DRV_MODE`
+const IN_DRIVER: u32 = 1 << 2;
 /// Programs may grow a packet (XDP head room, encapsulation); the result must have room for it.
 const HEADROOM: usize = 4096;
 /// Longer than any context of any kernel.
 const CONTEXT: usize = 512;
 /// Where `struct __sk_buff` has its mark.
 const MARK: Range<usize> = 8..12;
+/// Which of its words are by which interface the packet arrived, and at which it is.
+const SK_BUFF_ARRIVAL: usize = 9;
+const SK_BUFF_INTERFACE: usize = 10;
+const SK_BUFF_WORDS: usize = 11;
 
 /// What a program is run over.
 #[derive(Clone, Debug)]
@@ -82,9 +96,68 @@ pub fn once_marked(program: BorrowedFd<'_>, data: &[u8], mark: u32) -> Result<(O
     Ok((output, u32::from_ne_bytes(mark.context("a context that ends before the mark")?)))
 }
 
+/// Runs a tc program once over a packet that arrives by an interface of this namespace, or leaves by
+/// it.
+pub fn once_at(program: BorrowedFd<'_>, data: &[u8], ifindex: u32) -> Result<Output> {
+    let mut context = [0_u32; SK_BUFF_WORDS];
+    // What has arrived anywhere is none of this node's own sockets'.
+    (context[SK_BUFF_ARRIVAL], context[SK_BUFF_INTERFACE]) = (ifindex, ifindex);
+    let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
+    run(program, &Input { data, context: &context, repeat: 1 })
+}
+
+/// The same for an XDP program, to which packets only arrive (kernel 5.15).
+pub fn once_early_at(program: BorrowedFd<'_>, data: &[u8], ifindex: u32) -> Result<Output> {
+    let context = xdp_context(data, ifindex)?;
+    run(program, &Input { data, context: &context, repeat: 1 })
+}
+
+/// The context (`struct xdp_md`) of a packet that arrives by the first queue of an interface.
+pub fn xdp_context(data: &[u8], ifindex: u32) -> Result<Vec<u8>> {
+    // Data, its end, metadata, interface, queue, egress.
+    let fields = [0, len(data)?, 0, ifindex, 0, 0];
+    Ok(fields.into_iter().flat_map(u32::to_ne_bytes).collect())
+}
+
 /// Runs a program.
 pub fn run(program: BorrowedFd<'_>, input: &Input<'_>) -> Result<Output> {
     run_flagged(program, input, 0)
+}
+
+/// Has an XDP program make packets out of copies of a frame, as if an interface of the calling
+/// thread's namespace had received them: what the program returns is done (kernel 5.18). Frames are
+/// used again as others left them.
+pub fn live(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32, packets: u32) -> Result<()> {
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context = [0, len(frame)?, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+    let mut attr = TestRunAttr {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        data_size_in: len(frame)?,
+        data_in: address(frame),
+        repeat: packets,
+        ctx_size_in: len(&context)?,
+        ctx_in: address(&context),
+        flags: LIVE_FRAMES,
+        batch_size: 64,
+        ..TestRunAttr::default()
+    };
+    // SAFETY: both addresses belong to slices of the length stated beside them that live until the
+    // call returns.
+    unsafe { sys::bpf(BPF_PROG_TEST_RUN, &mut attr) }.context("make live frames; needs 5.18")?;
+    Ok(())
+}
+
+/// Attaches an XDP program to an interface of the calling thread's namespace, in its driver, until
+/// the descriptor is closed.
+pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
+    let mut attr = LinkAttr {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        target_ifindex: ifindex,
+        attach_type: ATTACH_XDP,
+        flags: IN_DRIVER,
+    };
+    // SAFETY: no addresses in this argument.
+    unsafe { sys::bpf_open(BPF_LINK_CREATE, &mut attr) }.context("attach an XDP program")
 }
 
 fn run_flagged(program: BorrowedFd<'_>, input: &Input<'_>, flags: u32) -> Result<Output> {
@@ -190,6 +263,18 @@ struct TestRunAttr {
     ctx_out: u64,
     flags: u32,
     cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+/// `union bpf_attr` as `BPF_LINK_CREATE` reads it for XDP.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct LinkAttr {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 /// `union bpf_attr` as `BPF_PROG_LOAD` reads it, until `expected_attach_type`.

@@ -19,6 +19,9 @@ Figures:
   tc_established_ns, tc_foreign_ns
   connect4_miss_ratio, connect4_hit_ratio
   crr_socket_ratio, crr_packet_ratio
+  nodeport_remote_pps_ratio, xdp_nodeport_pps_ratio          with KUBEBUILDER_ASSETS and nft
+  nodeport_remote_crr_ratio, nodeport_local_crr_ratio        with KUBEBUILDER_ASSETS and nft
+  clusterip_{socket,packet}_crr_vs_kube_proxy[_cni]          with KUBEBUILDER_ASSETS and nft
   cold_start_10k_s, cold_start_10k_peak_mib
   change_10k_syscalls, change_10k_ms
   api_10k_synced_s, api_10k_peak_mib, api_10k_change_ms      with KUBEBUILDER_ASSETS

@@ -4,18 +4,25 @@
 //! asserted.
 
 mod api;
+mod arena;
+mod asker;
+mod chart;
 mod connect;
 mod counts;
 mod crr;
+mod flood;
+mod north_south;
 mod object;
 mod packets;
 mod peers;
+mod pps;
 mod record;
 pub mod report;
 mod samples;
 mod scale;
 mod sys;
 mod verifier;
+mod xdp;
 
 use std::{
     env,
@@ -38,6 +45,8 @@ pub struct Plan {
     this: PathBuf,
     /// The CPU that everything under test runs on.
     cpu: usize,
+    /// What was asked for by name.
+    wanted: Vec<String>,
 }
 
 /// Figures that are measured together.
@@ -56,8 +65,15 @@ pub fn groups() -> &'static [Group] {
         Group { ids: &verifier::IDS, what: "sizes of programs", measure: verifier::measure },
         Group { ids: &counts::IDS, what: "costs that are counted", measure: counts::measure },
         Group { ids: &packets::IDS, what: "packets through tc", measure: packets::measure },
+        Group { ids: &xdp::IDS, what: "packets through XDP", measure: xdp::measure },
         Group { ids: &connect::IDS, what: "connect()", measure: connect::measure },
         Group { ids: &crr::IDS, what: "connections per second", measure: crr::measure },
+        Group { ids: &pps::IDS, what: "packets per second", measure: pps::measure },
+        Group {
+            ids: &north_south::IDS,
+            what: "connections per second beside kube-proxy",
+            measure: north_south::measure,
+        },
         Group { ids: &scale::COLD_IDS, what: "a cold start", measure: scale::cold_start },
         Group { ids: &scale::CHANGE_IDS, what: "a changed endpoint", measure: scale::change },
         Group {
@@ -78,7 +94,12 @@ impl Plan {
     /// A plan for a process that is another program.
     pub fn with_program(quick: bool, this: PathBuf) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        Ok(Self { quick, root, this, cpu: sys::last_cpu()? })
+        Ok(Self { quick, root, this, cpu: sys::last_cpu()?, wanted: Vec::new() })
+    }
+
+    /// Whether a group of figures was asked for by one of their names, all of it.
+    fn wants(&self, ids: &[&str]) -> bool {
+        self.wanted.iter().any(|want| ids.iter().any(|id| id.starts_with(want.as_str())))
     }
 
     /// As many as it takes, or as few as show that the method works.
@@ -110,6 +131,7 @@ pub fn run(plan: &Plan, wanted: &[String], commit: &str) -> Result<Run> {
         bail!("no figure's name begins with {}; there are: {}", wanted.join(" or "), names());
     }
     let setting = Setting::here(commit, plan.quick);
+    let plan = &Plan { wanted: wanted.to_vec(), ..plan.clone() };
     let mut run = Run { records: Vec::new(), failures: Vec::new() };
     for group in groups {
         let before = Load::now()?;
@@ -134,8 +156,8 @@ pub fn run(plan: &Plan, wanted: &[String], commit: &str) -> Result<Run> {
 pub fn role(name: &str, args: &[String]) -> Result<String> {
     match name {
         "connect" => connect::role(args),
-        "crr-server" => crr::serve(args),
-        "crr-client" => crr::ask(args),
+        "crr-server" => asker::serve(args),
+        "crr-client" => asker::ask(args),
         _ => bail!("there is no role {name}; roles are started by measurements only"),
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Record, groups};
+use super::{Record, chart, groups};
 
 const PAGE: &str = "docs/benchmarks.md";
 const RECORDS: &str = "docs/benchmarks.json";
@@ -134,6 +134,7 @@ fn page(records: &[Record]) -> String {
         )
         .ok();
     }
+    text.push_str(&chart::chapter(records));
     text.push_str("\n## Methods\n\n");
     let mut last = "";
     for record in records.iter().filter(|record| !record.id.contains('.')) {

@@ -52,6 +52,35 @@ pub(super) fn quartiles(values: &[f64]) -> [f64; 2] {
     [at(1), at(3)]
 }
 
+/// Between which of the values the median of all there could be lies, in 19 of 20 cases: from the
+/// order of the values alone, whatever their distribution.
+pub(super) fn interval(values: &[f64]) -> [f64; 2] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let least = sorted_place(sorted.len());
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(0.0);
+    [at(least), at(sorted.len().saturating_sub(least + 1))]
+}
+
+/// The largest number of values that may be left out on each side: with half of all values on each
+/// side of the median, fewer than that are on one side in one of 40 cases at most.
+fn sorted_place(count: usize) -> usize {
+    let mut left_out = 0;
+    // Of all ways in which `count` values can be on either side, the share with `k` on one.
+    let count_f = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let (mut share, mut sum) = (0.5_f64.powf(count_f), 0.0);
+    for k in 0..count / 2 {
+        sum += share;
+        if sum > 0.025 {
+            break;
+        }
+        left_out = k + 1;
+        let of = f64::from(u32::try_from(k).unwrap_or(u32::MAX));
+        share *= (count_f - of) / (of + 1.0);
+    }
+    left_out.saturating_sub(1)
+}
+
 /// The largest value; 0 of none.
 pub(super) fn largest(values: &[f64]) -> f64 {
     values.iter().copied().max_by(f64::total_cmp).unwrap_or(0.0)
@@ -74,5 +103,15 @@ mod tests {
         let values: Vec<f64> = (0..=8).rev().map(f64::from).collect();
         assert!(quartiles(&values).iter().zip([2.0, 6.0]).all(|(a, b)| (a - b).abs() < 1e-9));
         assert!((largest(&values) - 8.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_interval_leaves_out_as_many_as_the_binomial_distribution_allows() {
+        // As in any table of order statistics: the 4th and 12th of 15, the 6th and 16th of 21.
+        for (count, from, to) in [(5, 1.0, 5.0), (15, 4.0, 12.0), (21, 6.0, 16.0)] {
+            let values: Vec<f64> = (1..=count).rev().map(f64::from).collect();
+            let [low, high] = interval(&values);
+            assert!((low - from).abs() < 1e-9 && (high - to).abs() < 1e-9, "{low} {high}");
+        }
     }
 }

@@ -18,6 +18,21 @@ pub enum Who {
     Process,
     /// A pod in the node's network namespace: a process in a cgroup of its own.
     HostPod,
+    /// A pod of another node, one that has no proxy.
+    RemotePod,
+    /// A machine outside of the cluster, behind a router.
+    Outside,
+}
+
+/// Who makes Services out of what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proxy {
+    /// Millrace, which meets packets from outside at tc.
+    Millrace,
+    /// Millrace, which meets them at XDP.
+    MillraceXdp,
+    /// kube-proxy in nftables mode.
+    KubeProxy,
 }
 
 /// A row: a client and how it asks.
@@ -38,7 +53,7 @@ pub struct Row {
 pub enum Destination {
     /// A clusterIP.
     ClusterIp,
-    /// The `NodePort` at the address of the client's node.
+    /// The `NodePort` at the address of node-0, which is the client's where it is on one with a proxy.
     NodePort,
     /// An address of a load balancer.
     LoadBalancer,
@@ -49,22 +64,24 @@ pub enum Destination {
 /// Where the endpoints of a Service are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backends {
-    /// A pod of the client's node.
+    /// A pod of node-0.
     Here,
     /// A pod of another node.
     Elsewhere,
     /// The client itself.
     Itself,
-    /// The client's node itself.
+    /// node-0 itself.
     HostHere,
     /// Another node itself.
     HostElsewhere,
-    /// A pod of the client's node that terminates, but serves still.
+    /// A pod of node-0 that terminates, but serves still.
     Terminating,
     /// The same, and a pod of another node that stays.
     TerminatingAndElsewhere,
     /// Nowhere.
     Nowhere,
+    /// The client itself where that is a pod of another node; no column of its own.
+    RemotePod,
 }
 
 /// A column.
@@ -84,7 +101,13 @@ impl Who {
         match self {
             Self::Pod => oracle::Place::Pod,
             Self::Process | Self::HostPod => oracle::Place::Host,
+            Self::RemotePod | Self::Outside => oracle::Place::Elsewhere,
         }
+    }
+
+    /// Whether it is off the node that is asked.
+    pub fn is_elsewhere(self) -> bool {
+        self.place() == oracle::Place::Elsewhere
     }
 
     /// The same in the cluster of namespaces.
@@ -92,6 +115,8 @@ impl Who {
         match self {
             Self::Pod => At::Pod(0, 0),
             Self::Process | Self::HostPod => At::Node(0),
+            Self::RemotePod => At::Pod(2, 0),
+            Self::Outside => At::Client(0),
         }
     }
 
@@ -100,20 +125,30 @@ impl Who {
             Self::Pod => "pod",
             Self::Process => "process",
             Self::HostPod => "host pod",
+            Self::RemotePod => "pod off",
+            Self::Outside => "outside",
         }
     }
 }
 
 impl Row {
-    /// Every row. Packets of the node's own sockets are nobody's to translate, so only pods have
-    /// the packet engine.
-    pub fn all() -> Vec<Self> {
-        let clients = [
+    /// The rows of a proxy.
+    ///
+    /// Packets of the node's own sockets are nobody's to translate, so only pods have both engines.
+    /// XDP changes nothing for who is on the node, and kube-proxy knows no engines.
+    pub fn of(proxy: Proxy) -> Vec<Self> {
+        let inside = [
             (Who::Pod, Engine::Socket),
             (Who::Pod, Engine::Packet),
             (Who::Process, Engine::Socket),
             (Who::HostPod, Engine::Socket),
         ];
+        let off = [(Who::RemotePod, Engine::Packet), (Who::Outside, Engine::Packet)];
+        let clients: Vec<_> = match proxy {
+            Proxy::Millrace => inside.into_iter().chain(off).collect(),
+            Proxy::MillraceXdp => off.into(),
+            Proxy::KubeProxy => inside.into_iter().skip(1).take(2).chain(off).collect(),
+        };
         let mut rows = Vec::new();
         for (who, engine) in clients {
             for transport in Transport::ALL {
@@ -124,6 +159,16 @@ impl Row {
         }
         rows
     }
+
+    /// Whether there is such a cell: who is outside of the cluster is no endpoint.
+    pub fn meets(self, column: Column) -> bool {
+        !(self.who == Who::Outside && column.backends == Backends::Itself)
+    }
+}
+
+impl Proxy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Millrace, Self::MillraceXdp, Self::KubeProxy];
 }
 
 impl Destination {
@@ -133,7 +178,7 @@ impl Destination {
 }
 
 impl Backends {
-    /// All of them.
+    /// Each is a column.
     pub const ALL: [Self; 8] = [
         Self::Here,
         Self::Elsewhere,
@@ -150,7 +195,7 @@ impl Backends {
         match self {
             Self::Here => "here",
             Self::Elsewhere => "else",
-            Self::Itself => "self",
+            Self::Itself | Self::RemotePod => "self",
             Self::HostHere => "node",
             Self::HostElsewhere => "node2",
             Self::Terminating => "term",
@@ -170,6 +215,16 @@ impl Column {
             }
         }
         columns
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Millrace => "Millrace",
+            Self::MillraceXdp => "Millrace, XDP at the uplink",
+            Self::KubeProxy => "kube-proxy",
+        })
     }
 }
 

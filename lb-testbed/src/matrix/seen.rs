@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use lb_common::abi::Counter;
 
-use super::{Engine, Transport, cell::Row, world::Client};
+use super::{Transport, cell::Row, world::Client};
 use crate::{
     oracle::{Expectation, Source, Verdict, verdict},
     peer::{self, Close, Reply, STEP, Sock},
@@ -24,8 +24,13 @@ pub enum Seen {
     To(SocketAddr, Source),
     /// ECONNREFUSED: at the socket, by RST or by port unreachable.
     Refused,
+    /// ECONNREFUSED, but not for the first packet. Over a virtual cable the answer to a SYN can come
+    /// while the socket is still sending it, and an ICMP error is not heeded then.
+    RefusedLate,
     /// EHOSTUNREACH.
     Unreachable,
+    /// EPERM.
+    NotPermitted,
     /// No answer, and the packet engine counted what it dropped.
     Dropped,
     /// No answer, and the packet engine dropped nothing.
@@ -34,23 +39,41 @@ pub enum Seen {
     Otherwise(String),
 }
 
-/// The packet engine's counters of a node.
-pub struct Drops(PerCpuArray<MapData, u64>);
+/// The packet engine's counters of a node; kube-proxy has none.
+pub struct Drops(Option<PerCpuArray<MapData, u64>>);
 
 impl Drops {
-    /// Opens the pinned counters.
-    pub fn open(pin: &Path) -> Result<Self> {
+    /// Opens the pinned counters, where there are any.
+    pub fn open(pin: Option<&Path>) -> Result<Self> {
+        let Some(pin) = pin else { return Ok(Self(None)) };
         let map = MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
-        Ok(Self(PerCpuArray::try_from(Map::PerCpuArray(map))?))
+        Ok(Self(Some(PerCpuArray::try_from(Map::PerCpuArray(map))?)))
     }
 
     /// Packets dropped because a service port has no backend, or none here.
     fn count(&self) -> Result<u64> {
+        let Some(counters) = &self.0 else { return Ok(0) };
         let mut sum = 0;
         for counter in [Counter::DropNoBackend, Counter::DropNoLocalBackend] {
-            sum += self.0.get(&(counter as u32), 0)?.iter().sum::<u64>();
+            sum += counters.get(&(counter as u32), 0)?.iter().sum::<u64>();
         }
         Ok(sum)
+    }
+}
+
+/// How long is worth waiting? Less when nothing works anyway.
+#[derive(Debug, Default)]
+pub struct Patience {
+    in_vain: u32,
+}
+
+impl Patience {
+    fn of(&self, expected: &Expectation) -> Duration {
+        match expected.verdict {
+            Verdict::Translate(_) if self.in_vain < 3 => STEP,
+            Verdict::Translate(_) | Verdict::Reject => AT_ONCE,
+            Verdict::Drop | Verdict::PassUntouched => SILENCE,
+        }
     }
 }
 
@@ -74,15 +97,33 @@ impl Seen {
 pub fn ask(
     client: &mut Client,
     drops: &Drops,
+    patience: &mut Patience,
     row: Row,
     to: SocketAddr,
     expected: &Expectation,
 ) -> Result<Seen> {
-    let patience = match expected.verdict {
-        Verdict::Translate(_) => STEP,
-        Verdict::Reject => AT_ONCE,
-        Verdict::Drop | Verdict::PassUntouched => SILENCE,
-    };
+    let mut seen = ask_within(client, drops, patience.of(expected), row, to, expected)?;
+    let by_icmp = expected.engine == verdict::Engine::Contract && row.transport == Transport::Tcp;
+    if by_icmp && expected.verdict == Verdict::Reject && seen == Seen::Silent {
+        seen = match ask_within(client, drops, STEP, row, to, expected)? {
+            Seen::Refused => Seen::RefusedLate,
+            other => other,
+        };
+    }
+    if matches!((&expected.verdict, &seen), (Verdict::Translate(_), Seen::Silent)) {
+        patience.in_vain += 1;
+    }
+    Ok(seen)
+}
+
+fn ask_within(
+    client: &mut Client,
+    drops: &Drops,
+    patience: Duration,
+    row: Row,
+    to: SocketAddr,
+    expected: &Expectation,
+) -> Result<Seen> {
     let before = drops.count()?;
     let connected = match row.transport {
         Transport::Tcp => client.peer.tcp_connect_from(None, to, patience),
@@ -96,7 +137,8 @@ pub fn ask(
         Seen::Silent if drops.count()? > before => Seen::Dropped,
         other => other,
     };
-    if (row.transport, row.engine) != (Transport::Udp, Engine::Socket) {
+    let by_socket = expected.engine == verdict::Engine::Socket;
+    if row.transport != Transport::Udp || !by_socket {
         return Ok(seen);
     }
     // Unconnected sockets have a hook of their own.
@@ -142,6 +184,7 @@ fn failed(error: &anyhow::Error) -> Seen {
     match peer::errno(error) {
         Some(libc::ECONNREFUSED) => Seen::Refused,
         Some(libc::EHOSTUNREACH) => Seen::Unreachable,
+        Some(libc::EPERM) => Seen::NotPermitted,
         // The deadline of a connect, and that of a receive.
         Some(libc::ETIMEDOUT | libc::EAGAIN) => Seen::Silent,
         _ => Seen::Otherwise(format!("{error:#}")),

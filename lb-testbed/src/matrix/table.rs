@@ -1,10 +1,11 @@
 //! The contract's matrix for people: one block for each destination, a row for each kind of client,
 //! a short word for what became of it.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use super::{
-    cell::{Backends, Column, Destination, Row},
+    cell::{Backends, Column, Destination, Proxy, Row},
+    compare::{self, Why},
     seen::Seen,
 };
 use crate::{
@@ -13,16 +14,17 @@ use crate::{
 };
 
 const LEGEND: &str = "\
-rows     pod: in a network namespace of its own; process, host pod: in that of the node
-         socket, packet: the engine that serves the client
-columns  policy of both kinds of traffic, and where the Service has its endpoints: a pod of the
-         client's node (here), a pod of the other node (else), the client itself (self), the
-         client's node (node), the other node (node2), a pod of the client's node that terminates
-         but serves (term), the same beside a pod of the other node that stays (t+els), nowhere
-         (none)
+rows     pod: in a network namespace of its own; process, host pod: in that of the node; pod off: a
+         pod of a node without a proxy; outside: a machine behind a router
+         socket, packet: the engine of Millrace that serves the client
+columns  policy of both kinds of traffic, and where the Service has its endpoints: a pod of the node
+         (here), a pod of another node (else), the client itself (self), the node (node), another
+         node (node2), a pod of the node that terminates but serves (term), the same beside a pod of
+         another node that stays (t+els), nowhere (none)
 cells    which of these answered (self: the client); *: it saw another source than that of a direct
-         connection; x: refused at once (ECONNREFUSED, by RST or port unreachable in packets);
-         !: EHOSTUNREACH at once; ...: dropped, no answer; -: left alone; ?: none of these
+         connection; x: refused at once (ECONNREFUSED, by RST or port unreachable in packets); x+1:
+         the same when the SYN is sent again;
+         !: EHOSTUNREACH at once; #: EPERM at once; ...: dropped, no answer; -: left alone; ?: none of these
          expected/seen where the contract says otherwise
 ";
 
@@ -31,6 +33,8 @@ cells    which of these answered (self: the client); *: it saw another source th
 pub struct Cell {
     /// The topology of the cluster.
     pub topology: Topology,
+    /// Who serves.
+    pub proxy: Proxy,
     /// The client.
     pub row: Row,
     /// What it asked for.
@@ -58,7 +62,11 @@ pub type Server<'a> = &'a dyn Fn(std::net::SocketAddr) -> &'static str;
 impl Cell {
     /// Whether that was seen which is expected.
     pub fn agrees(&self) -> bool {
-        self.seen.agrees_with(&self.expected)
+        if self.proxy == Proxy::KubeProxy {
+            compare::is_of_contract(self.row, self.column.backends, &self.expected, &self.seen)
+        } else {
+            self.seen.agrees_with(&self.expected)
+        }
     }
 }
 
@@ -81,7 +89,9 @@ pub fn seen_word(seen: &Seen, server: Server<'_>) -> String {
     match seen {
         Seen::To(at, source) => backend(server(*at), *source),
         Seen::Refused => "x".into(),
+        Seen::RefusedLate => "x+1".into(),
         Seen::Unreachable => "!".into(),
+        Seen::NotPermitted => "#".into(),
         Seen::Dropped => "...".into(),
         Seen::Silent => "-".into(),
         Seen::Otherwise(_) => "?".into(),
@@ -99,8 +109,10 @@ impl Table {
     }
 
     /// A cell of the printed table: what all topologies have in common, or where one differs.
-    fn word(&self, row: Row, column: Column) -> String {
-        let mut of_cell = self.cells.iter().filter(|cell| (cell.row, cell.column) == (row, column));
+    fn word(&self, proxy: Proxy, row: Row, column: Column) -> String {
+        let wanted = (proxy, row, column);
+        let mut of_cell =
+            self.cells.iter().filter(|cell| (cell.proxy, cell.row, cell.column) == wanted);
         let Some(first) = of_cell.next() else { return String::new() };
         let differs = std::iter::once(first).chain(of_cell).find(|cell| !cell.agrees());
         differs.map_or_else(
@@ -109,14 +121,20 @@ impl Table {
         )
     }
 
-    fn block(&self, f: &mut fmt::Formatter<'_>, destination: Destination) -> fmt::Result {
+    fn block(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        proxy: Proxy,
+        destination: Destination,
+    ) -> fmt::Result {
         let columns = Column::of(destination);
-        let rows = Row::all();
+        let mut rows = Row::of(proxy);
+        rows.retain(|row| self.cells.iter().any(|cell| (cell.proxy, cell.row) == (proxy, *row)));
         let label = rows.iter().map(|row| row.to_string().len()).max().unwrap_or(0);
         let mut lines: Vec<Vec<String>> =
             vec![columns.iter().map(|column| column.backends.head().to_owned()).collect()];
         for row in &rows {
-            lines.push(columns.iter().map(|column| self.word(*row, *column)).collect());
+            lines.push(columns.iter().map(|column| self.word(proxy, *row, *column)).collect());
         }
         let width = |index: usize| lines.iter().map(|line| line[index].len()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns.len()).map(width).collect();
@@ -142,10 +160,39 @@ impl Table {
     }
 }
 
+impl Table {
+    /// How Millrace and kube-proxy differ, where both were asked.
+    fn comparison(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proxies =
+            |ours: bool| self.cells.iter().any(|cell| (cell.proxy != Proxy::KubeProxy) == ours);
+        if !(proxies(true) && proxies(false)) {
+            return Ok(());
+        }
+        let differences = compare::differences(self);
+        let mut counts = BTreeMap::new();
+        for difference in &differences {
+            *counts.entry(difference.why).or_insert(0_u32) += 1;
+        }
+        writeln!(f, "{} cells differ from kube-proxy's", differences.len())?;
+        for (why, count) in counts {
+            writeln!(f, "  {count}: {why}")?;
+        }
+        for difference in differences.iter().filter(|difference| difference.why == Why::Unknown) {
+            writeln!(f, "  {difference}")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for destination in Destination::ALL {
-            self.block(f, destination)?;
+        for proxy in Proxy::ALL {
+            if self.cells.iter().any(|cell| cell.proxy == proxy) {
+                writeln!(f, "{proxy}\n")?;
+                for destination in Destination::ALL {
+                    self.block(f, proxy, destination)?;
+                }
+            }
         }
         writeln!(f, "{LEGEND}")?;
         let mut topologies: Vec<String> = Vec::new();
@@ -163,9 +210,12 @@ impl fmt::Display for Table {
             topologies.join(", ")
         )?;
         for cell in self.differing() {
-            let Cell { topology, row, column, expected, seen, .. } = cell;
-            writeln!(f, "  {topology}, {row}, {column}: expected {expected}, saw {seen:?}")?;
+            let Cell { topology, proxy, row, column, expected, seen, .. } = cell;
+            writeln!(
+                f,
+                "  {proxy}, {topology}, {row}, {column}: expected {expected}, saw {seen:?}"
+            )?;
         }
-        Ok(())
+        self.comparison(f)
     }
 }

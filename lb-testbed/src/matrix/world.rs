@@ -9,7 +9,10 @@
 //! | node-0, pod 2 | server `term` |
 //! | node-1 | server `node2` |
 //! | node-1, pod 0 | server `else` |
+//! | node-2, without a proxy, pod 0 | client; server `off` |
+//! | outside, behind a router | client |
 //!
+//! Who is off these nodes reaches every Service by way of node-0.
 //! Each policy × place of endpoints is a Service of both families, with addresses of every kind.
 
 use std::{
@@ -22,19 +25,21 @@ use anyhow::{Context as _, Result};
 
 use super::{
     Engine,
-    cell::{Backends, Column, Destination, Row, Who},
+    cell::{Backends, Column, Destination, Proxy, Row, Who},
 };
 use crate::{
     address::{node_v4, node_v6, pod_net_v4, pod_net_v6},
     agent::{Agent, SYNC_WITHIN, Source},
+    apiserver::ApiServer,
     cgroup::Cgroup,
     cluster::{At, Cluster, Family, Place, Spec, Topology},
+    kube_proxy::{self, KubeProxy, Rules},
     manifest::Manifest,
     oracle::{
         self, View,
         cluster::{
-            AddressType, Endpoint, Ingress, Labels, Node, Policy, Protocol, SERVICE_NAME, Service,
-            ServicePort, ServiceType, Slice, SlicePort,
+            AddressType, Endpoint, Ingress, IpMode, Labels, Node, Policy, Protocol, SERVICE_NAME,
+            Service, ServicePort, ServiceType, Slice, SlicePort,
         },
         render,
     },
@@ -48,13 +53,26 @@ const TERMINATING: At = At::Pod(0, 2);
 const ELSEWHERE: At = At::Pod(1, 0);
 const HOST: At = At::Node(0);
 const OTHER_HOST: At = At::Node(1);
-const SERVERS: [(&str, At); 6] = [
+const REMOTE: At = At::Pod(2, 0);
+const NODES: usize = 3;
+const UPLINK: &str = "eth0";
+/// Where addresses of Services are from.
+const RANGES: [&str; 6] = [
+    "10.96.0.0/16",
+    "203.0.113.0/24",
+    "198.51.100.0/24",
+    "fd00:10:96::/112",
+    "2001:db8:8::/64",
+    "2001:db8:7::/64",
+];
+const SERVERS: [(&str, At); 7] = [
     ("self", CLIENT),
     ("here", HERE),
     ("term", TERMINATING),
     ("else", ELSEWHERE),
     ("node", HOST),
     ("node2", OTHER_HOST),
+    ("off", REMOTE),
 ];
 /// The port of every Service.
 const PORT: u16 = 80;
@@ -65,15 +83,24 @@ const FIRST_DAY_S: i64 = render::FIRST_DAY_S;
 /// Everything that runs.
 #[derive(Debug)]
 pub struct World {
-    // Dropped in this order: agents and sockets before the cluster that they run in.
-    _agents: Vec<Agent>,
+    // Dropped in this order: who is in the cluster before the cluster.
+    serving: Option<Serving>,
+    plane: Option<ApiServer>,
     _servers: Vec<Peer>,
     clients: Vec<Client>,
     /// What the oracle knows of all this.
     pub view: View,
     services: Vec<(Policy, Backends)>,
+    manifest: Manifest,
     _host_pod: Cgroup,
     cluster: Cluster,
+}
+
+/// Whoever makes Services out of what there is.
+#[derive(Debug)]
+enum Serving {
+    Millrace(Vec<Agent>),
+    KubeProxy(KubeProxy),
 }
 
 /// A client.
@@ -85,59 +112,120 @@ pub struct Client {
     pub engine: Engine,
     /// Its process.
     pub peer: Peer,
-    /// As whom each server sees it when it asks there directly.
+    /// As whom each server sees it when it asks there directly; who is off the node has one address
+    /// in each family.
     direct: BTreeMap<SocketAddr, IpAddr>,
+    own: [IpAddr; 2],
 }
 
 impl World {
-    /// Builds it, and waits until everything is in force.
+    /// Builds it; nobody makes Services yet.
     pub fn new(topology: Topology) -> Result<Self> {
-        let mut cluster =
-            Cluster::build(Spec { nodes: 2, pods_per_node: 1, topology, ..Spec::default() })?;
+        let spec = Spec { nodes: 3, pods_per_node: 1, topology, clients: 1, ..Spec::default() };
+        let mut cluster = Cluster::build(spec)?;
         for _ in 0..2 {
             cluster.add_pod(0)?;
         }
+        lead_to_node_0(&cluster)?;
+        // Every refusal is of interest, however many there are in a second.
+        let limits = [("net.ipv4.icmp_ratelimit", "0"), ("net.ipv6.icmp.ratelimit", "0")];
+        cluster.netns(HOST).sysctls(&limits)?;
         let (objects, services) = objects(&cluster);
-        let path = cluster.scratch().join("state.json");
-        manifest(&objects).write(&path)?;
-        let agents = agents(&cluster, &path)?;
+        let manifest = manifest(&objects);
         let servers = SERVERS
             .iter()
             .map(|(name, at)| cluster.serve(*at, name, TARGET))
             .collect::<Result<_>>()?;
         let host_pod = cluster.nodes()[0].cgroup.child("host-pod")?;
+        let peer = |who: Who, place| cluster.peer(who.at(), place);
         let clients = [
-            (Who::Pod, Engine::Socket, cluster.peer(CLIENT, Place::InCgroup)?),
-            (Who::Pod, Engine::Packet, cluster.peer(CLIENT, Place::Outside)?),
-            (Who::Process, Engine::Socket, cluster.peer(HOST, Place::InCgroup)?),
+            (Who::Pod, Engine::Socket, peer(Who::Pod, Place::InCgroup)?),
+            (Who::Pod, Engine::Packet, peer(Who::Pod, Place::Outside)?),
+            (Who::Process, Engine::Socket, peer(Who::Process, Place::InCgroup)?),
             (
                 Who::HostPod,
                 Engine::Socket,
                 Peer::start("pod in the host network", cluster.netns(HOST), &host_pod)?,
             ),
+            (Who::RemotePod, Engine::Packet, peer(Who::RemotePod, Place::InCgroup)?),
+            (Who::Outside, Engine::Packet, peer(Who::Outside, Place::Outside)?),
         ];
         let clients = clients
             .into_iter()
             .map(|(who, engine, peer)| Client::new(who, engine, peer, &cluster))
             .collect::<Result<_>>()?;
-        agents.iter().try_for_each(|agent| agent.wait_synced(SYNC_WITHIN))?;
         let view = View::new(&objects, &cluster.nodes()[0].name);
         Ok(Self {
-            _agents: agents,
+            serving: None,
+            plane: None,
             _servers: servers,
             clients,
             view,
             services,
+            manifest,
             _host_pod: host_pod,
             cluster,
         })
     }
 
-    /// The clients of the world, and where the drop counters of their node are pinned.
-    pub fn clients(&mut self) -> (&mut [Client], PathBuf) {
+    /// Has a proxy take over from the one before, of which nothing is left; all is in force then.
+    pub fn serve(&mut self, proxy: Proxy) -> Result<()> {
+        match self.serving.take() {
+            Some(Serving::Millrace(agents)) => {
+                for mut agent in agents {
+                    agent.stop()?;
+                    agent.command("cleanup", &[])?;
+                }
+            }
+            Some(Serving::KubeProxy(proxy)) => {
+                drop(proxy);
+                Rules::remove(&self.cluster.nodes()[0].netns)?;
+            }
+            None => {}
+        }
+        self.serving = Some(match proxy {
+            Proxy::Millrace => Serving::Millrace(self.agents(&[])?),
+            Proxy::MillraceXdp => {
+                // What comes out of a virtual cable has no sum of its own where XDP looks at it.
+                for node in 0..NODES {
+                    let interface = format!("n{node}");
+                    self.cluster.fabric().offload_checksums(&interface, false)?;
+                    self.cluster.fabric().aggregate(&interface, true)?;
+                }
+                Serving::Millrace(self.agents(&["--xdp", "native", "--xdp-interfaces", UPLINK])?)
+            }
+            Proxy::KubeProxy => {
+                if self.plane.is_none() {
+                    let assets = kube_proxy::assets().context("KUBEBUILDER_ASSETS is not set")?;
+                    let address = self.cluster.address(At::Fabric, Family::V4);
+                    let plane = ApiServer::start_in(&assets, self.cluster.fabric(), address)?;
+                    kube_proxy::publish(&plane, &self.manifest)?;
+                    self.plane = Some(plane);
+                }
+                let node = &self.cluster.nodes()[0];
+                if self.cluster.spec().topology == Topology::Bridge {
+                    // Without that no bridge gives a packet back to the port that it came by, which
+                    // kube-proxy leaves to the plugin that makes pods.
+                    let ports = node
+                        .pods
+                        .iter()
+                        .map(|pod| format!("link set dev {} hairpin on\n", pod.host_interface));
+                    node.netns.bridge(&ports.collect::<String>())?;
+                }
+                let plane = self.plane.as_ref().context("an API server")?;
+                Serving::KubeProxy(KubeProxy::start(plane, node)?)
+            }
+        });
+        Ok(())
+    }
+
+    /// The clients of the world, and where the drop counters of node-0 are pinned.
+    pub fn clients(&mut self) -> (&mut [Client], Option<PathBuf>) {
         let folder =
             self.cluster.nodes()[0].bpffs.join(format!("v{}", lb_common::abi::ABI_VERSION));
-        (&mut self.clients, folder.join(lb_common::abi::map::COUNTERS))
+        let counters = folder.join(lb_common::abi::map::COUNTERS);
+        let has_counters = matches!(self.serving, Some(Serving::Millrace(_)));
+        (&mut self.clients, has_counters.then_some(counters))
     }
 
     /// The client of a row as the oracle knows it.
@@ -147,10 +235,11 @@ impl World {
 
     /// What a row asks for in a column.
     pub fn destination(&self, row: Row, column: Column) -> SocketAddr {
-        // For the node's own sockets the node itself is who asks.
-        let backends = match column.backends {
-            Backends::Itself if row.who != Who::Pod => Backends::HostHere,
-            other => other,
+        let backends = match (column.backends, row.who) {
+            // For the node's own sockets the node itself is who asks.
+            (Backends::Itself, Who::Process | Who::HostPod) => Backends::HostHere,
+            (Backends::Itself, Who::RemotePod) => Backends::RemotePod,
+            (other, _) => other,
         };
         let wanted = (column.policy, backends);
         let index = self.services.iter().position(|service| *service == wanted).unwrap_or_default();
@@ -167,13 +256,29 @@ impl World {
         let found = all.find(|(_, place)| self.cluster.addresses(*place).contains(&at.ip()));
         found.map_or("?", |(name, _)| name)
     }
+
+    /// On node-0 and on node-1; node-2 has no proxy.
+    fn agents(&self, args: &[&str]) -> Result<Vec<Agent>> {
+        let path = self.cluster.scratch().join("state.json");
+        self.manifest.write(&path)?;
+        let agents: Vec<Agent> = (0..NODES - 1)
+            .map(|node| {
+                let spec = self.cluster.agent(node, Source::Manifests(path.clone()))?;
+                let spec = args.iter().fold(rig::with_small_maps(spec), |spec, arg| spec.arg(arg));
+                spec.start_unsynced()
+            })
+            .collect::<Result<_>>()?;
+        agents.iter().try_for_each(|agent| agent.wait_synced(SYNC_WITHIN))?;
+        Ok(agents)
+    }
 }
 
 impl Client {
     fn new(who: Who, engine: Engine, mut peer: Peer, cluster: &Cluster) -> Result<Self> {
         let mut direct = BTreeMap::new();
-        for (name, at) in SERVERS {
-            for ip in cluster.addresses(at) {
+        let servers = SERVERS.iter().filter(|_| !who.is_elsewhere());
+        for (name, at) in servers {
+            for ip in cluster.addresses(*at) {
                 let server = SocketAddr::new(ip, TARGET);
                 let what = || format!("{who:?} asks {name} at {server} directly");
                 let sock = peer.tcp_connect(server).with_context(what)?;
@@ -182,26 +287,25 @@ impl Client {
                 direct.insert(server, reply.client.ip());
             }
         }
-        Ok(Self { who, engine, peer, direct })
+        Ok(Self { who, engine, peer, direct, own: cluster.addresses(who.at()) })
     }
 
     /// The source that a server sees, if it is that of a direct connection.
     pub fn source(&self, server: SocketAddr, seen: IpAddr) -> oracle::Source {
-        if self.direct.get(&server) == Some(&seen) {
-            oracle::Source::Kept
-        } else {
-            oracle::Source::Rewritten
-        }
+        let kept = self.direct.get(&server).map_or(self.own.contains(&seen), |ip| *ip == seen);
+        if kept { oracle::Source::Kept } else { oracle::Source::Rewritten }
     }
 }
 
-fn agents(cluster: &Cluster, state: &std::path::Path) -> Result<Vec<Agent>> {
-    (0..cluster.nodes().len())
-        .map(|node| {
-            let spec = cluster.agent(node, Source::Manifests(state.to_owned()))?;
-            rig::with_small_maps(spec).start_unsynced()
-        })
-        .collect()
+/// Has everybody who is off the nodes with a proxy send to node-0 what is for a Service.
+fn lead_to_node_0(cluster: &Cluster) -> Result<()> {
+    cluster.route_to_node(&RANGES, 0)?;
+    let [v4, v6] = cluster.addresses(HOST);
+    let lines: Vec<String> = RANGES
+        .iter()
+        .map(|range| format!("route add {range} via {}", if range.contains(':') { v6 } else { v4 }))
+        .collect();
+    cluster.netns(At::Node(2)).ip(&lines.join("\n"))
 }
 
 /// All objects, and which Service is for what.
@@ -209,7 +313,7 @@ fn objects(cluster: &Cluster) -> (oracle::Cluster, Vec<(Policy, Backends)>) {
     let mut objects = oracle::Cluster::default();
     let mut services = Vec::new();
     for policy in [Policy::Cluster, Policy::Local] {
-        for backends in Backends::ALL {
+        for backends in Backends::ALL.into_iter().chain([Backends::RemotePod]) {
             let index = services.len();
             services.push((policy, backends));
             objects.services.push(service(index, policy));
@@ -229,6 +333,7 @@ fn endpoints(backends: Backends) -> Vec<(At, bool)> {
         Backends::Here => vec![(HERE, false)],
         Backends::Elsewhere => vec![(ELSEWHERE, false)],
         Backends::Itself => vec![(CLIENT, false)],
+        Backends::RemotePod => vec![(REMOTE, false)],
         Backends::HostHere => vec![(HOST, false)],
         Backends::HostElsewhere => vec![(OTHER_HOST, false)],
         Backends::Terminating => vec![(TERMINATING, true)],
@@ -261,7 +366,7 @@ fn service(index: usize, policy: Policy) -> Service {
         node_port: node_port(index),
         target: TARGET,
     };
-    let ingress = |ip| Ingress { ip, hostname: String::new(), mode: None };
+    let ingress = |ip| Ingress { ip, hostname: String::new(), mode: Some(IpMode::Vip) };
     Service {
         namespace: "default".into(),
         name: name(index),
@@ -334,13 +439,14 @@ fn node_port(index: usize) -> u16 {
 fn address(index: usize, family: Family, kind: Destination) -> IpAddr {
     let host = small(index) + 1;
     let (v4, v6) = match kind {
-        Destination::ClusterIp | Destination::NodePort => ([10, 96, 1], [0xfd00, 0x10, 0x96, 1]),
-        Destination::LoadBalancer => ([203, 0, 113], [0x2001, 0xdb8, 8, 0]),
-        Destination::ExternalIp => ([198, 51, 100], [0x2001, 0xdb8, 7, 0]),
+        Destination::ClusterIp | Destination::NodePort => ([10, 96, 1], [0xfd00, 0x10, 0x96]),
+        Destination::LoadBalancer => ([203, 0, 113], [0x2001, 0xdb8, 8]),
+        Destination::ExternalIp => ([198, 51, 100], [0x2001, 0xdb8, 7]),
     };
     match family {
         Family::V4 => [v4[0], v4[1], v4[2], u8::try_from(host).unwrap_or(u8::MAX)].into(),
-        Family::V6 => [v6[0], v6[1], v6[2], v6[3], 0, 0, 0, host].into(),
+        // The first addresses of a ServiceCIDR are the API server's own.
+        Family::V6 => [v6[0], v6[1], v6[2], 0, 0, 0, 0, 0x100 + host].into(),
     }
 }
 
