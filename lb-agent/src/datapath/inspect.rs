@@ -22,6 +22,7 @@ use lb_common::tables::FlowTable;
 
 use super::batch::Hash;
 use super::mmap::MmapArray;
+use super::outside::OutsideMaps;
 use super::sys;
 use super::{Error, Maps};
 use crate::plan::words;
@@ -36,6 +37,7 @@ pub struct Inspector {
     frontends: [OwnedFd; 2],
     addresses: [OwnedFd; 2],
     source_ranges: [OwnedFd; 2],
+    outside: OutsideMaps,
     affinity: OwnedFd,
     flows: [OwnedFd; 2],
     half_open: [OwnedFd; 2],
@@ -60,6 +62,7 @@ impl Inspector {
             frontends: [open(map::FRONTENDS4)?, open(map::FRONTENDS6)?],
             addresses: [open(map::ADDRESSES4)?, open(map::ADDRESSES6)?],
             source_ranges: [open(map::SOURCE_RANGES4)?, open(map::SOURCE_RANGES6)?],
+            outside: OutsideMaps::open(folder)?,
             affinity: open(map::AFFINITY)?,
             flows: [open(map::FLOWS4)?, open(map::FLOWS6)?],
             half_open: [open(map::HALF_OPEN4)?, open(map::HALF_OPEN6)?],
@@ -70,6 +73,11 @@ impl Inspector {
     /// The maps that can be read as memory.
     pub fn maps(&self) -> &Maps {
         &self.maps
+    }
+
+    /// What programs are told of interfaces and of pods' addresses.
+    pub fn outside(&self) -> &OutsideMaps {
+        &self.outside
     }
 
     /// The first lookup that failed since the last call: it was answered as if nothing were there.

@@ -235,12 +235,15 @@ impl Maps {
         }
     }
 
+    /// An element of `NODE_PORTS`; 0 beyond its end.
+    pub fn node_port_word(&self, index: u32) -> u64 {
+        self.node_ports.get(index as usize).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
     /// Whether a port is noted as a node port.
     pub fn is_node_port(&self, proto: u8, port: u16) -> bool {
-        node_port_place(proto, port).is_some_and(|(word, mask)| {
-            let word = self.node_ports.get(word as usize);
-            word.is_some_and(|word| word.load(Ordering::Relaxed) & mask != 0)
-        })
+        node_port_place(proto, port)
+            .is_some_and(|(word, mask)| self.node_port_word(word) & mask != 0)
     }
 
     fn store_name(&self, id: u32, name: &Name) -> Result<(), Error> {
@@ -303,7 +306,10 @@ fn open(folder: &Path, name: &str) -> Result<OwnedFd, Error> {
     sys::object_get(&path).map_err(Error::system(format!("open the pinned map {}", path.display())))
 }
 
-pub(super) fn array<W: super::mmap::Word>(folder: &Path, name: &str) -> Result<MmapArray<W>, Error> {
+pub(super) fn array<W: super::mmap::Word>(
+    folder: &Path,
+    name: &str,
+) -> Result<MmapArray<W>, Error> {
     let fd = open(folder, name)?;
     let what = || format!("map the memory of {name} (v{ABI_VERSION})");
     let info = sys::map_info(fd.as_fd()).map_err(Error::system(what()))?;
@@ -348,8 +354,14 @@ mod tests {
     use crate::model::{Family, Frontend, FrontendKind, Protocol};
     use crate::plan::{FrontKey, address_word};
 
-    const CAPACITY: Capacity =
-        Capacity { service_ports: 4, backends: 4, slots: 4, frontends: 4, addresses: 4, source_ranges: 4 };
+    const CAPACITY: Capacity = Capacity {
+        service_ports: 4,
+        backends: 4,
+        slots: 4,
+        frontends: 4,
+        addresses: 4,
+        source_ranges: 4,
+    };
 
     #[test]
     fn a_vip_passes_the_filter_before_its_frontend_is_inserted() {

@@ -16,6 +16,7 @@ mod process;
 #[cfg(feature = "program-log")]
 mod program_log;
 pub mod roles;
+pub mod routes;
 mod scope;
 mod snapshot;
 pub mod status;

@@ -1,6 +1,6 @@
 //! The few other system calls: what a file system is, locks, where this process is, and how it gives
 //! memory back.
-#![expect(unsafe_code, reason = "statfs, flock, setns, if_indextoname and mallopt are not in std")]
+#![expect(unsafe_code, reason = "statfs, flock, setns, interface names and mallopt are not in std")]
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -45,6 +45,14 @@ pub(super) fn interface_name(index: u32) -> Option<String> {
         return None;
     }
     Some(CStr::from_bytes_until_nul(&buffer).ok()?.to_string_lossy().into_owned())
+}
+
+/// The index of an interface of this thread's network namespace; none if there is none of that name.
+pub(super) fn interface_index(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: `name` ends with a zero, and lives longer than the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
 }
 
 /// Moves this thread to a network namespace. Threads and processes that it starts from now on are

@@ -10,11 +10,13 @@ mod recorder;
 mod show;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use clap::Args;
 use lb_agent::datapath::inspect::Inspector;
+use lb_agent::datapath::routes;
 use lb_agent::plan::{FrontKey, words};
 use lb_common::abi::{SCOPES, V4, V6, proto};
 use lb_common::decide;
@@ -30,13 +32,11 @@ use self::asker::Asker;
 use self::packet::Probe;
 use self::reader::FamilyReader;
 use self::recorder::{Notes, Recorder, Step, at};
+use self::verdicts::{NOT_SERVICE, meaning, word};
 use super::args::NodeArgs;
 use super::error::{Error, Exit};
 use super::output::OutputArgs;
 use super::view;
-
-/// The verdict on what no Service has.
-const NOT_SERVICE: &str = "not_service";
 
 /// Explain where a connection to an address goes, and why
 ///
@@ -48,6 +48,7 @@ Examples:
   lb-agent explain 10.96.0.10:80
   lb-agent explain '[fd00:10:96::10]:53/udp' --from 'fd00:10:244::5'
   lb-agent explain 10.96.0.10:80 --from 10.244.0.5:40312
+  lb-agent explain 192.0.2.10:30080 --from 198.51.100.7 --interface eth0
 
 Exit codes:
   0  explained, whether the address is a Service's or not
@@ -61,6 +62,9 @@ pub(super) struct Arguments {
     /// From where [default: a process of the node itself]; with a port, records of that flow count
     #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = client)]
     from: Option<Client>,
+    /// As a packet that arrives by this interface, such as an uplink, and not as one of a pod
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
     #[command(flatten)]
     node: NodeArgs,
     #[command(flatten)]
@@ -81,6 +85,8 @@ struct Question {
     protocol: u8,
     from: Option<Client>,
     asker: Asker,
+    /// Index and name of the interface by which its packet arrives, if not a pod's.
+    arrival: Option<(u32, String)>,
 }
 
 /// Everything that is to be said.
@@ -90,6 +96,8 @@ struct Explanation {
     protocol: &'static str,
     from: Option<IpAddr>,
     from_port: Option<u16>,
+    /// By which interface packets arrive, if not a pod's.
+    interface: Option<String>,
     service: Option<ServicePort>,
     /// What else is at this address, if this port is no Service's.
     same_address: Vec<String>,
@@ -118,8 +126,11 @@ struct Decision {
     text: String,
     /// Where it goes, if it is translated.
     to: Option<SocketAddr>,
-    /// The source that the backend sees, where that is known and changes.
+    /// The source that the backend sees, where that is known and changes; of a flow that is yet to be
+    /// sent on, its port is not known.
     from: Option<SocketAddr>,
+    /// Whether the source is kept, and why.
+    source: Option<&'static str>,
     /// The backend that was chosen, or that the flow's record tells.
     backend: Option<view::Backend>,
     /// The service port whose frontend was found.
@@ -140,7 +151,14 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     arguments.node.enter()?;
     let inspector = Inspector::open(&folder)?.ok_or(Error::NotLoaded(folder))?;
     let asker = Asker::find(&inspector, &arguments.node, arguments.from)?;
-    let question = Question { to, protocol, from: arguments.from, asker };
+    let arrival = arguments.interface.as_ref().map(|name| {
+        let index = routes::interface_index(name).ok_or_else(|| {
+            Error::flag("--interface", format!("there is no interface {name}; see `ip link`"))
+        });
+        index.map(|index| (index, name.clone()))
+    });
+    let arrival = arrival.transpose()?;
+    let question = Question { to, protocol, from: arguments.from, asker, arrival };
     let mut explanation = explain(&inspector, &question);
     if let Some(error) = inspector.take_failure() {
         return Err(error.into());
@@ -160,7 +178,9 @@ fn explain<R>(reader: &R, question: &Question) -> Explanation
 where
     R: FamilyReader<V4> + FamilyReader<V6>,
 {
-    let mut decisions = vec![connect(reader, question)];
+    // What arrives by another interface than a pod's is no socket's of this node.
+    let of_socket = question.arrival.is_none().then(|| connect(reader, question));
+    let mut decisions: Vec<Decision> = of_socket.into_iter().collect();
     let client_port = question.from.and_then(|from| from.port);
     if question.protocol == proto::TCP && client_port.is_some() {
         let (known, decision) = packet(reader, question, tcp::ACK, "a packet of this connection");
@@ -180,6 +200,7 @@ where
         protocol: view::protocol(question.protocol),
         from: question.from.map(|from| from.ip),
         from_port: client_port,
+        interface: question.arrival.as_ref().map(|(_, name)| name.clone()),
         service: id.map(|id| {
             let (service, port_name) = view::service(&reader.name(id));
             ServicePort { service, port_name, id }
@@ -194,7 +215,7 @@ fn connect<R>(reader: &R, question: &Question) -> Decision
 where
     R: FamilyReader<V4> + FamilyReader<V6>,
 {
-    let recorder = Recorder::new(reader, &question.asker, false);
+    let recorder = Recorder::new(reader, &question.asker, false, 0);
     let case = "connect() in the node's cgroup";
     if question.protocol == proto::SCTP {
         let text =
@@ -248,8 +269,8 @@ fn described<const N: usize>(outcome: Outcome<N>) -> (&'static str, String, Opti
     }
 }
 
-/// The packet engine: a packet that arrives from a pod's interface. Tells whether the flow has a
-/// record.
+/// The packet engine: a packet that arrives, by a pod's interface unless the question says otherwise.
+/// Tells whether the flow has a record.
 fn packet<R>(reader: &R, question: &Question, tcp_flags: u8, case: &'static str) -> (bool, Decision)
 where
     R: FamilyReader<V4> + FamilyReader<V6>,
@@ -265,13 +286,15 @@ where
     let from = SocketAddr::new(client.ip, client.port.unwrap_or(49_152));
     let probe = Probe { from, to: question.to, protocol: question.protocol, tcp_flags };
     let mut bytes = probe.bytes();
-    let recorder = Recorder::new(reader, &question.asker, client.port.is_some());
+    let arrival = question.arrival.as_ref().map_or(0, |(index, _)| *index);
+    let knows_client = client.port.is_some();
+    let recorder = Recorder::new(reader, &question.asker, knows_client, arrival);
     let mut verdict = decide::ingress(&mut SlicePacket(&mut bytes), &recorder, Link::None);
     let mut notes = recorder.notes();
     if verdict == Verdict::NotService {
         // It goes on its way, and meets the guard of the uplink there; what that asks is only told
         // where it stops the packet.
-        let recorder = Recorder::new(reader, &question.asker, client.port.is_some());
+        let recorder = Recorder::new(reader, &question.asker, knows_client, arrival);
         let packet = &mut SlicePacket(&mut bytes);
         if guard::suspects(packet, &recorder, Link::None)
             && let Some(stopped) = guard::leaving(packet, &recorder, Link::None)
@@ -282,13 +305,21 @@ where
     }
     let known = notes.known_flow;
     let after = match verdict {
-        Verdict::Translated | Verdict::Reflected => packet::addresses(&mut bytes),
+        Verdict::Translated | Verdict::Reflected | Verdict::Forwarded => {
+            packet::addresses(&mut bytes)
+        }
         _ => None,
     };
     let text = meaning(verdict, after.map(|(_, to)| to));
+    let source = verdicts::source(verdict, &notes);
     let decision = decision("packet", case, (word(verdict), text), reader, notes);
     let new_source = after.map(|(source, _)| source).filter(|source| *source != from);
-    (known, Decision { to: after.map(|(_, to)| to), from: new_source, ..decision })
+    // The port follows from what only the programs know.
+    let is_known = known || verdict != Verdict::Forwarded;
+    let new_source =
+        new_source.map(|source| if is_known { source } else { SocketAddr::new(source.ip(), 0) });
+    let to = after.map(|(_, to)| to);
+    (known, Decision { to, from: new_source, source, ..decision })
 }
 
 fn decision<R>(
@@ -315,86 +346,10 @@ where
         text,
         to: None,
         from: None,
+        source: None,
         backend,
         service_port: notes.service_port,
         one_of,
-    }
-}
-
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Translated => "translated",
-        Verdict::Reflected => "reflected",
-        Verdict::Forwarded => "forwarded",
-        Verdict::NotService => NOT_SERVICE,
-        Verdict::NotTransport => "not_transport",
-        Verdict::Fragment => "fragment",
-        Verdict::Unparsed => "unparsed",
-        Verdict::Left => "left",
-        Verdict::NoBackend => "no_backend",
-        Verdict::NoLocalBackend => "no_local_backend",
-        Verdict::NoFlow => "no_flow",
-        Verdict::NoPort => "no_port",
-        Verdict::SctpPort => "sctp_port",
-        Verdict::Rewrite => "rewrite",
-        Verdict::TableFull => "table_full",
-        Verdict::EarlyFragment => "early_fragment",
-        Verdict::SourceRange => "source_range",
-        Verdict::NoRoute => "no_route",
-        Verdict::TooBig => "too_big",
-        Verdict::TimeExceeded => "time_exceeded",
-        Verdict::UndefinedPort => "undefined_port",
-        Verdict::Unallocated => "unallocated",
-    }
-}
-
-fn meaning(verdict: Verdict, to: Option<SocketAddr>) -> String {
-    let to = to.map(|to| to.to_string()).unwrap_or_default();
-    match verdict {
-        Verdict::Translated => format!("goes to {to}; replies come back with the VIP"),
-        Verdict::Reflected => {
-            format!("goes back to the client itself, to {to}, with the VIP as its source (hairpin)")
-        }
-        Verdict::NotService => "not a Service's: passed untouched".into(),
-        Verdict::Forwarded => {
-            format!("sent on to {to}, with an address of this node as its source")
-        }
-        Verdict::NotTransport | Verdict::Fragment | Verdict::Unparsed | Verdict::Left => {
-            "passed untouched".into()
-        }
-        Verdict::NoBackend => {
-            "refused: the Service has no backend; the client is told at once".into()
-        }
-        Verdict::NoLocalBackend => {
-            "dropped: no backend on this node, as the Service's policy wants".into()
-        }
-        Verdict::NoFlow => {
-            "refused: in the middle of a connection that has no record; the client gets a reset".into()
-        }
-        Verdict::NoPort => "dropped: other flows use every source port that was tried".into(),
-        Verdict::SctpPort => {
-            "dropped: SCTP to another target port, which its checksum forbids".into()
-        }
-        Verdict::Rewrite => "dropped: the packet ends inside its headers".into(),
-        Verdict::TableFull => "dropped: the flow table is full".into(),
-        Verdict::EarlyFragment => "dropped: a fragment before the first one".into(),
-        Verdict::SourceRange => {
-            "dropped: the client is in none of the source ranges of this address".into()
-        }
-        Verdict::NoRoute => "dropped: no route leads there".into(),
-        Verdict::TooBig => {
-            "refused: too long for the way there; the client is told the size that fits".into()
-        }
-        Verdict::TimeExceeded => "refused: its time to live ends here; the client is told".into(),
-        Verdict::UndefinedPort => {
-            "refused where it would leave the node: a clusterIP, but none of its Service's ports; the \
-             client is told at once"
-                .into()
-        }
-        Verdict::Unallocated => {
-            "dropped where it would leave the node: an address for Services that none of them has"
-                .into()
-        }
     }
 }
 

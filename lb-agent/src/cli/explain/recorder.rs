@@ -46,6 +46,13 @@ pub(super) struct Recorder<'a, R> {
     set: Cell<Option<(u32, SetWord)>>,
     backend: Cell<Option<(BackendId, Backend)>>,
     known_flow: Cell<bool>,
+    /// Index of the interface by which the packet arrives; 0 for that of a pod of this node.
+    arrival: u32,
+    told_interface: Cell<bool>,
+    outside: Cell<bool>,
+    masqueraded: Cell<bool>,
+    /// Index of the interface that the route leads to which was found last.
+    egress: Cell<u32>,
 }
 
 /// What the notes say, beside the steps.
@@ -59,10 +66,14 @@ pub(super) struct Notes {
     pub(super) backend: Option<(BackendId, Backend)>,
     /// A record of this flow was found.
     pub(super) known_flow: bool,
+    /// It begins a flow from outside the node.
+    pub(super) outside: bool,
+    /// It begins a flow that is masqueraded like all others.
+    pub(super) masqueraded: bool,
 }
 
 impl<'a, R: Reader> Recorder<'a, R> {
-    pub(super) fn new(reader: &'a R, asker: &'a Asker, knows_client: bool) -> Self {
+    pub(super) fn new(reader: &'a R, asker: &'a Asker, knows_client: bool, arrival: u32) -> Self {
         Self {
             reader,
             asker,
@@ -74,6 +85,11 @@ impl<'a, R: Reader> Recorder<'a, R> {
             set: Cell::default(),
             backend: Cell::default(),
             known_flow: Cell::default(),
+            arrival,
+            told_interface: Cell::default(),
+            outside: Cell::default(),
+            masqueraded: Cell::default(),
+            egress: Cell::default(),
         }
     }
 
@@ -84,11 +100,17 @@ impl<'a, R: Reader> Recorder<'a, R> {
             set: self.set.get(),
             backend: self.backend.get(),
             known_flow: self.known_flow.get(),
+            outside: self.outside.get(),
+            masqueraded: self.masqueraded.get(),
         }
     }
 
+    /// What is asked twice in a row is told once.
     fn note(&self, step: &'static str, text: String) {
-        self.steps.borrow_mut().push(Step { step, text });
+        let (mut steps, step) = (self.steps.borrow_mut(), Step { step, text });
+        if steps.last() != Some(&step) {
+            steps.push(step);
+        }
     }
 }
 
@@ -217,8 +239,13 @@ impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
             Some(word) => match word.found(key) {
                 Some(Found { id, flags }) => {
                     self.service_port.set(Some(id));
-                    let kind =
-                        if flags & FrontendFlags::EXTERNAL == 0 { "clusterIP" } else { "external" };
+                    let kind = match flags {
+                        _ if flags & FrontendFlags::RANGES != 0 => {
+                            "external, for those in source ranges"
+                        }
+                        _ if flags & FrontendFlags::EXTERNAL != 0 => "external",
+                        _ => "clusterIP",
+                    };
                     format!(
                         "frontend {shown}: word {:#018x}, tag matches, {kind}, service port {id} ({})",
                         word.0,
@@ -252,8 +279,11 @@ impl<const N: usize, R: FamilyReader<N>> FrontendTables<N> for Recorder<'_, R> {
         found
     }
 
-    fn source_allowed(&self, _: ServicePortId, _: &Ip<N>) -> bool {
-        true
+    fn source_allowed(&self, id: ServicePortId, source: &Ip<N>) -> bool {
+        let is_in = self.reader.source_allowed(id, source);
+        let says = if is_in { "is in one" } else { "is in none" };
+        self.note("source_ranges", format!("source ranges: {} {says} of them", ip_of(source)));
+        is_in
     }
 }
 

@@ -41,8 +41,15 @@ impl fmt::Display for Decision {
             writeln!(f, "  {}", step.text)?;
         }
         writeln!(f, "  => {}", self.text)?;
-        if let Some(from) = self.from {
-            writeln!(f, "     its source becomes {from}")?;
+        if let Some(source) = self.source {
+            writeln!(f, "     {source}")?;
+        }
+        match self.from {
+            Some(from) if from.port() == 0 => {
+                writeln!(f, "     its source becomes {}, and any free port for that", from.ip())?;
+            }
+            Some(from) => writeln!(f, "     its source becomes {from}")?,
+            None => {}
         }
         if self.one_of.len() > 1 {
             writeln!(f, "     one of:")?;

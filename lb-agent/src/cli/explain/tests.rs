@@ -3,22 +3,24 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    AddressFlags, AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord,
-    FactsFlags, FactsWord, Flow, FlowKey, FrontendFlags, FrontendKey, FrontendWord, Ip, NetnsFlags,
-    NetnsRecord, Scope, ServiceCidr, ServicePortId, SetWord, V4, V6, proto,
+    AddressFlags, AddressWord, AffinityKey, AffinityRecord, Backend, BackendFlags, BackendId,
+    BackendWord, FactsFlags, FactsWord, Flow, FlowKey, FrontendFlags, FrontendKey, FrontendWord,
+    Interface, InterfaceFlags, Ip, NetnsFlags, NetnsRecord, Scope, ServiceCidr, ServicePortId,
+    SetWord, V4, V6, proto,
 };
 use lb_common::decide;
-use lb_common::host::{HostTables, OfFamily};
+use lb_common::host::{HostRoute, HostTables, OfFamily, Words, words};
 use lb_common::packet::SlicePacket;
 use lb_common::parse::{Link, tcp};
 use lb_common::tables::{
-    FlowRef as _, FlowTable, FlowTables as _, FrontendTables, GuardTables, ServiceTables as _,
+    FlowRef as _, FlowTable, FlowTables as _, FrontendTables, GuardTables, NodeTables, RouteStatus,
+    RouteTables, ServiceTables as _,
 };
 use lb_common::verdict::Verdict;
 
 use super::asker::Asker;
 use super::packet::Probe;
-use super::reader::{FamilyReader, Reader};
+use super::reader::{FamilyReader, NodeSettings, Reader};
 use super::{Client, Explanation, Question, client, destination, explain, show};
 
 struct Host(HostTables);
@@ -55,6 +57,37 @@ impl Reader for Host {
     fn seconds(&self) -> u32 {
         self.0.seconds()
     }
+
+    fn interface(&self, ifindex: u32) -> Option<Interface> {
+        let all = self.0.host_interfaces();
+        all.into_iter().find(|(index, _)| *index == ifindex).map(|(_, interface)| interface)
+    }
+
+    fn interface_name(&self, ifindex: u32) -> Option<String> {
+        Some(format!("eth{ifindex}"))
+    }
+
+    fn node_ports(&self, index: u32) -> u64 {
+        NodeTables::node_ports(&self.0, index)
+    }
+
+    fn settings(&self) -> NodeSettings {
+        NodeSettings {
+            local_mode: self.0.local_mode(),
+            masquerade_all: self.0.masquerade_all(),
+            snat_first: self.0.snat_first(),
+            snat_count: self.0.snat_count(),
+        }
+    }
+
+    fn route(&self, from: IpAddr, to: IpAddr, over: u32, out: bool) -> (RouteStatus, u32) {
+        let status = match (words(from), words(to)) {
+            (Words::V4(from), Words::V4(to)) => self.0.route(&from, &to, over, out, 0),
+            (Words::V6(from), Words::V6(to)) => self.0.route(&from, &to, over, out, 0),
+            _ => RouteStatus::NoRoute,
+        };
+        (status, self.0.egress())
+    }
 }
 
 impl<const N: usize> FamilyReader<N> for Host
@@ -79,6 +112,18 @@ where
 
     fn service_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {
         GuardTables::<N>::service_cidr(&self.0, index)
+    }
+
+    fn local_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {
+        RouteTables::<N>::local_cidr(&self.0, index)
+    }
+
+    fn source_allowed(&self, id: ServicePortId, source: &Ip<N>) -> bool {
+        FrontendTables::<N>::source_allowed(&self.0, id, source)
+    }
+
+    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N> {
+        self.0.snat_address(ifindex, index)
     }
 }
 
@@ -105,7 +150,14 @@ fn ask(host: &Host, to: &str, from: Option<&str>) -> Explanation {
 fn ask_as(host: &Host, to: &str, from: Option<&str>, asker: Asker) -> Explanation {
     let (to, protocol) = destination(to).unwrap();
     let from = from.map(|from| client(from).unwrap());
-    explain(host, &Question { to, protocol, from, asker })
+    explain(host, &Question { to, protocol, from, asker, arrival: None })
+}
+
+/// As a packet that arrives by an uplink.
+fn ask_outside(host: &Host, to: &str, from: &str) -> Explanation {
+    let (to, protocol) = destination(to).unwrap();
+    let (from, asker) = (Some(client(from).unwrap()), Asker::default());
+    explain(host, &Question { to, protocol, from, asker, arrival: Some((2, "eth2".into())) })
 }
 
 fn verdicts(explanation: &Explanation) -> Vec<&'static str> {
@@ -150,7 +202,19 @@ fn a_hit_tells_the_way_and_all_that_might_have_been_chosen() {
     );
     assert_eq!(
         steps(&explanation, 1),
-        ["vip_filter", "frontend", "facts", "set", "random", "slot", "backend", "insert", "count"]
+        [
+            "vip_filter",
+            "frontend",
+            "interface",
+            "local_detector",
+            "facts",
+            "set",
+            "random",
+            "slot",
+            "backend",
+            "insert",
+            "count"
+        ]
     );
     let text = show::text(&explanation);
     assert!(text.contains("10.96.0.10:80/tcp is default/service-1, port http"), "{text}");
@@ -343,4 +407,80 @@ fn a_client_with_affinity_is_told_the_backend_that_it_had_a_4() {
     assert!(text.contains(&had), "{text}");
     assert!(text.contains("this network namespace has no backend yet"), "{text}");
     assert_eq!(host.0.affinities(), before, "explaining changes nothing");
+}
+
+/// A load balancer's address for some clients and a node port, with a backend here and one elsewhere,
+/// behind an uplink.
+fn outside(policy: u32) -> Host {
+    let host = Host(HostTables::new());
+    let backends = [at("10.244.0.2:8080"), at("10.244.1.2:8080")];
+    let id = host.0.add_service_port(proto::TCP, &[], &backends);
+    let flags = FrontendFlags::EXTERNAL | FrontendFlags::RANGES;
+    host.0.add_frontend_with(id, proto::TCP, at("198.51.100.1:80"), flags);
+    host.0.add_frontend_with(id, proto::TCP, at("0.0.0.0:30080"), FrontendFlags::EXTERNAL);
+    host.0.set_address(at("198.51.100.1:80").ip(), AddressFlags::VIP);
+    host.0.set_address(at("192.0.2.10:1").ip(), AddressFlags::NODE | AddressFlags::HOST);
+    host.0.add_source_range(id, at("203.0.113.0:1").ip(), 24);
+    host.0.set_facts(id, FactsWord::new(FactsFlags::PRESENT | policy, 0));
+    let all = host.0.backends_of(id, Scope::Cluster);
+    host.0.set_backends(id, Scope::Local, &all[..1]);
+    // The first is on another node, so that an explanation chooses it.
+    host.0.clear_flags(all[0], BackendFlags::LOCAL);
+    let v4 = [u32::from_ne_bytes([192, 0, 2, 10]), 0, 0, 0];
+    let uplink =
+        Interface { flags: InterfaceFlags::OFF_NODE, group: 2, v4, ..Interface::default() };
+    host.0.set_host_interface(2, Interface { tag: uplink.tag_for(2), ..uplink });
+    let route = HostRoute { status: RouteStatus::Found, egress: 2, mtu: 0 };
+    host.0.add_route(at("10.244.0.2:1").ip(), 0, route);
+    host
+}
+
+#[test]
+fn v_5_a_client_in_no_source_range_is_told_so() {
+    let host = outside(0);
+    let refused = ask_outside(&host, "198.51.100.1:80", "198.51.100.7");
+    assert_eq!(verdicts(&refused), ["source_range"], "no socket is asked");
+    let text = show::text(&refused);
+    for shown in ["from outside the node", "198.51.100.7 is in none of them", "for those in source"]
+    {
+        assert!(text.contains(shown), "{shown}: {text}");
+    }
+    let open = ask_outside(&host, "192.0.2.10:30080", "198.51.100.7");
+    assert_eq!(verdicts(&open), ["forwarded"], "R-1: never a node port");
+}
+
+#[test]
+fn v_7_what_is_sent_on_is_shown_with_its_way_and_its_new_source() {
+    let explanation = ask_outside(&outside(0), "198.51.100.1:80", "203.0.113.7");
+    let [packet] = &explanation.decisions[..] else { panic!("{explanation:?}") };
+    assert_eq!((packet.verdict, packet.to), ("forwarded", Some(at("10.244.0.2:8080"))));
+    assert_eq!(packet.from, Some(at("192.0.2.10:0")), "which port is not known");
+    let text = show::text(&explanation);
+    for shown in [
+        "route to 10.244.0.2: out of eth2",
+        "eth2 sends from 192.0.2.10",
+        "it comes from outside, and the backend is on another node",
+        "its source becomes 192.0.2.10, and any free port",
+    ] {
+        assert!(text.contains(shown), "{shown}: {text}");
+    }
+    // The same from a pod of this node: its source is kept.
+    let pod = ask(&outside(0), "198.51.100.1:80", Some("203.0.113.7"));
+    let packet = pod.decisions.last().unwrap();
+    assert_eq!(packet.verdict, "translated");
+    assert_eq!(packet.source, Some("its source is kept: the client is on this node"));
+}
+
+#[test]
+fn v_8_v_9_the_local_policy_binds_who_comes_from_outside() {
+    let host = outside(FactsFlags::EXTERNAL_LOCAL);
+    let explanation = ask_outside(&host, "192.0.2.10:30080", "203.0.113.7");
+    let steps = show::text(&explanation);
+    assert!(steps.contains("local set"), "{steps}");
+    host.0.set_backends(1, Scope::Local, &[]);
+    host.0.set_empty(1, Scope::Local, SetWord::DROP);
+    let dropped = ask_outside(&host, "192.0.2.10:30080", "203.0.113.7");
+    assert_eq!(verdicts(&dropped), ["no_local_backend"]);
+    let pod = ask(&host, "192.0.2.10:30080", Some("10.244.0.9"));
+    assert_eq!(pod.decisions.last().unwrap().verdict, "translated", "V-9");
 }
