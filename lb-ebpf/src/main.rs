@@ -198,6 +198,12 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     xdp_hook::run(ctx)
 }
 
+/// The same for packets in several buffers (kernel 5.18).
+#[xdp(frags)]
+pub fn xdp_ingress_frags(ctx: XdpContext) -> u32 {
+    xdp_hook::run(ctx)
+}
+
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     sock_addr::connect::<V4>(&ctx)

@@ -1,18 +1,24 @@
 //! Packets at XDP hooks: complete checksums, no metadata.
 #![expect(unsafe_code, reason = "context fields are read through a raw pointer")]
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::XdpContext;
 use lb_common::csum;
-use lb_common::decide::{self, Next};
+use lb_common::decide;
 use lb_common::packet::{ChecksumChange, Packet};
 use lb_common::parse::Link;
+use lb_common::tables::NodeTables as _;
 use lb_common::verdict::Verdict;
 
 use super::direct::{self, Bounds};
 use crate::tables::Maps;
 
-/// A packet in an XDP buffer.
+/// The bit of an Ethernet address that tells a group, in its first two bytes.
+const GROUP: u16 = 0x0100_u16.to_be();
+
+/// A packet in an XDP buffer. Of one in several buffers, the first is seen: headers that do not lie in
+/// it are left to tc.
 pub struct Buffer(XdpContext);
 
 impl Bounds for Buffer {
@@ -66,27 +72,36 @@ impl Packet for Buffer {
             None => Some(()),
         }
     }
+
+    /// A frame to a group is meant for more than this machine. A card hands over no other machine's
+    /// frames, unless somebody listens to all of them.
+    #[inline(always)]
+    fn for_others(&self) -> bool {
+        self.u16(0).is_none_or(|first| first & GROUP != 0)
+    }
 }
 
-/// Runs the ingress decision and does what it says.
+/// Runs the early decision and does what it says. What is not sent on goes on as it came, with nothing
+/// noted beside it: packets of one flow whose notes differ are not put together (GRO).
 #[inline(always)]
 pub fn run(ctx: XdpContext) -> u32 {
+    let context = ctx.ctx.cast();
     // SAFETY: a field of this program's context.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
     let mut buffer = Buffer(ctx);
-    // Replies leave by the same interface, where the tc program asks whether there are flows. ICMP
-    // and fragments are left to it too.
-    let maps = Maps { ifindex, context: buffer.0.ctx.cast() };
-    let verdict = match decide::look_at_ingress(&mut buffer, &maps, Link::Ethernet) {
-        Ok(Next::Translate) => decide::translate_ingress(&mut buffer, &maps, Link::Ethernet),
-        Ok(Next::Icmp | Next::Fragment) => Verdict::NotTransport,
-        Err(verdict) => verdict,
-    };
-    if verdict == Verdict::Reflected {
-        XDP_TX
-    } else if verdict.drop_counter().is_some() {
-        XDP_DROP
-    } else {
-        XDP_PASS
+    let maps = Maps { ifindex, context };
+    if decide::early(&mut buffer, &maps, Link::Ethernet) != Verdict::Forwarded {
+        return XDP_PASS;
     }
+    let sent = maps.ethernet().and_then(|addresses| buffer.set_words(0, &addresses));
+    if sent.is_none() {
+        // It is rewritten, and its route was found with an address: this cannot be.
+        return XDP_ABORTED;
+    }
+    let egress = maps.egress();
+    if egress == ifindex {
+        return XDP_TX;
+    }
+    // SAFETY: a helper without pointers.
+    (unsafe { bpf_redirect(egress, 0) }) as u32
 }
