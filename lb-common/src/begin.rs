@@ -78,8 +78,9 @@ where
     flow.generation = choice.generation;
     flow.flags = 0;
     let here = tables.backend_word(choice.id).has(BackendFlags::LOCAL);
-    let hairpin = !outside && flow.dst == key.src;
-    if !hairpin && sent_on(tables, found, client, here, outside) {
+    // From outside, whatever the backend's object says of where it is (M-1).
+    let itself = flow.dst == key.src;
+    if if itself { outside } else { sent_on(tables, found, client, here, outside) } {
         flow.flags = Flow::<N>::FORWARDED;
     }
     flow.ifindex = if outside || flow.flags != 0 { group(tables.arrival(), interface) } else { 0 };
