@@ -345,6 +345,7 @@ fn interfaces_are_followed_as_they_come_and_go() -> Result<()> {
                     Change::Is(i) => drop(roles.insert(i.name, (i.index, i.role))),
                     Change::Gone(index) => roles.retain(|_, (i, _)| *i != index),
                     Change::Addresses(all) => *addresses.borrow_mut() = all,
+                    Change::Primaries(_) => {}
                     Change::Listed => return Ok(true),
                 }
                 Ok(false)

@@ -76,8 +76,8 @@ pub(super) struct Addresses {
     cidrs: [Vec<Cidr>; 2],
     /// Ranges to be there.
     wanted_cidrs: Option<[Vec<Cidr>; 2]>,
-    /// Told: node addresses and ranges that are left out.
-    told: [usize; 2],
+    /// Told: node addresses, ranges and addresses of interfaces that are left out.
+    told: [usize; 3],
 }
 
 impl Addresses {
@@ -296,11 +296,13 @@ impl Planner {
         }
         let cidrs = self.addresses.settle_cidrs(batch);
         let of_node = |addr: &&IpAddr| {
-            self.addresses.wanted(addr).is_some_and(|word| word.flags() & OF_NODE != 0)
+            self.addresses.wanted(addr).is_some_and(|word| word.flags() & ELIGIBLE != 0)
         };
         let missing: Vec<IpAddr> =
             self.addresses.unplaced.iter().filter(of_node).copied().collect();
-        let told = std::mem::replace(&mut self.addresses.told, [missing.len(), cidrs]);
+        let hosts = self.addresses.unplaced.iter();
+        let hosts = hosts.filter(|addr| is_host_only(self.addresses.wanted(addr))).count();
+        let told = std::mem::replace(&mut self.addresses.told, [missing.len(), cidrs, hosts]);
         if missing.len() > told[0]
             && let Some(error) = full(missing.into_iter(), self.capacity.addresses)
         {
@@ -308,6 +310,9 @@ impl Planner {
         }
         if cidrs > told[1] {
             batch.reports.push(Report::ServiceCidrs { left_out: cidrs });
+        }
+        if hosts > told[2] {
+            batch.reports.push(Report::HostAddresses { left_out: hosts });
         }
     }
 }

@@ -66,6 +66,11 @@ pub enum Report {
         /// Why.
         error: Error,
     },
+    /// More addresses of this node's interfaces than there is room for.
+    HostAddresses {
+        /// How many are left out: who sends from them is taken for another machine.
+        left_out: usize,
+    },
     /// More ranges of Services' addresses than there is room for.
     ServiceCidrs {
         /// How many are left out: what is sent to their unused addresses leaves the node.

@@ -91,6 +91,14 @@ impl<D: Datapath> Sync<D> {
                 Report::NodeAddresses { error } => {
                     tracing::error!(%error, "some addresses of this node serve no node ports");
                 }
+                Report::HostAddresses { left_out } => {
+                    tracing::warn!(
+                        left_out,
+                        "more addresses on interfaces of this node than there is room for: what is \
+                         sent from the others is taken for another machine's; raise --max-frontends \
+                         (takes effect after `lb-agent cleanup`)"
+                    );
+                }
                 Report::ServiceCidrs { left_out } => {
                     tracing::warn!(
                         left_out,

@@ -3,5 +3,6 @@
 mod addresses;
 mod cases;
 mod histories;
+mod hosts;
 mod ranges;
 mod world;
