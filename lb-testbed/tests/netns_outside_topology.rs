@@ -7,9 +7,13 @@ use anyhow::{Context as _, Result};
 use lb_testbed::{
     address::{second_v4, second_v6},
     cluster::{At, Cluster, Family, Place, Spec, Topology, overlay::Overlay, uplink::Uplink},
+    firewall::{self, Rules},
     matrix::TOPOLOGIES,
+    north_south::SOON,
+    packet::Packet,
     peer::Peer,
     require,
+    wire::Wire,
 };
 
 const PORT: u16 = 8080;
@@ -114,6 +118,80 @@ fn two_uplinks_answer_by_the_one_that_was_asked() -> Result<()> {
             seen.ip(),
             cluster.address(CLIENT, if to.is_ipv4() { Family::V4 } else { Family::V6 })
         );
+    }
+    Ok(())
+}
+
+/// What other programs' rules do to traffic that is no Service's: nothing, but that pods are hidden from
+/// the world; and who was not told of cannot be reached.
+#[test]
+fn rules_of_others_hide_pods_from_the_world_and_let_the_rest_be() -> Result<()> {
+    if !require::nft_or_skip("rules_of_others_hide_pods_from_the_world_and_let_the_rest_be") {
+        return Ok(());
+    }
+    for topology in TOPOLOGIES {
+        for overlay in [Overlay::None, Overlay::Vxlan] {
+            let spec = Spec { topology, overlay, clients: 1, ..Spec::default() };
+            let cluster = Cluster::build(spec)?;
+            for node in 0..2 {
+                firewall::apply(&cluster, node, &Rules::ALL)?;
+            }
+            let _far = cluster.serve(FAR, "far", PORT)?;
+            let _node = cluster.serve(At::Node(1), "node", PORT)?;
+            let _outside = cluster.serve(CLIENT, "outside", PORT)?;
+            let _closed = cluster.serve(At::Node(1), "closed", PORT + 1)?;
+            for family in Family::ALL {
+                let what = format!("{topology}, {overlay:?}, {family}");
+                let at = |at| SocketAddr::new(cluster.address(at, family), PORT);
+                let mut pod = cluster.peer(At::Pod(0, 0), Place::Outside)?;
+                let mut client = cluster.peer(CLIENT, Place::Outside)?;
+                let seen = ask(&mut pod, at(FAR)).with_context(|| what.clone())?;
+                assert_eq!(seen.ip(), cluster.address(At::Pod(0, 0), family), "{what}");
+                let seen = ask(&mut pod, at(CLIENT)).with_context(|| what.clone())?;
+                assert_eq!(seen.ip(), cluster.address(At::Node(0), family), "{what}");
+                ask(&mut client, at(At::Node(1))).with_context(|| what.clone())?;
+                let closed = SocketAddr::new(cluster.address(At::Node(1), family), PORT + 1);
+                let patience = std::time::Duration::from_millis(200);
+                assert!(client.tcp_connect_from(None, closed, patience).is_err(), "{what}");
+            }
+            for node in 0..2 {
+                for table in ["invalid", "rpfilter"] {
+                    let dropped = firewall::counted(&cluster, node, table)?;
+                    assert_eq!(dropped, 0, "{}", firewall::list(&cluster, node)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The tools of other tests: thousands of connections, and frames without sockets.
+#[test]
+fn many_connections_and_bare_frames_arrive() -> Result<()> {
+    if !require::root_or_skip("many_connections_and_bare_frames_arrive") {
+        return Ok(());
+    }
+    let spec = Spec { nodes: 1, topology: Topology::Routed, clients: 1, ..Spec::default() };
+    let cluster = Cluster::build(spec)?;
+    let node = At::Node(0);
+    let mut server = cluster.peer(node, Place::Outside)?;
+    let mut client = cluster.peer(CLIENT, Place::Outside)?;
+    let to = SocketAddr::new(cluster.address(node, Family::V4), PORT);
+    server.serve_many(to, 500)?;
+    client.connect_many(to, 500)?;
+    for _ in 0..2 {
+        assert_eq!(client.ask_many()?, 500);
+    }
+    let router = cluster.fabric().mac(cluster.client_side())?;
+    let mut wire = Wire::open(cluster.netns(CLIENT), "eth0", router)?;
+    for family in Family::ALL {
+        let (from, to) = (cluster.address(CLIENT, family), cluster.address(node, family));
+        let (echo, answer) = if family == Family::V4 { (8, 0) } else { (128, 129) };
+        wire.send(&Packet::new(from, to).icmp(echo, 0, [0, 1, 0, 1]).payload(b"ping"))?;
+        wire.wait("an answer to a ping", SOON, |frame| {
+            let kind = frame.bytes.get(frame.parsed.upper_at).copied();
+            (frame.parsed.src == to && kind == Some(answer)).then_some(())
+        })?;
     }
     Ok(())
 }
