@@ -111,6 +111,8 @@ pub struct Sync<D> {
     interfaces: BTreeMap<u32, Interface>,
     /// Those whose programs are to be looked at, there or gone.
     changed_interfaces: BTreeSet<u32>,
+    /// Those that went; there may be others with their indices.
+    gone_interfaces: BTreeSet<u32>,
     /// Those whose programs could not be attached or removed, with the reason as it was told.
     unsettled: BTreeMap<u32, String>,
     interfaces_listed: bool,
@@ -186,6 +188,7 @@ impl<D: Datapath> Sync<D> {
             sockets_failed: None,
             interfaces: BTreeMap::new(),
             changed_interfaces: BTreeSet::new(),
+            gone_interfaces: BTreeSet::new(),
             unsettled: BTreeMap::new(),
             interfaces_listed: false,
             links,

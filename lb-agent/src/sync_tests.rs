@@ -376,6 +376,17 @@ fn hooks_of_sockets_that_fail_are_tried_again_and_keep_nothing_else_back() {
 }
 
 #[test]
+fn nothing_of_an_interface_is_taken_for_that_of_the_next_with_its_index() {
+    let mut rig = Rig::new(Fake::new(CAPACITY));
+    rig.step([web(), pod_port(3), Event::Interface(interfaces::Change::Listed), listed()]);
+    rig.step([pod_port(3)]);
+    let detaches = rig.sync.datapath.detaches.clone();
+    assert_eq!(detaches.load(Ordering::Relaxed), 0);
+    rig.step([Event::Interface(interfaces::Change::Gone(3)), pod_port(3)]);
+    assert_eq!((detaches.load(Ordering::Relaxed), rig.fake().attached()), (1, vec![3]));
+}
+
+#[test]
 fn an_interface_keeps_being_tried_until_its_programs_are_off() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
     rig.step([listed(), pod_port(3)]);

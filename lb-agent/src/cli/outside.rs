@@ -82,17 +82,6 @@ impl OutsideArgs {
         })
     }
 
-    /// What of it programs have as constants. `bpffs` is the node's folder for pins.
-    pub(super) fn forwarding(&self, outside: &Outside, bpffs: &Path) -> Forwarding {
-        Forwarding {
-            local_mode: outside.detector.mode(),
-            masquerade_all: outside.masquerade_all,
-            snat_first: outside.snat_ports.first(),
-            snat_count: outside.snat_ports.count(),
-            seed: seed(bpffs),
-        }
-    }
-
     fn detector(&self) -> Result<LocalDetector, Error> {
         let needed = |value: &Option<String>, flag, mode| {
             let reason = || format!("is needed by --detect-local-mode {mode}");
@@ -155,14 +144,25 @@ impl OutsideArgs {
                 ));
             }
         }
-        doubts.extend(overlaps(&self.snat_ports));
+        doubts.extend(overlaps(self.snat_ports));
         doubts
+    }
+}
+
+/// What of it programs have as constants. `bpffs` is the node's folder for pins.
+pub(super) fn forwarding(outside: &Outside, bpffs: &Path) -> Forwarding {
+    Forwarding {
+        local_mode: outside.detector.mode(),
+        masquerade_all: outside.masquerade_all,
+        snat_first: outside.snat_ports.first(),
+        snat_count: outside.snat_ports.count(),
+        seed: seed(bpffs),
     }
 }
 
 /// Whose ports those for SNAT are as well, as the kernel is set at this moment in this thread's
 /// network namespace. Nothing is changed.
-pub(super) fn overlaps(ports: &SnatPorts) -> Vec<String> {
+pub(super) fn overlaps(ports: SnatPorts) -> Vec<String> {
     let read = |name: &str| {
         let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
         snat::kernel_ranges(&text)
@@ -296,16 +296,15 @@ mod tests {
 
     #[test]
     fn programs_have_what_the_flags_say_and_a_seed_that_outlives_the_agent() {
-        let forwarding = |args: &[&str], bpffs: &str| {
-            let args = parse(args).unwrap();
-            args.forwarding(&args.outside().unwrap(), Path::new(bpffs))
+        let told = |args: &[&str], bpffs: &str| {
+            forwarding(&parse(args).unwrap().outside().unwrap(), Path::new(bpffs))
         };
-        let found = forwarding(&[], "/sys/fs/bpf/a");
+        let found = told(&[], "/sys/fs/bpf/a");
         assert_eq!(Forwarding { seed: 0, ..found }, Forwarding::default());
-        assert_eq!(found, forwarding(&[], "/sys/fs/bpf/a"));
-        assert_ne!(found.seed, forwarding(&[], "/sys/fs/bpf/b").seed);
+        assert_eq!(found, told(&[], "/sys/fs/bpf/a"));
+        assert_ne!(found.seed, told(&[], "/sys/fs/bpf/b").seed);
         let args = ["--snat-ports=1024-65535", "--detect-local-mode=NodeCIDR", "--masquerade-all"];
-        let found = forwarding(&args, "/sys/fs/bpf/a");
+        let found = told(&args, "/sys/fs/bpf/a");
         assert_eq!((found.snat_first, found.snat_count), (1024, 64_512));
         assert_eq!((found.local_mode, found.masquerade_all), (LocalMode::Range, true));
     }

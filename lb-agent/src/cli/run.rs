@@ -25,7 +25,7 @@ use super::cgroup;
 use super::error::{Error, Exit};
 use super::health::HealthArgs;
 use super::lacking;
-use super::outside::OutsideArgs;
+use super::outside::{self, OutsideArgs};
 use super::sizes::SizeArgs;
 use super::sockets::SocketArgs;
 use super::xdp::XdpArgs;
@@ -131,7 +131,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         scope: arguments.sockets.scope(),
         node_netns: arguments.sockets.node_netns()?,
         xdp: arguments.xdp.config()?,
-        forwarding: arguments.outside.forwarding(&outside, &node.bpffs),
+        forwarding: outside::forwarding(&outside, &node.bpffs),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -95,9 +95,7 @@ mod tests {
                 };
                 let shared = &shared;
                 run(shared, (), make, |()| {
-                    if runs.fetch_add(1, Ordering::Relaxed) == 0 {
-                        panic!("on purpose");
-                    }
+                    assert!(runs.fetch_add(1, Ordering::Relaxed) > 0, "on purpose");
                     let now = Instant::now();
                     told.send(shared.wait(now, now).changed).unwrap();
                 });

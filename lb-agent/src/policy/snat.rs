@@ -173,7 +173,7 @@ impl SnatPorts {
         found
     }
 
-    fn shared(&self, other: &RangeInclusive<u16>) -> RangeInclusive<u16> {
+    fn shared(self, other: &RangeInclusive<u16>) -> RangeInclusive<u16> {
         self.first.max(*other.start())..=self.last.min(*other.end())
     }
 }

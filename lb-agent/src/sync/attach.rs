@@ -64,6 +64,7 @@ impl<D: Datapath> Sync<D> {
             interfaces::Change::Gone(index) => {
                 self.links.changed = true;
                 self.interfaces.remove(&index);
+                self.gone_interfaces.insert(index);
                 index
             }
             interfaces::Change::Addresses(addresses) => {
@@ -107,6 +108,14 @@ impl<D: Datapath> Sync<D> {
     pub(super) fn settle_changed(&mut self) {
         if !self.attached {
             return;
+        }
+        for index in std::mem::take(&mut self.gone_interfaces) {
+            // Of the one that went nothing may be taken for the other's.
+            if self.with_part(index).is_some()
+                && let Err(error) = self.datapath.detach(index)
+            {
+                tracing::debug!(index, %error, "an interface that was replaced");
+            }
         }
         for index in std::mem::take(&mut self.changed_interfaces) {
             self.settle(index);

@@ -87,7 +87,7 @@ pub(super) fn outside(
         snat_ports: ports.map(|ports| ports.to_string()),
         missing_snat_addresses: word(meta, MetaWord::MissingSnatAddresses).unwrap_or(0),
         interfaces: with_part.map(|i| facing(i, records.get(&i.index), &names)).collect(),
-        overlaps: ports.map(|ports| overlaps(&ports)).unwrap_or_default(),
+        overlaps: ports.map(overlaps).unwrap_or_default(),
         families,
     })
 }
@@ -216,13 +216,13 @@ impl Outside {
                     }
                 }
             }
-            Some(mode @ ("bridge-interface" | "interface-name-prefix")) => {
-                if !self.interfaces.iter().any(|interface| interface.local_pod) {
-                    notes.push(format!(
-                        "no interface is a pod's (--detect-local-mode {mode}): pods of this node \
+            Some(mode @ ("bridge-interface" | "interface-name-prefix"))
+                if !self.interfaces.iter().any(|interface| interface.local_pod) =>
+            {
+                notes.push(format!(
+                    "no interface is a pod's (--detect-local-mode {mode}): pods of this node \
                          count as foreign"
-                    ));
-                }
+                ));
             }
             _ => {}
         }
