@@ -303,6 +303,8 @@ pub struct Config {
     pub detector: Detector,
     /// Whether externalIPs count.
     pub external_ips: bool,
+    /// The addresses of the machine's interfaces, before anybody has told of its Node.
+    pub interfaces: Vec<IpAddr>,
 }
 
 impl Default for Config {
@@ -312,6 +314,7 @@ impl Default for Config {
             masquerade_all: false,
             detector: Detector::Interface,
             external_ips: true,
+            interfaces: Vec::new(),
         }
     }
 }

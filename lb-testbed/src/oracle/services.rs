@@ -69,11 +69,16 @@ pub struct View {
 }
 
 impl View {
-    /// The cluster as the node of that name sees it; one without a Node object has no zone and no
-    /// address.
+    /// The cluster as the node of that name sees it; one without a Node object has no zone and
+    /// none but the addresses of the machine.
     pub fn new(cluster: &Cluster, node: &str) -> Self {
         let known = cluster.node(node).cloned();
-        let node = known.unwrap_or_else(|| Node { name: node.into(), ..Node::default() });
+        let interfaces = &cluster.config.interfaces;
+        let node = known.unwrap_or_else(|| Node {
+            name: node.into(),
+            interfaces: interfaces.clone(),
+            ..Node::default()
+        });
         let mut view = Self {
             node_port_addresses: NodePortAddresses::new(&cluster.config.node_port_addresses, &node),
             node,

@@ -246,7 +246,7 @@ impl View {
                 Engine::Contract => masquerade || hairpin,
                 Engine::Socket => false, // departure b
                 // What reaches the node itself does not leave; departure a: nor does what stays here.
-                Engine::Packet if self.is_of_node(at.ip()) => hairpin,
+                Engine::Packet if self.is_of_node(at.ip()) => false,
                 Engine::Packet if self.is_here(port, &at) => hairpin || all,
                 // departure b
                 Engine::Packet if client.place == Place::Elsewhere => true,

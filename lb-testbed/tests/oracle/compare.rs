@@ -17,6 +17,7 @@ use proptest::{prelude::*, test_runner::TestCaseError};
 use super::{
     decide::{Became, Decider, Way},
     meaning::{Meaning, PortMeaning},
+    node,
     pipeline::Agent,
     run::Tally,
 };
@@ -88,7 +89,9 @@ impl Question {
     pub(crate) fn ways(&self) -> impl Iterator<Item = Way> + use<> {
         let to = self.to.ip();
         let stays = self.place != Place::Elsewhere && (to.is_loopback() || to == self.ip);
+        let early = node::has_early(self.link);
         let all = Way::of(&self.client(), self.protocol).iter().copied();
+        let all = all.filter(move |way| *way != Way::Early || early);
         all.filter(move |way| way.engine() == Engine::Socket || !stays)
     }
 }

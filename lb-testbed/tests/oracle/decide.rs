@@ -10,7 +10,7 @@ use lb_common::{
     parse::Link,
     socket::{self, Address, Outcome},
     tables::{FrontendTables, SocketTables},
-    verdict,
+    verdict::Verdict,
 };
 use lb_testbed::{
     oracle::{
@@ -36,6 +36,8 @@ pub(crate) enum Way {
     /// A packet at the interface by which it arrives, and, if nobody takes it there, where it leaves
     /// the node.
     Packet,
+    /// The same, which XDP meets before.
+    Early,
     /// A packet of the node itself where it leaves the node.
     Leave,
 }
@@ -45,7 +47,7 @@ impl Way {
     pub(crate) fn engine(self) -> Engine {
         match self {
             Self::Connect | Self::Send => Engine::Socket,
-            Self::Packet | Self::Leave => Engine::Packet,
+            Self::Packet | Self::Early | Self::Leave => Engine::Packet,
         }
     }
 
@@ -58,7 +60,7 @@ impl Way {
             (Place::Host, Protocol::Tcp) => &[Self::Connect, Self::Leave],
             (Place::Host, Protocol::Udp) => &[Self::Connect, Self::Send, Self::Leave],
             (Place::Host, Protocol::Sctp) => &[Self::Leave],
-            (Place::Elsewhere, _) => &[Self::Packet],
+            (Place::Elsewhere, _) => &[Self::Packet, Self::Early],
         }
     }
 }
@@ -75,6 +77,8 @@ pub(crate) enum Became {
     Out(SocketAddr),
     /// SCTP to an endpoint at another port: its `CRC32c` covers the ports, and is not computed anew.
     SctpPort,
+    /// What should never become of it: a verdict's number.
+    Odd(u8),
 }
 
 impl Became {
@@ -82,7 +86,9 @@ impl Became {
     pub(crate) fn endpoint(self) -> Option<SocketAddr> {
         match self {
             Self::To(at, _) | Self::Out(at) => Some(at),
-            Self::Untouched | Self::Rejected | Self::Dropped | Self::SctpPort => None,
+            Self::Untouched | Self::Rejected | Self::Dropped | Self::SctpPort | Self::Odd(_) => {
+                None
+            }
         }
     }
 }
@@ -94,6 +100,7 @@ impl fmt::Debug for Became {
             Self::Rejected => f.write_str("rejected"),
             Self::Dropped => f.write_str("dropped"),
             Self::SctpPort => f.write_str("refused because its port would change"),
+            Self::Odd(verdict) => write!(f, "verdict {verdict}"),
             Self::To(at, Source::Kept) => write!(f, "{at}"),
             Self::To(at, Source::Rewritten) => write!(f, "{at} from another source"),
             Self::Out(at) => write!(f, "sent out to {at} from the node"),
@@ -154,7 +161,7 @@ impl<'a> Decider<'a> {
         self.decisions.set(self.decisions.get() + 1);
         match (way, words(to.ip())) {
             (Way::Leave, _) => self.leaving(client, to, protocol, id),
-            (Way::Packet, _) => self.packet(client, to, protocol, id),
+            (Way::Packet | Way::Early, _) => self.packet(way, client, to, protocol, id),
             (_, Words::V4(ip)) => self.socket::<V4>(way, client, ip, to, protocol, id),
             (_, Words::V6(ip)) => self.socket::<V6>(way, client, ip, to, protocol, id),
         }
@@ -216,52 +223,66 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// The network namespace of a client. That of a pod is known by its address, as the agent tells.
+    /// The network namespace of a client, known by its address, as the agent tells.
     fn netns(&self, client: &Client) -> u64 {
-        if client.place == Place::Host {
-            return NODE_NETNS;
-        }
-        let (cookie, record) = match words(client.ip) {
+        let (of_pod, record) = match words(client.ip) {
             Words::V4([v4]) => (u64::from(v4), NetnsRecord { v4, ..NetnsRecord::default() }),
             Words::V6(v6) => (u64::from(v6[3]) << 8, NetnsRecord { v6, ..NetnsRecord::default() }),
         };
-        self.tables.know_netns(cookie | 2, record);
-        cookie | 2
+        let cookie = if client.place == Place::Host { NODE_NETNS } else { of_pod | 2 };
+        self.tables.know_netns(cookie, record);
+        cookie
     }
 
-    fn packet(&self, client: &Client, to: SocketAddr, protocol: Protocol, id: u64) -> Became {
+    fn packet(
+        &self,
+        way: Way,
+        client: &Client,
+        to: SocketAddr,
+        protocol: Protocol,
+        id: u64,
+    ) -> Became {
         let from = sender(client, id);
         let sent = traffic::packet(transport(protocol), from, to, SYN).build();
         let mut bytes = sent.clone();
         self.tables.set_interface(node::index(client.link));
-        let verdict = decide::ingress(&mut SlicePacket(&mut bytes), self.tables, Link::Ethernet);
+        let mut packet = SlicePacket(&mut bytes);
+        let mut verdict = Verdict::Left;
+        if way == Way::Early {
+            verdict = decide::early(&mut packet, self.tables, Link::Ethernet);
+        }
+        if verdict != Verdict::Forwarded {
+            assert_eq!(packet.0, &sent, "XDP must not write where it leaves a packet to tc");
+            verdict = decide::ingress(&mut packet, self.tables, Link::Ethernet);
+        }
         let reads = packet::parse(&bytes, packet::Link::Ethernet).expect("still a packet");
         let ports = reads.ports.expect("still with ports");
         match verdict {
-            verdict::Verdict::Translated | verdict::Verdict::Reflected => {
+            Verdict::Translated | Verdict::Reflected => {
                 packet::checksums_ok(&bytes, packet::Link::Ethernet).expect("right checksums");
                 let kept = (reads.src, ports[0]) == (from.ip(), from.port());
                 let source = if kept { Source::Kept } else { Source::Rewritten };
                 Became::To(SocketAddr::new(reads.dst, ports[1]), source)
             }
-            verdict::Verdict::Forwarded => {
+            Verdict::Forwarded => {
                 packet::checksums_ok(&bytes, packet::Link::Ethernet).expect("right checksums");
                 let egress = node::egress(reads.dst).expect("nobody else is routed");
                 // M-b.
-                assert_eq!(reads.src, node::snat_address(egress, Family::of(reads.dst)));
+                assert_eq!(
+                    reads.src,
+                    node::snat_address(egress, Family::of(reads.dst)),
+                    "{client:?}"
+                );
                 Became::Out(SocketAddr::new(reads.dst, ports[1]))
             }
             other => {
                 assert_eq!(bytes, sent, "{other:?} must not write");
                 match other {
-                    verdict::Verdict::NotService => self.leaving(client, to, protocol, id),
-                    verdict::Verdict::NoBackend => Became::Rejected,
-                    verdict::Verdict::UndefinedPort => Became::Rejected,
-                    verdict::Verdict::NoLocalBackend | verdict::Verdict::SourceRange => {
-                        Became::Dropped
-                    }
-                    verdict::Verdict::SctpPort => Became::SctpPort,
-                    other => panic!("{other:?} of {client:?} to {to} {protocol}"),
+                    Verdict::NotService => self.leaving(client, to, protocol, id),
+                    Verdict::NoBackend | Verdict::UndefinedPort => Became::Rejected,
+                    Verdict::NoLocalBackend | Verdict::SourceRange => Became::Dropped,
+                    Verdict::SctpPort => Became::SctpPort,
+                    other => Became::Odd(other as u8),
                 }
             }
         }
@@ -278,9 +299,9 @@ impl Decider<'_> {
         }
         match guard::leaving(&packet, self.tables, Link::Ethernet) {
             None => Became::Untouched,
-            Some(verdict::Verdict::UndefinedPort) => Became::Rejected,
-            Some(verdict::Verdict::Unallocated) => Became::Dropped,
-            Some(other) => panic!("{other:?} of {client:?} to {to} {protocol} where it leaves"),
+            Some(Verdict::UndefinedPort) => Became::Rejected,
+            Some(Verdict::Unallocated) => Became::Dropped,
+            Some(other) => Became::Odd(other as u8),
         }
     }
 }

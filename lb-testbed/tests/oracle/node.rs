@@ -26,22 +26,31 @@ pub(crate) fn index(link: Link) -> u32 {
 }
 
 /// Everybody whom packets are sent to, with the interface by which they leave.
-fn routes() -> Vec<(Owner, Link)> {
-    let pods = (0..16).map(|n| (Owner::Pod(n), if n == 9 { link::BRIDGED } else { link::ROUTED }));
-    let others = (0..16).map(|n| (Owner::OtherPod(n), link::OVERLAY));
+pub(crate) fn routes(family: Family) -> Vec<(IpAddr, Link)> {
+    let pods = (0..10).map(|n| (Owner::Pod(n), if n == 9 { link::BRIDGED } else { link::ROUTED }));
+    let others = (0..10).map(|n| (Owner::OtherPod(n), link::OVERLAY));
     let outside = [
         (Owner::OtherNode, link::UPLINK),
         (Owner::Foreign(0), link::UPLINK),
         (Owner::Foreign(1), link::UPLINK2),
         (Owner::Balancer(0), link::UPLINK),
     ];
-    pods.chain(others).chain(outside).collect()
+    let all = pods.chain(others).chain(outside);
+    all.map(|(owner, link)| (address(family, owner), link)).collect()
 }
 
 /// By which interface packets to an address leave; none if the node keeps them.
 pub(crate) fn egress(to: IpAddr) -> Option<Link> {
-    let family = Family::of(to);
-    routes().into_iter().find(|(owner, _)| address(family, *owner) == to).map(|(_, link)| link)
+    let routes = routes(Family::of(to));
+    routes.into_iter().find(|(other, _)| *other == to).map(|(_, link)| link)
+}
+
+/// Whether the link address of a neighbour is known: of every other one.
+pub(crate) fn is_known(to: IpAddr) -> bool {
+    match to {
+        IpAddr::V4(ip) => ip.octets()[3] % 2 == 0,
+        IpAddr::V6(ip) => ip.octets()[15] % 2 == 0,
+    }
 }
 
 /// The address under which others' packets leave by an interface: the second uplink has the node's
@@ -69,11 +78,19 @@ pub(crate) fn detector(config: &Config) -> LocalDetector {
     }
 }
 
+/// Whether XDP meets what arrives by an interface.
+pub(crate) fn has_early(link: Link) -> bool {
+    [link::UPLINK, link::UPLINK2].contains(&link)
+}
+
 /// What programs are told of an interface.
 pub(crate) fn interface(link: Link, detector: &LocalDetector) -> Interface {
     let leads_to_pod = [link::BRIDGED, link::ROUTED].contains(&link);
     let names = [Some(link.name), link.bridge].into_iter().flatten();
     let mut flags = 0;
+    if has_early(link) {
+        flags |= InterfaceFlags::XDP;
+    }
     if !leads_to_pod {
         flags |= InterfaceFlags::OFF_NODE;
     }
@@ -91,22 +108,30 @@ pub(crate) fn interface(link: Link, detector: &LocalDetector) -> Interface {
     interface
 }
 
+/// What programs are loaded with: how the detector goes, and whether everything is masqueraded.
+pub(crate) fn constants(config: &Config) -> (LocalMode, bool) {
+    let mode = match detector(config) {
+        LocalDetector::None => LocalMode::None,
+        detector if detector.goes_by_source() => LocalMode::Range,
+        _ => LocalMode::Interface,
+    };
+    (mode, config.masquerade_all)
+}
+
 /// Tells all that follows from the configuration, and the routes.
 pub(crate) fn tell(tables: &HostTables, config: &Config) {
     let detector = detector(config);
     for link in link::ALL {
         tables.set_host_interface(index(link), interface(link, &detector));
     }
-    tables.set_local_mode(match detector {
-        LocalDetector::None => LocalMode::None,
-        _ if detector.goes_by_source() => LocalMode::Range,
-        _ => LocalMode::Interface,
-    });
-    tables.set_masquerade_all(config.masquerade_all);
+    let (local_mode, masquerade_all) = constants(config);
+    tables.set_local_mode(local_mode);
+    tables.set_masquerade_all(masquerade_all);
     for family in Family::BOTH {
-        for (owner, link) in routes() {
-            let (to, egress) = (address(family, owner), index(link));
-            let route = HostRoute { status: RouteStatus::Found, egress, mtu: 0 };
+        for (to, link) in routes(family) {
+            let (egress, known) = (index(link), is_known(to));
+            let status = if known { RouteStatus::Found } else { RouteStatus::NoNeighbour };
+            let route = HostRoute { status, egress, mtu: 0 };
             tables.add_route(to, 0, route);
             tables.add_route(to, egress, route);
         }

@@ -16,6 +16,7 @@ use lb_agent::{
 use lb_common::{
     abi::{Backend, BackendFlags, BackendWord},
     host::{HostTables, Words, words},
+    tables::LocalMode,
 };
 use lb_testbed::oracle::{Cluster, History, cluster::Config, history::Event};
 
@@ -42,6 +43,7 @@ pub(crate) struct Agent {
     maps: Fake,
     node_port_addresses: policy::node::NodePortAddresses,
     detector: LocalDetector,
+    constants: (LocalMode, bool),
     interfaces: Vec<IpAddr>,
     /// The same tables, with flows, sockets and affinity beside them.
     pub(crate) tables: HostTables,
@@ -59,14 +61,15 @@ impl Agent {
             maps: Fake::new(CAPACITY),
             node_port_addresses: node_port_addresses(config),
             detector: node::detector(config),
-            interfaces: Vec::new(),
+            constants: node::constants(config),
+            interfaces: config.interfaces.clone(),
             tables: HostTables::new(),
             senders: Cell::new(0),
         };
         node::tell(&agent.tables, config);
         let cidrs = agent.reader.service_cidrs(service_cidrs);
         let dirty = agent.store.apply_all(cidrs);
-        agent.plan(&dirty);
+        agent.plan(&Dirty { node: true, ..dirty });
         agent
     }
 
@@ -166,6 +169,11 @@ impl Agent {
         all.filter(|(_, backend)| BackendWord(backend.word).has(BackendFlags::PRESENT))
             .map(|(id, backend)| (id, *backend))
             .collect()
+    }
+
+    /// What programs are loaded with for this agent.
+    pub(crate) fn constants(&self) -> (LocalMode, bool) {
+        self.constants
     }
 
     /// All that the tables say, ids aside.

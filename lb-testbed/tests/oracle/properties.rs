@@ -215,6 +215,9 @@ fn property_6_nobody_anywhere_is_a_reject_at_every_frontend() {
             for client in compare::clients_for(to.ip()) {
                 let question = Question::of(&client, to, protocol);
                 for way in question.ways().filter(|way| *way != Way::Leave) {
+                    if view.expect(way.engine(), &client, to, protocol).rule == "V-5" {
+                        continue; // Excepted.
+                    }
                     let became = decider.once(way, &client, to, protocol, 0);
                     prop_assert_eq!(became == Became::Rejected, nobody, "{} {}", to, protocol);
                     tally.met(if nobody { "reject" } else { "no reject" });

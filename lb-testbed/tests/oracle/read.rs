@@ -25,7 +25,7 @@ impl Reader {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             converter: Converter::new(NODE).with_external_ips(config.external_ips),
-            interfaces: Vec::new(),
+            interfaces: config.interfaces.clone(),
         }
     }
 

@@ -1,133 +1,278 @@
 //! The real kernel programs against the oracle: a sample of the generated clusters is copied into
-//! the programs' maps, and packets of pods to every frontend, and to some addresses that are none,
-//! are run through them. Needs root and nothing else.
+//! the programs' maps, and packets from every kind of source to every frontend, and to some addresses
+//! that are none, are run through them, in a namespace with the interfaces and routes of the node.
+//! Needs root and nothing else.
 
 use std::{cell::RefCell, net::SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_common::abi::Counter;
+use lb_common::{abi::Counter, tables::LocalMode};
 use lb_object::Settings;
 use lb_testbed::{
+    netns::Netns,
     oracle::{
-        Engine, Place, Source, View,
+        Engine, Expectation, Place, Source, View,
         cluster::{Family, Protocol},
-        generate::{NODE, history},
+        generate::{NODE, history, link},
     },
     packet::{self, Link, Parsed, TcpFlags},
     require,
-    testrun::kernel::Kernel,
+    testrun::{Output, kernel::Kernel, place},
     traffic::{self, ACK, SYN, SYN_ACK},
 };
 use proptest::test_runner::TestCaseError;
 
 use super::{
     compare::{Question, at_the_engine, frontends, questions},
-    decide::{Became, transport},
+    decide::{Became, Way, transport},
+    node,
     pipeline::Agent,
     run::{self, Tally, Weight},
 };
 
-/// Rules that decide for a pod's packet.
-const MET: [&str; 10] = ["V-1", "V-2", "V-3", "V-4", "V-6", "V-7", "V-9", "V-12", "V-13", "C-6"];
+/// Rules that decide about packets.
+const MET: [&str; 13] =
+    ["V-1", "V-2", "V-3", "V-4", "V-5", "V-6", "V-7", "V-8", "V-9", "V-12", "V-13", "C-6", "early"];
 /// Of what is no frontend, one question of so many is asked.
 const ONE_OF: usize = 97;
-/// The program where packets leave the node.
+/// Of what asks for a frontend from off the node, one of so many.
+const ONE_OF_OFF_NODE: usize = 3;
+/// The programs where packets arrive, leave to a pod, and leave the node.
+const INGRESS: &str = "tc_ingress";
+const EGRESS: &str = "tc_egress";
 const UPLINK: &str = "tc_uplink_egress";
+/// The one that meets them before.
+const EARLY: &str = "xdp_ingress";
 /// What tc programs return: `TC_ACT_SHOT`, `TC_ACT_REDIRECT`, `TC_ACT_UNSPEC`.
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
 const NEXT: i32 = -1;
+/// What XDP programs return: `XDP_PASS`, `XDP_TX`, `XDP_REDIRECT`.
+const PASS: i32 = 2;
+const TX: i32 = 3;
+const EARLY_REDIRECT: i32 = 4;
 
-/// C-2, V-1 to V-4, V-6, V-7, V-9, V-12, V-13, M-1, M-8 with the departures, in the kernel itself: what
-/// becomes of a pod's first packet, and of the answer to it.
+/// C-2, V-1 to V-13, R-1 to R-6, M-1 to M-10 with the departures, in the kernel itself: what becomes
+/// of a first packet from every kind of source, and of the answer to it, at tc and at XDP.
 #[test]
 fn kernel_programs_agree_with_the_contract() -> Result<()> {
     if !require::bpf_or_skip("kernel_programs_agree_with_the_contract") {
         return Ok(());
     }
-    let mut kernel = Kernel::prepare(&Settings::probe())?;
-    for program in ["tc_ingress", "tc_egress", UPLINK] {
-        kernel.load(program)?;
-    }
-    kernel.fill_program_array()?;
-    let programs = RefCell::new(Programs { kernel, sport: 1024 });
-    run::check("kernel", Weight::Usual, &MET, history(4), |history| {
-        let mut agent = Agent::new(&history.config, &history.service_cidrs);
-        let mut tally = Tally::default();
-        for (burst, cluster) in history.steps() {
-            agent.take(burst);
-            let view = View::new(&cluster, NODE);
-            tally.add(&programs.borrow_mut().compare(&agent, &view)?);
-        }
-        Ok(tally)
-    });
-    Ok(())
+    let netns = node_with_routes()?;
+    netns.run(|| {
+        let programs = RefCell::new(Programs::default());
+        run::check("kernel", Weight::Usual, &MET, history(4), |history| {
+            let mut agent = Agent::new(&history.config, &history.service_cidrs);
+            let mut tally = Tally::default();
+            for (burst, cluster) in history.steps() {
+                agent.take(burst);
+                let view = View::new(&cluster, NODE);
+                let mut programs = programs.borrow_mut();
+                programs.choose(&agent).map_err(fail)?;
+                tally.add(&programs.compare(&view)?);
+            }
+            Ok(tally)
+        });
+    })
 }
 
+/// The interfaces and routes that the oracle's node has. Every other neighbour is known.
+fn node_with_routes() -> Result<Netns> {
+    let links = link::ALL.map(|link| (link.name, node::index(link)));
+    let mut lines = String::new();
+    for family in Family::BOTH {
+        let bits = if family == Family::V4 { 32 } else { 128 };
+        for link in [link::UPLINK, link::UPLINK2] {
+            let own = node::snat_address(link, family);
+            lines += &format!("address add {own}/{bits} dev {}\n", link.name);
+        }
+        for (index, (to, link)) in node::routes(family).into_iter().enumerate() {
+            lines += &format!("route add {to}/{bits} dev {}\n", link.name);
+            let mac = format!("02:00:00:00:00:{index:02x}");
+            if node::is_known(to) {
+                lines += &format!("neigh add {to} lladdr {mac} nud permanent dev {}\n", link.name);
+            }
+        }
+    }
+    place::with_links(&links, &lines)
+}
+
+/// What the programs are made with; it is fixed when they are loaded.
+type Constants = (LocalMode, bool);
+
+/// The loaded programs, in every way in which they were needed so far.
+#[derive(Default)]
 struct Programs {
-    kernel: Kernel,
+    loaded: Vec<(Constants, Kernel)>,
+    /// The ones in use.
+    now: usize,
     sport: u16,
 }
 
+fn load((local_mode, masquerade_all): Constants) -> Result<Kernel> {
+    let settings = Settings { local_mode, masquerade_all, ..Settings::probe() };
+    let mut kernel = Kernel::prepare(&settings)?;
+    for program in [INGRESS, EGRESS, UPLINK, EARLY] {
+        kernel.load(program)?;
+    }
+    kernel.fill_program_array()?;
+    Ok(kernel)
+}
+
+/// What became of a packet.
+struct Went {
+    became: Became,
+    /// As it went on.
+    data: Vec<u8>,
+}
+
 impl Programs {
-    fn compare(&mut self, agent: &Agent, view: &View) -> Result<Tally, TestCaseError> {
-        self.kernel.reset().and_then(|()| self.kernel.fill(&agent.tables)).map_err(fail)?;
+    /// Fills the programs that an agent's settings ask for.
+    fn choose(&mut self, agent: &Agent) -> Result<()> {
+        let constants = agent.constants();
+        let known = self.loaded.iter().position(|(other, _)| *other == constants);
+        self.now = match known {
+            Some(index) => index,
+            None => {
+                self.loaded.push((constants, load(constants)?));
+                self.loaded.len() - 1
+            }
+        };
+        let (_, kernel) = self.loaded.get_mut(self.now).context("just loaded")?;
+        kernel.reset()?;
+        kernel.fill(&agent.tables)
+    }
+
+    fn kernel(&self) -> Result<&Kernel> {
+        self.loaded.get(self.now).map(|(_, kernel)| kernel).context("chosen before")
+    }
+
+    fn compare(&mut self, view: &View) -> Result<Tally, TestCaseError> {
         let captured = frontends(view);
         let mut tally = Tally::default();
         for (index, question) in Family::BOTH.into_iter().flat_map(questions).enumerate() {
             let is_frontend = captured.contains_key(&(question.to, question.protocol));
             // The turn goes round with the port that was used last, so that all get theirs.
-            let turn = (index + usize::from(self.sport)) % ONE_OF == 0;
-            let leaves = question.ways().any(|way| way.engine() == Engine::Packet);
-            if question.place != Place::Pod || !leaves || !(is_frontend || turn) {
+            let turn = index + usize::from(self.sport);
+            let of = match (is_frontend, question.place) {
+                (false, _) => ONE_OF,
+                (true, Place::Elsewhere) => ONE_OF_OFF_NODE,
+                (true, _) => 1,
+            };
+            if question.place == Place::Host || turn % of != 0 {
                 continue;
             }
-            let client = question.client();
-            let expected = view.expect(Engine::Packet, &client, question.to, question.protocol);
-            let allowed = at_the_engine(&expected, &question);
-            let became = self
-                .first(&question)
-                .map_err(|error| TestCaseError::fail(format!("{question:?}: {error:#}")))?;
-            // A packet that is sent on to where it goes anyway looks like one that nobody touched.
-            let itself = Became::To(question.to, Source::Kept);
-            let unchanged = became == Became::Untouched && allowed.contains(&itself);
-            if !unchanged && !allowed.contains(&became) {
-                let text =
-                    format!("{question:?} became {became:?}: the contract expects {expected}");
-                return Err(TestCaseError::fail(text));
+            let expected =
+                view.expect(Engine::Packet, &question.client(), question.to, question.protocol);
+            for way in question.ways().filter(|way| [Way::Packet, Way::Early].contains(way)) {
+                self.ask(way, &question, &expected, &mut tally)
+                    .map_err(|error| fail(error.context(format!("{way:?} of {question:?}"))))?;
             }
-            tally.add(&Tally::of(1));
-            tally.met(expected.rule);
         }
         Ok(tally)
     }
 
-    /// What becomes of the first packet of a flow; its answer goes the way back.
-    fn first(&mut self, question: &Question) -> Result<Became> {
+    fn ask(
+        &mut self,
+        way: Way,
+        question: &Question,
+        expected: &Expectation,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let allowed = at_the_engine(expected, question);
         self.sport = self.sport.checked_add(1).unwrap_or(1024);
-        let from = SocketAddr::new(question.ip, self.sport);
-        let sent = traffic::packet(transport(question.protocol), from, question.to, SYN).build();
-        let before = self.kernel.counters()?;
-        let mut ran = self.kernel.run("tc_ingress", &sent)?;
+        let client = SocketAddr::new(question.ip, self.sport);
+        let sent = traffic::packet(transport(question.protocol), client, question.to, SYN).build();
+        let early = if way == Way::Early { self.early(question, &sent)? } else { None };
+        let went = self.first(question, client, &sent)?;
+        if let Some(early) = early {
+            // Whoever meets the flow's packets: they are the same behind the Ethernet header.
+            ensure!(early.get(14..) == went.data.get(14..), "XDP and tc make different packets");
+            tally.met("early");
+        } else if let (Way::Early, Became::Out(at)) = (way, went.became) {
+            let egress = node::egress(at.ip()).context("a route")?;
+            let is_ready = node::has_early(egress) && node::is_known(at.ip());
+            ensure!(!is_ready, "XDP left to tc what it could send to {at} by {egress:?}");
+        }
+        // A packet that is sent on to where it goes anyway looks like one that nobody touched.
+        let itself = Became::To(question.to, Source::Kept);
+        let unchanged = went.became == Became::Untouched && allowed.contains(&itself);
+        ensure!(
+            unchanged || allowed.contains(&went.became),
+            "it became {:?}: the contract expects {expected}",
+            went.became
+        );
+        if let Some(backend) = went.became.endpoint().filter(|_| !unchanged) {
+            let parsed = packet::parse(&went.data, Link::Ethernet).context("parsed before")?;
+            let (source, _) = ends(&parsed)?;
+            self.answer(question, client, source, backend).context("the answer")?;
+        }
+        tally.add(&Tally::of(1));
+        tally.met(expected.rule);
+        Ok(())
+    }
+
+    /// What XDP sends, if it sends a packet; if not, it leaves it as it is.
+    fn early(&self, question: &Question, sent: &[u8]) -> Result<Option<Vec<u8>>> {
+        let ran = self.kernel()?.run_at(EARLY, sent, node::index(question.link))?;
+        match ran.verdict.cast_signed() {
+            PASS => {
+                ensure!(ran.data == sent, "XDP passed a packet, and wrote to it");
+                Ok(None)
+            }
+            action @ (TX | EARLY_REDIRECT) => {
+                packet::checksums_ok(&ran.data, Link::Ethernet)?;
+                let parsed = packet::parse(&ran.data, Link::Ethernet).context("what XDP made")?;
+                let back = node::egress(parsed.dst) == Some(question.link);
+                ensure!(back == (action == TX), "returned {action} to {}", parsed.dst);
+                Ok(Some(ran.data))
+            }
+            other => bail!("XDP returned {other}"),
+        }
+    }
+
+    /// What becomes of the first packet of a flow at tc.
+    fn first(&self, question: &Question, client: SocketAddr, sent: &[u8]) -> Result<Went> {
+        let kernel = self.kernel()?;
+        let before = kernel.counters()?;
+        let mut ran = kernel.run_at(INGRESS, sent, node::index(question.link))?;
         if ran.verdict.cast_signed() == NEXT && ran.data == sent {
             // What nobody takes leaves the node.
-            ran = self.kernel.run(UPLINK, &sent)?;
+            ran = kernel.run_at(UPLINK, sent, node::index(link::UPLINK))?;
         }
+        let became = self.became(question, client, sent, &ran, &before)?;
+        Ok(Went { became, data: ran.data })
+    }
+
+    fn became(
+        &self,
+        question: &Question,
+        client: SocketAddr,
+        sent: &[u8],
+        ran: &Output,
+        before: &[(Counter, u64)],
+    ) -> Result<Became> {
         let parsed = packet::parse(&ran.data, Link::Ethernet).context("what is left of it")?;
         packet::checksums_ok(&ran.data, Link::Ethernet)?;
         match ran.verdict.cast_signed() {
             NEXT if ran.data == sent => Ok(Became::Untouched),
-            SHOT => self.why_dropped(&before),
+            SHOT => self.why_dropped(before),
             REDIRECT if is_error(&ran.data, &parsed) => {
-                ensure!(parsed.dst == from.ip(), "the error goes to {}", parsed.dst);
+                ensure!(parsed.dst == client.ip(), "the error goes to {}", parsed.dst);
                 Ok(Became::Rejected)
             }
             action @ (NEXT | REDIRECT) => {
                 let (source, backend) = ends(&parsed)?;
-                let hairpin = backend.ip() == from.ip();
+                let hairpin = question.place == Place::Pod && backend.ip() == client.ip();
+                if action == REDIRECT && !hairpin {
+                    let egress = node::egress(backend.ip()).context("a route")?;
+                    let expected = node::snat_address(egress, Family::of(backend.ip()));
+                    ensure!(source.ip() == expected, "sent out of {egress:?} from {source}");
+                    return Ok(Became::Out(backend));
+                }
                 ensure!(hairpin == (action == REDIRECT), "returned {action} to {backend}");
-                self.answer(question, from, source, backend)?;
-                let kept = if source == from { Source::Kept } else { Source::Rewritten };
+                let kept = if source == client { Source::Kept } else { Source::Rewritten };
                 Ok(Became::To(backend, kept))
             }
             other => bail!("returned {other}"),
@@ -142,25 +287,33 @@ impl Programs {
         source: SocketAddr,
         backend: SocketAddr,
     ) -> Result<()> {
+        let off_node = question.place == Place::Elsewhere;
+        if off_node && node::egress(client.ip()) != Some(question.link) {
+            return Ok(()); // Nobody answers to what has an address of this node.
+        }
         let flags = if question.protocol == Protocol::Tcp { SYN_ACK } else { ACK };
         let sent = traffic::packet(transport(question.protocol), backend, source, flags).build();
-        // A hairpin's answer arrives where its packets do.
-        let hairpin = backend.ip() == client.ip();
-        let (program, action) =
-            if hairpin { ("tc_ingress", REDIRECT) } else { ("tc_egress", NEXT) };
-        let ran = self.kernel.run(program, &sent).context("the answer")?;
-        let parsed =
-            packet::parse(&ran.data, Link::Ethernet).context("what is left of the answer")?;
-        packet::checksums_ok(&ran.data, Link::Ethernet).context("the answer")?;
+        // Where the source is another one, the answer is met where it arrives.
+        let (program, link, action) = match (source == client, off_node) {
+            (true, true) => (UPLINK, question.link, NEXT),
+            (true, false) => (EGRESS, question.link, NEXT),
+            (false, _) => {
+                let arrives = node::egress(backend.ip()).context("a route")?;
+                (INGRESS, arrives, REDIRECT)
+            }
+        };
+        let ran = self.kernel()?.run_at(program, &sent, node::index(link))?;
+        let parsed = packet::parse(&ran.data, Link::Ethernet).context("what is left of it")?;
+        packet::checksums_ok(&ran.data, Link::Ethernet)?;
         let returned = ran.verdict.cast_signed();
-        ensure!(returned == action, "{program} returned {returned} for the answer");
+        ensure!(returned == action, "{program} returned {returned}");
         let seen = ends(&parsed)?;
-        ensure!(seen == (question.to, client), "the answer goes from and to {seen:?}");
+        ensure!(seen == (question.to, client), "it goes from and to {seen:?}");
         Ok(())
     }
 
     fn why_dropped(&self, before: &[(Counter, u64)]) -> Result<Became> {
-        let after = self.kernel.counters()?;
+        let after = self.kernel()?.counters()?;
         let counted = |counter: Counter| {
             let of = |all: &[(Counter, u64)]| {
                 all.iter().find(|(other, _)| *other == counter).map_or(0, |(_, count)| *count)
@@ -171,6 +324,7 @@ impl Programs {
             (Counter::DropNoBackend, Became::Rejected),
             (Counter::DropUndefinedPort, Became::Rejected),
             (Counter::DropNoLocalBackend, Became::Dropped),
+            (Counter::DropSourceRange, Became::Dropped),
             (Counter::DropUnallocated, Became::Dropped),
             (Counter::DropSctpPort, Became::SctpPort),
         ] {

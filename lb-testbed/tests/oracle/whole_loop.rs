@@ -31,7 +31,9 @@ impl Loop {
             sync: sync.with_node_port_addresses(node_port_addresses(&history.config)),
         };
         agent.step([
-            sync::Event::Interface(interfaces::Change::Addresses(Vec::new())),
+            sync::Event::Interface(interfaces::Change::Addresses(
+                history.config.interfaces.clone(),
+            )),
             sync::Event::Interface(interfaces::Change::Listed),
             sync::Event::Source(SourceEvent::Batch(cidrs.into_iter().collect())),
             sync::Event::Source(SourceEvent::Synced),

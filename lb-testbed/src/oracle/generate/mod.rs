@@ -109,16 +109,17 @@ pub fn detectors() -> Vec<Detector> {
 
 fn config() -> impl Strategy<Value = Config> {
     // Usually nothing is said of it.
-    let detector = Just(Detector::Interface);
+    let detector = prop_oneof![1 => Just(Detector::Interface), 2 => select(detectors())];
     let addresses = select(node_port_addresses());
     let external_ips = proptest::bool::weighted(0.9);
-    let masquerade_all = proptest::bool::weighted(0.0);
+    let masquerade_all = proptest::bool::weighted(0.2);
     (addresses, external_ips, masquerade_all, detector).prop_map(
         |(node_port_addresses, external_ips, masquerade_all, detector)| Config {
             node_port_addresses,
             masquerade_all,
             detector,
             external_ips,
+            interfaces: node_at(NODE, None).interfaces,
         },
     )
 }
