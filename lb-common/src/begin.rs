@@ -4,12 +4,12 @@
 
 use crate::abi::{
     AddressFlags, BackendFlags, FactsFlags, Flow, FlowKey, Found, FrontendFlags, FrontendKey,
-    InterfaceFlags, InterfaceWord, Ip, LOCAL_CIDRS, Scope,
+    InterfaceFlags, InterfaceWord, Ip, LOCAL_CIDRS, Scope, ServicePortId,
 };
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, outside_tags};
 use crate::select::{address_flags, choose_for, destination, widen};
-use crate::tables::{LocalMode, RouteTables};
+use crate::tables::{LocalMode, NodeTables, RouteTables};
 use crate::verdict::{NoBackend, Verdict};
 
 /// An interface of which nothing is known leads to a pod: the agent tells of the others before it
@@ -43,10 +43,10 @@ where
     let key = &headers.key;
     let frontend = FrontendKey::new(key.dst, key.dport, key.proto);
     let found = destination(tables, &frontend, || false);
-    if found.is_none() && !AddressFlags::is_services_alone(address_flags(tables, &key.dst)) {
+    if found.is_none() && !AddressFlags::is_services_alone(what_is(tables, &key.dst)) {
         return Some(Verdict::NotService);
     }
-    let interface = tables.interface(tables.arrival()).unwrap_or(POD);
+    let interface = InterfaceWord(arrival(tables));
     let outside = interface.has(InterfaceFlags::OFF_NODE);
     if outside && beyond(packet, tables.arrival(), interface, headers) {
         return Some(Verdict::NotService);
@@ -59,10 +59,10 @@ where
         // To an address of the node it may answer a connection that the node made from that very
         // port, and if not, the node resets it.
         let of_node = AddressFlags::NODE | AddressFlags::HOST;
-        let own = address_flags(tables, &key.dst) & of_node != 0;
+        let own = what_is(tables, &key.dst) & of_node != 0;
         return Some(if own { Verdict::NotService } else { Verdict::NoFlow });
     }
-    if found.flags & FrontendFlags::RANGES != 0 && !tables.source_allowed(found.id, &key.src) {
+    if found.flags & FrontendFlags::RANGES != 0 && !is_allowed(tables, found.id, &key.src) {
         return Some(Verdict::SourceRange);
     }
     let client = client(tables, interface, &key.src);
@@ -85,6 +85,28 @@ where
     }
     flow.ifindex = if outside || flow.flags != 0 { group(tables.arrival(), interface) } else { 0 };
     None
+}
+
+/// What the interface at hand is; a function of its own, for the sake of the stack.
+#[inline(never)]
+fn arrival<T: NodeTables>(tables: &T) -> u64 {
+    tables.interface(tables.arrival()).unwrap_or(POD).0
+}
+
+/// What an address is, likewise.
+#[inline(never)]
+fn what_is<const N: usize, T: RouteTables<N>>(tables: &T, ip: &Ip<N>) -> u32 {
+    address_flags(tables, ip)
+}
+
+/// Whether a source is let through (V-5), likewise.
+#[inline(never)]
+fn is_allowed<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    id: ServicePortId,
+    source: &Ip<N>,
+) -> bool {
+    tables.source_allowed(id, source)
 }
 
 /// Whether a packet from outside is not for us to judge: the kernel hands it to an interface of a
@@ -128,7 +150,7 @@ fn scope<const N: usize, T: RouteTables<N>>(
     } else {
         facts & FactsFlags::EXTERNAL_LOCAL != 0
             && client != Client::Pod
-            && address_flags(tables, source) & AddressFlags::HOST == 0
+            && what_is(tables, source) & AddressFlags::HOST == 0
     };
     if local { Scope::Local } else { Scope::Cluster }
 }

@@ -298,7 +298,15 @@ where
         Ok(parsed) => parsed,
         Err(verdict) => return verdict,
     };
-    match known(stage, packet, tables, &parsed, link) {
+    let known = match tables.flow(FlowTable::Main, &parsed.key) {
+        None => None,
+        Some(record) if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) != 0 => {
+            passing(stage, packet, tables, &mut parsed, record)
+        }
+        Some(_) if S::EARLY => Some(Verdict::Left),
+        Some(record) => known(packet, tables, &parsed, record, link),
+    };
+    match known {
         Some(verdict) => verdict,
         None => first(stage, packet, tables, &mut parsed, link),
     }
@@ -325,6 +333,9 @@ where
         None if other_idle(tables, &parsed.key) => Verdict::NotService,
         None => returning(packet, tables, &parsed, true).unwrap_or(Verdict::NotService),
     };
+    if verdict == Verdict::Left {
+        return forward::back(packet, tables, &parsed);
+    }
     let key = &parsed.key;
     if verdict == Verdict::NotService
         && tables.own()
@@ -362,66 +373,125 @@ fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &Flow
 
 /// A packet that arrives, of a flow in the main table.
 #[inline(never)]
-fn known<const N: usize, S: Stage, P, T>(
-    stage: S,
+fn known<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    record: T::Ref,
     link: Link,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+{
+    let flow = record.read();
+    if !flow.is_for(&headers.key) {
+        return None;
+    }
+    let now = tables.now();
+    if flow.flags & Flow::<N>::REPLY == 0 && !stands(tables, headers, &flow, now) {
+        return None;
+    }
+    if touch(&record, &flow, headers, now) {
+        // The flow may have outlived the interface on which it was made.
+        tables.note_flows(&flow.dst, flow.ifindex != 0);
+    }
+    Some(translate(packet, headers, &flow, link))
+}
+
+/// Whether a client's packet belongs to its flow's record without a further look.
+#[inline(always)]
+fn stands<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+    now: u32,
+) -> bool {
+    // Whether a SYN begins another connection takes more looking.
+    if headers.opens() {
+        return false;
+    }
+    if headers.key.proto == proto::UDP {
+        // So does whether the other direction was idle for as long.
+        if idle(now, &headers.key, flow) {
+            return false;
+        }
+        // A UDP flow whose backend no longer serves gets another (U-2).
+        if !still_serves(tables, flow.backend, flow.generation) {
+            // Removed, so that a flow that finds no other backend is counted once.
+            tables.count(Counter::FlowMoved);
+            tables.remove_flow(FlowTable::Main, &headers.key);
+            return false;
+        }
+    }
+    true
+}
+
+/// A packet that only passes this node: of a flow that is sent on, or an answer to what the node itself
+/// has asked.
+#[inline(never)]
+fn passing<const N: usize, S: Stage, P, T>(
+    stage: S,
+    packet: &mut P,
+    tables: &T,
+    headers: &mut Headers<N>,
+    record: T::Ref,
 ) -> Option<Verdict>
 where
     P: Packet,
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    let record = tables.flow(FlowTable::Main, &headers.key)?;
-    let flow = record.read();
-    if !flow.is_for(&headers.key) {
-        return None;
+    let mut flow = Flow::empty();
+    match pass(tables, headers, &record, &mut flow) {
+        Passage::Looked => return None,
+        Passage::Foreign => return Some(Verdict::NotService),
+        Passage::Again => {}
+        Passage::First => {
+            let reset = headers.tcp_flags & tcp::RST != 0;
+            tend(tables, &mut headers.key, &mut flow, reset);
+        }
     }
-    let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
-    if S::EARLY && !forwarded {
-        return Some(Verdict::Left);
+    Some(forward::send(stage, packet, tables, headers, &flow))
+}
+
+/// How a packet that only passes is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passage {
+    /// Its record does not tell: it takes more looking.
+    Looked,
+    /// It is an answer to what the node has asked.
+    Foreign,
+    /// It is sent on; the first one of its direction in this tick, or one that changes its flow's state.
+    First,
+    /// It is sent on.
+    Again,
+}
+
+/// Fills in the record of a packet that only passes, and notes that it did.
+#[inline(never)]
+fn pass<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    record: &T::Ref,
+    flow: &mut Flow<N>,
+) -> Passage {
+    *flow = record.read();
+    if !flow.is_for(&headers.key) {
+        return Passage::Looked;
     }
     let now = tables.now();
     if flow.flags & Flow::<N>::FOREIGN != 0 {
-        if idle(now, &headers.key, &flow) {
-            return None;
+        if idle(now, &headers.key, flow) {
+            return Passage::Looked;
         }
-        touch(&record, &flow, headers, now);
-        return Some(Verdict::NotService);
+        touch(record, flow, headers, now);
+        return Passage::Foreign;
     }
-    if flow.flags & Flow::<N>::REPLY == 0 {
-        // Whether a SYN begins another connection takes more looking.
-        if headers.opens() {
-            return None;
-        }
-        if headers.key.proto == proto::UDP {
-            // So does whether the other direction was idle for as long.
-            if idle(now, &headers.key, &flow) {
-                return None;
-            }
-            // A UDP flow whose backend no longer serves gets another (U-2).
-            if !still_serves(tables, flow.backend, flow.generation) {
-                // Removed, so that a flow that finds no other backend is counted once.
-                tables.count(Counter::FlowMoved);
-                tables.remove_flow(FlowTable::Main, &headers.key);
-                return None;
-            }
-        }
+    if flow.flags & Flow::<N>::REPLY == 0 && !stands(tables, headers, flow, now) {
+        return Passage::Looked;
     }
-    let noted = touch(&record, &flow, headers, now);
-    if forwarded {
-        if noted {
-            tend(tables, &headers.key, &flow, headers.tcp_flags & tcp::RST != 0);
-        }
-        return Some(forward::send(stage, packet, tables, headers, &flow));
-    }
-    if noted {
-        // The flow may have outlived the interface on which it was made.
-        tables.note_flows(&flow.dst, flow.ifindex != 0);
-    }
-    Some(translate(packet, headers, &flow, link))
+    if touch(record, flow, headers, now) { Passage::First } else { Passage::Again }
 }
 
 /// A packet that arrives and is no matter of course: it follows a SYN, is one, begins a UDP or SCTP
@@ -568,7 +638,8 @@ fn begins_another<const N: usize, T: FlowTables<N>>(
 }
 
 /// A packet that leaves and may be a reply. `None`: its direction of a UDP flow was idle for long, and
-/// only the other one can tell whether it lives, unless `lives` says so.
+/// only the other one can tell whether it lives, unless `lives` says so. [`Verdict::Left`]: its flow came
+/// in by another interface.
 #[inline(never)]
 fn returning<const N: usize, P, T>(
     packet: &mut P,
@@ -599,8 +670,8 @@ where
         return None;
     }
     touch(&record, &flow, headers, now);
-    if !forward::leaves_rightly(tables, &flow) {
-        return Some(forward::back(packet, tables, headers, &flow));
+    if !forward::leaves_rightly(tables, flow.ifindex) {
+        return Some(Verdict::Left);
     }
     Some(translate(packet, headers, &flow, Link::None))
 }

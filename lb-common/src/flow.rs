@@ -54,6 +54,13 @@ pub fn reply_key<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> FlowKey<N>
 /// place, because the kernel's stack has no room for both.
 #[inline(always)]
 pub fn flip<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) {
+    swap(key, flow);
+    flow.tag = flow.tag_for(key);
+}
+
+/// The same without the tag.
+#[inline(always)]
+fn swap<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) {
     core::mem::swap(&mut key.src, &mut flow.dst);
     core::mem::swap(&mut key.dst, &mut flow.src);
     core::mem::swap(&mut key.sport, &mut flow.dport);
@@ -62,7 +69,6 @@ pub fn flip<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) {
         key.kind = other(key.kind);
     }
     flow.flags ^= Flow::<N>::REPLY;
-    flow.tag = flow.tag_for(key);
 }
 
 /// Notes that a packet of this flow passed. Writes only when the word changes: once in a time
@@ -303,22 +309,36 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
 #[inline(never)]
 pub(crate) fn tend<const N: usize, T: FlowTables<N>>(
     tables: &T,
-    key: &FlowKey<N>,
-    flow: &Flow<N>,
+    key: &mut FlowKey<N>,
+    flow: &mut Flow<N>,
     reset: bool,
 ) -> u32 {
-    let (mut key, mut flow) = (*key, *flow);
-    flip(&mut key, &mut flow);
-    let now = tables.now();
-    let Some(record) = tables.flow(FlowTable::Main, &key) else {
-        flow.live = Live::new(now, 0).0;
-        return (tables.insert_flow(FlowTable::Main, &key, &flow, false) == Insert::Done) as u32;
-    };
-    if record.tag() == flow.tag {
-        let state = record.live().state() | if reset { Live::RST } else { 0 };
-        record.set_live(Live::new(now, state));
+    let (now, live) = (tables.now(), flow.live);
+    turn(key, flow);
+    let mut made = 0;
+    match tables.flow(FlowTable::Main, key) {
+        None => {
+            flow.live = Live::new(now, 0).0;
+            let inserted = tables.insert_flow(FlowTable::Main, key, flow, false);
+            made = (inserted == Insert::Done) as u32;
+        }
+        Some(record) if record.tag() == flow.tag => {
+            let state = record.live().state() | if reset { Live::RST } else { 0 };
+            record.set_live(Live::new(now, state));
+        }
+        // Another flow has its key.
+        Some(_) => {}
     }
-    0
+    flow.live = live;
+    turn(key, flow);
+    made
+}
+
+/// [`flip`] as a function of its own, whose frame ends before others begin.
+#[inline(never)]
+pub(crate) fn turn<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) -> u32 {
+    flip(key, flow);
+    flow.tag
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@
 
 use crate::abi::{AddressFlags, Counter, Flow, FlowKey, InterfaceFlags, proto};
 use crate::decide::Stage;
+use crate::flow::recorded;
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv};
 use crate::rewrite::apply;
@@ -12,7 +13,7 @@ use crate::tables::{NodeTables, RouteStatus, RouteTables};
 use crate::verdict::Verdict;
 
 /// A packet of a flow that is sent on, either way.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn send<const N: usize, S: Stage, P, T>(
     stage: S,
     packet: &mut P,
@@ -121,13 +122,14 @@ pub(crate) fn back<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-    flow: &Flow<N>,
 ) -> Verdict
 where
     P: Packet,
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
+    let Some(flow) = recorded(tables, &headers.key) else { return Verdict::NotService };
+    let flow = &flow;
     let status = tables.route(&flow.src, &flow.dst, flow.ifindex, true, length(packet, headers));
     if apply(packet, headers, flow).is_none() {
         return Verdict::Rewrite;
@@ -141,11 +143,11 @@ where
 
 /// Whether a reply that leaves by the interface at hand leaves where its flow came in.
 #[inline(always)]
-pub(crate) fn leaves_rightly<const N: usize, T: NodeTables>(tables: &T, flow: &Flow<N>) -> bool {
+pub(crate) fn leaves_rightly<T: NodeTables>(tables: &T, ifindex: u32) -> bool {
     let here = tables.arrival();
-    flow.ifindex == 0
-        || flow.ifindex == here
-        || tables.interface(here).is_some_and(|interface| interface.group() == flow.ifindex)
+    ifindex == 0
+        || ifindex == here
+        || tables.interface(here).is_some_and(|interface| interface.group() == ifindex)
 }
 
 /// The route of a flow's packets in one direction: the client's before they get another source, the

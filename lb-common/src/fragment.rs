@@ -4,7 +4,9 @@
 //! One that comes before the first is dropped if it is for a VIP, because a program cannot keep it
 //! until then; others pass, as they are nobody's that is known here.
 
-use crate::abi::{AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6};
+use crate::abi::{
+    AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6, proto,
+};
 use crate::csum::{Diff, updated};
 use crate::decide::{counted, translate_egress, translate_ingress};
 use crate::flow::recorded;
@@ -16,7 +18,7 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
-use crate::tables::RouteTables;
+use crate::tables::{FlowRef, FlowTable, RouteTables};
 use crate::verdict::Verdict;
 
 /// A fragment, or an IPv6 packet with extension headers, that arrives and may concern us.
@@ -90,7 +92,13 @@ where
     let ports = ports_of::<N, P, T>(packet, tables, l3, which);
     let mut verdict = Verdict::Fragment;
     if ports != 0 {
-        verdict = later::<N, P, T>(packet, tables, l3, ports);
+        verdict = leave::<N, P, T>(packet, tables, l3, ports);
+        if verdict == Verdict::Forwarded {
+            verdict = later::<N, P, T>(packet, tables, l3, ports);
+        }
+        if verdict == Verdict::Forwarded && Ipv::<N>::pass_router(packet, l3).is_none() {
+            verdict = Verdict::Rewrite;
+        }
     }
     if verdict == Verdict::Fragment {
         verdict = unknown::<N, P, T>(packet, tables, l3, kind);
@@ -171,6 +179,39 @@ where
         | (which.kind() as u64) << 40
 }
 
+/// Whether a fragment without ports goes on: if its flow is one that is sent on, there is a way.
+/// [`Verdict::Forwarded`] if so.
+#[inline(never)]
+#[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
+fn leave<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, ports: u64) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let l3 = l3 & 0xff;
+    let (sport, dport) = split_ports(ports as u32);
+    let Some(src) = source_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
+    let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
+    let (proto, kind) = ((ports >> 32) as u8, (ports >> 40) as u8);
+    let key = FlowKey { src, dst, sport, dport, proto, kind, pad: 0 };
+    let record = match tables.flow(FlowTable::Main, &key) {
+        Some(record) => record,
+        None => match tables.flow(FlowTable::HalfOpen, &key) {
+            Some(record) if key.proto == proto::TCP => record,
+            _ => return Verdict::Fragment,
+        },
+    };
+    if record.flags() & Flow::<N>::FORWARDED == 0 {
+        return Verdict::Forwarded;
+    }
+    // Checked by `later`, which comes next: a route of another flow is of no use then.
+    let flow = record.read();
+    let length = Ipv::<N>::length(packet, l3).unwrap_or(0);
+    let status = way(tables, &key, &flow, length);
+    forward::refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded)
+}
+
 /// A fragment without ports: goes where the first one went.
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
@@ -187,21 +228,10 @@ where
     let (proto, kind) = ((ports >> 32) as u8, (ports >> 40) as u8);
     let key = FlowKey { src, dst, sport, dport, proto, kind, pad: 0 };
     let Some(flow) = recorded(tables, &key) else { return Verdict::Fragment };
-    let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
-    if forwarded {
-        let length = Ipv::<N>::length(packet, l3).unwrap_or(0);
-        if let Some(verdict) =
-            forward::refused::<N, P>(way(tables, &key, &flow, length), packet, l3)
-        {
-            return verdict;
-        }
-    }
-    if addresses(packet, l3, &key.src, &key.dst, &flow).is_none()
-        || (forwarded && Ipv::<N>::pass_router(packet, l3).is_none())
-    {
+    if addresses(packet, l3, &key.src, &key.dst, &flow).is_none() {
         return Verdict::Rewrite;
     }
-    if forwarded {
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
         Verdict::Forwarded
     } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
         Verdict::Translated

@@ -56,17 +56,46 @@ where
     // Both type and code: a check of one byte is one that the verifier does not see.
     let Some(both) = packet.u16(at) else { return Verdict::Unparsed };
     let [icmp_type, _] = u16::from_be(both).to_be_bytes();
-    let verdict = if icmp_type == Ipv::<N>::ECHO.0 && kind == FlowKind::INGRESS {
+    let mut verdict = if icmp_type == Ipv::<N>::ECHO.0 && kind == FlowKind::INGRESS {
         echo::<N, P, T>(packet, tables, l3, at)
     } else if Ipv::<N>::is_error(icmp_type) {
-        error::<N, P, T>(packet, tables, l3, at, kind)
+        // One after the other, so that their frames use the same part of the stack.
+        match leave::<N, P, T>(packet, tables, l3, at, kind) {
+            Verdict::Forwarded => error::<N, P, T>(packet, tables, l3, at, kind),
+            verdict => verdict,
+        }
     } else {
         return Verdict::NotTransport;
     };
+    if verdict == Verdict::Forwarded && Ipv::<N>::pass_router(packet, l3 & 0xff).is_none() {
+        verdict = Verdict::Rewrite;
+    }
     if verdict == Verdict::Reflected && link == Link::Ethernet && swap_ethernet(packet).is_none() {
         return Verdict::Rewrite;
     }
     verdict
+}
+
+/// Whether an error goes on: its flow is known, and if it is one that is sent on, there is a way.
+/// [`Verdict::Forwarded`] if so.
+#[inline(never)]
+fn leave<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, at: usize, kind: u8) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let l3 = l3 & 0xff;
+    let Some(quote) = read_quote::<N, P>(packet, l3, at, kind) else {
+        return Verdict::NotTransport;
+    };
+    let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
+    if flow.flags & Flow::<N>::FORWARDED == 0 {
+        return Verdict::Forwarded;
+    }
+    // As small as they are, errors fit everywhere.
+    let status = way(tables, &quote.key, &flow, 0);
+    forward::refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded)
 }
 
 /// An error. A function of its own, so that the families share a part of the stack.
@@ -93,22 +122,11 @@ where
     }
     // Not touched: an error does not keep a flow alive.
     let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
-    let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
-    if forwarded {
-        // As small as they are, errors fit everywhere.
-        let refused =
-            forward::refused::<N, P>(way(tables, &quote.key, &flow, 0), packet, quote.l3());
-        if let Some(verdict) = refused {
-            return verdict;
-        }
-    }
-    if rewrite(packet, &quote, &flow).is_none()
-        || (forwarded && Ipv::<N>::pass_router(packet, quote.l3()).is_none())
-    {
+    if rewrite(packet, &quote, &flow).is_none() {
         return Verdict::Rewrite;
     }
     tables.count(Counter::IcmpTranslated);
-    if forwarded {
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
         Verdict::Forwarded
     } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
         Verdict::Translated

@@ -4,7 +4,7 @@
 //! compete with each other; where those of two clients do, others are tried.
 
 use crate::abi::{Counter, Flow, FlowKey, Live, Mix, SNAT_ADDRESSES, proto};
-use crate::flow::{expired, flip};
+use crate::flow::{expired, flip, turn};
 use crate::tables::{FlowRef, FlowTable, Insert, RouteTables};
 use crate::verdict::Verdict;
 
@@ -61,74 +61,77 @@ fn full<const N: usize, T: RouteTables<N>>(tables: &T) -> Verdict {
 #[inline(never)]
 fn find<const N: usize, T: RouteTables<N>>(
     tables: &T,
-    key: &FlowKey<N>,
+    key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
     table: FlowTable,
 ) -> Port {
-    let egress = tables.egress();
     // SCTP's checksum covers its ports.
     let kept = key.proto == proto::SCTP;
     let (first, count) =
         if kept { (host(key.sport), 1) } else { (tables.snat_first(), tables.snat_count()) };
-    let mix = Mix::new().word(tables.seed() as u64).ip(&key.src).ip(&flow.dst);
-    let begin = (mix.tag() >> 1).wrapping_add(host(key.sport));
-    let mut reply = FlowKey {
-        src: flow.dst,
-        dst: [0; N],
-        sport: flow.dport,
-        dport: 0,
-        proto: key.proto,
-        kind: key.kind,
-        pad: 0,
-    };
-    for index in 0..SNAT_ADDRESSES as u32 {
-        reply.dst = tables.snat_address(egress, index);
-        if reply.dst == [0; N] {
-            return Port::Taken;
+    let begin = place(tables, key, flow);
+    // What is tried is the key of the replies.
+    turn(key, flow);
+    let mut port = Port::Taken;
+    let mut tried = 0;
+    while tried < TRIES * SNAT_ADDRESSES as u32 {
+        if tried % TRIES == 0 && !set_address(tables, key, tried / TRIES) {
+            break;
         }
-        let mut offset = begin;
-        for _ in 0..TRIES {
-            let port = first.wrapping_add(offset.checked_rem(count).unwrap_or(0));
-            reply.dport = network(port);
-            let has = who_has(tables, &reply, key, table);
-            if has != Port::Taken {
-                flow.src = reply.dst;
-                flow.sport = reply.dport;
-                return has;
-            }
-            offset = offset.wrapping_add(STRIDE);
+        let offset = begin.wrapping_add(STRIDE.wrapping_mul(tried % TRIES));
+        key.dport = network(first.wrapping_add(offset.checked_rem(count).unwrap_or(0)));
+        port = who_has(tables, key, flow, table);
+        if port != Port::Taken {
+            break;
         }
+        tried = tried.wrapping_add(1);
     }
-    Port::Taken
+    turn(key, flow);
+    port
 }
 
-/// Who has the reply tuple `reply`, for the flow of `key`.
+/// Where among the ports a client's own port lies: those of one client next to each other.
+#[inline(never)]
+fn place<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>, flow: &Flow<N>) -> u32 {
+    let mix = Mix::new().word(tables.seed() as u64).ip(&key.src).ip(&flow.dst);
+    (mix.tag() >> 1).wrapping_add(host(key.sport))
+}
+
+/// The next address of this node for replies to come to; `false` if the interface has no more.
+#[inline(never)]
+fn set_address<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    key: &mut FlowKey<N>,
+    index: u32,
+) -> bool {
+    key.dst = tables.snat_address(tables.egress(), index);
+    key.dst != [0; N]
+}
+
+/// Who has the key of the replies of a flow, whose reply record is `flow`.
 #[inline(never)]
 fn who_has<const N: usize, T: RouteTables<N>>(
     tables: &T,
-    reply: &FlowKey<N>,
     key: &FlowKey<N>,
+    flow: &Flow<N>,
     table: FlowTable,
 ) -> Port {
-    let now = tables.now();
     let mut left = false;
-    for at in [FlowTable::Main, FlowTable::HalfOpen] {
-        if at == FlowTable::HalfOpen && table != at {
-            break;
-        }
-        let Some(record) = tables.flow(at, reply) else { continue };
-        let old = record.read();
-        let own = old.dst == key.src
-            && old.src == key.dst
-            && old.dport == key.sport
-            && old.sport == key.dport;
-        let live = Live(old.live);
-        // Nobody waits for an answer to a SYN for longer.
-        let state = if at == FlowTable::HalfOpen { Live::FIN } else { live.state() };
-        if !own && !expired(now, key.proto, Live::new(live.seen(), state)) {
+    if let Some(record) = tables.flow(FlowTable::Main, key) {
+        if !record.translates_as(flow) && !expired(tables.now(), key.proto, record.live()) {
             return Port::Taken;
         }
-        left |= at == table;
+        left = table == FlowTable::Main;
+    }
+    if table == FlowTable::HalfOpen
+        && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
+    {
+        // Nobody waits for an answer to a SYN for longer than for the end of a closed connection.
+        let live = Live::new(record.live().seen(), Live::FIN);
+        if !record.translates_as(flow) && !expired(tables.now(), key.proto, live) {
+            return Port::Taken;
+        }
+        left = true;
     }
     if left { Port::Left } else { Port::Free }
 }

@@ -148,6 +148,22 @@ pub trait FlowRef<const N: usize> {
     fn read(&self) -> Flow<N>;
     /// Only the tag.
     fn tag(&self) -> u32;
+    /// Only its flags, to be checked with the rest.
+    fn flags(&self) -> u32 {
+        self.read().flags
+    }
+    /// Only the interface, likewise.
+    fn ifindex(&self) -> u32 {
+        self.read().ifindex
+    }
+    /// Whether it translates to the same addresses and ports as another record.
+    fn translates_as(&self, other: &Flow<N>) -> bool {
+        let own = self.read();
+        own.src == other.src
+            && own.dst == other.dst
+            && own.sport == other.sport
+            && own.dport == other.dport
+    }
     /// Only the word that changes.
     fn live(&self) -> Live;
     /// Stores the word that may change, in place.

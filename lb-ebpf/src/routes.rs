@@ -2,17 +2,17 @@
 #![expect(unsafe_code, reason = "helpers are foreign functions, map values are shared")]
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
+    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
+    BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh};
 use lb_common::abi::{Interface, InterfaceWord, Ip, SNAT_ADDRESSES, ServiceCidr, V4, V6};
 use lb_common::select::widen;
 use lb_common::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
 
+use crate::config;
 use crate::maps::{self, Hop};
 use crate::tables::Maps;
-use crate::config;
 
 pub const AF_INET: u8 = 2;
 pub const AF_INET6: u8 = 10;
@@ -103,12 +103,7 @@ impl Maps {
         words.set(DESTINATION - 1, u32::from(family));
         // SAFETY: the verifier checks that twenty bytes from there lie in the element.
         unsafe {
-            bpf_redirect_neigh(
-                words.word(IFINDEX),
-                words.0.add(DESTINATION - 1).cast(),
-                20,
-                0,
-            )
+            bpf_redirect_neigh(words.word(IFINDEX), words.0.add(DESTINATION - 1).cast(), 20, 0)
         }
     }
 
@@ -179,7 +174,10 @@ impl NodeTables for Maps {
         let value = maps::INTERFACES.get_ptr(&ifindex)?;
         // SAFETY: a looked-up element, checked below.
         let (flags, group) = unsafe {
-            ((&raw const (*value).flags).read_volatile(), (&raw const (*value).group).read_volatile())
+            (
+                (&raw const (*value).flags).read_volatile(),
+                (&raw const (*value).group).read_volatile(),
+            )
         };
         is_whole(value, ifindex).then(|| InterfaceWord::new(flags, group))
     }

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "map values are shared with other CPUs and user space")]
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
@@ -9,8 +10,8 @@ use aya_ebpf::maps::{Array, LruHashMap};
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter,
     FLOW_SOURCE_FLAGS, FactsWord, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
-    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, SourceRangeKey, V4, V6,
-    filter_place, flow_port, flow_source,
+    FrontendWord, Ip, Live, RefusalWord, ServiceCidr, ServicePortId, SetWord, SourceRangeKey, V4,
+    V6, filter_place, flow_port, flow_source,
 };
 use lb_common::tables::{
     FlowRef, FlowTable, FlowTables, FrontendTables, GuardTables, Insert, RefusalTables,
@@ -139,15 +140,46 @@ pub struct Record<const N: usize>(*mut Flow<N>);
 impl<const N: usize> FlowRef<N> for Record<N> {
     #[inline(always)]
     fn read(&self) -> Flow<N> {
-        // SAFETY: the verifier proved the pointer; the element may be reused while it is copied,
-        // which the record's tag tells. Volatile: what was checked is what is used.
-        unsafe { self.0.read_volatile() }
+        let mut flow = MaybeUninit::<Flow<N>>::uninit();
+        let (from, to) = (self.0.cast::<u64>(), flow.as_mut_ptr().cast::<u64>());
+        for index in 0..size_of::<Flow<N>>() / 8 {
+            // SAFETY: words of the element, whose pointer the verifier proved, and of the copy. The
+            // element may be reused while it is copied, which the record's tag tells. Volatile: what
+            // was checked is what is used; word by word: the compiler would copy it twice.
+            unsafe { to.add(index).write(from.add(index).read_volatile()) };
+        }
+        // SAFETY: all words were written, and any bytes are a record.
+        unsafe { flow.assume_init() }
     }
 
     #[inline(always)]
     fn tag(&self) -> u32 {
         // SAFETY: as above; one aligned word.
         unsafe { (&raw const (*self.0).tag).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u32 {
+        // SAFETY: as above; one aligned word.
+        unsafe { (&raw const (*self.0).flags).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as above; one aligned word.
+        unsafe { (&raw const (*self.0).ifindex).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn translates_as(&self, other: &Flow<N>) -> bool {
+        let own = self.0;
+        // SAFETY: as above; what is compared may be another record's by now, which does no harm.
+        unsafe {
+            (&raw const (*own).src).read_volatile() == other.src
+                && (&raw const (*own).dst).read_volatile() == other.dst
+                && (&raw const (*own).sport).read_volatile() == other.sport
+                && (&raw const (*own).dport).read_volatile() == other.dport
+        }
     }
 
     #[inline(always)]
@@ -281,26 +313,8 @@ macro_rules! tables {
     };
 }
 
-tables!(
-    V4,
-    FRONTENDS4,
-    ADDRESSES4,
-    SERVICE_CIDRS4,
-    SOURCE_RANGES4,
-    FLOWS4,
-    HALF_OPEN4,
-    FRAGMENTS4
-);
-tables!(
-    V6,
-    FRONTENDS6,
-    ADDRESSES6,
-    SERVICE_CIDRS6,
-    SOURCE_RANGES6,
-    FLOWS6,
-    HALF_OPEN6,
-    FRAGMENTS6
-);
+tables!(V4, FRONTENDS4, ADDRESSES4, SERVICE_CIDRS4, SOURCE_RANGES4, FLOWS4, HALF_OPEN4, FRAGMENTS4);
+tables!(V6, FRONTENDS6, ADDRESSES6, SERVICE_CIDRS6, SOURCE_RANGES6, FLOWS6, HALF_OPEN6, FRAGMENTS6);
 
 /// One load of a hash element that is a word.
 #[inline(always)]

@@ -126,7 +126,8 @@ fn a_flood_is_answered_so_often_and_no_more() {
     for tick in 1..=2 {
         for number in 0..REFUSALS_PER_TICK + 5 {
             let mut bytes = HostPacket(refused.build());
-            let told = refuse::answer(&mut bytes, &tables, Link::Ethernet, Reason::Port) == Refusal::Answered;
+            let told = refuse::answer(&mut bytes, &tables, Link::Ethernet, Reason::Port)
+                == Refusal::Answered;
             assert_eq!(told, number < REFUSALS_PER_TICK);
             assert!(told || bytes.0 == refused.build(), "left as it was");
         }

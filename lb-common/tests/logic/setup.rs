@@ -71,12 +71,8 @@ impl World {
         };
         let dropped = self.drops() - drops_before;
         assert_eq!(dropped, u64::from(verdict.drop_counter().is_some()), "{verdict:?}");
-        let written = [
-            Verdict::Translated,
-            Verdict::Reflected,
-            Verdict::Forwarded,
-            Verdict::Rewrite,
-        ];
+        let written =
+            [Verdict::Translated, Verdict::Reflected, Verdict::Forwarded, Verdict::Rewrite];
         if !written.contains(&verdict) {
             assert_eq!(after, bytes, "{verdict:?} must not write");
         }
