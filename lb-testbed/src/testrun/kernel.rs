@@ -6,15 +6,19 @@ use std::os::fd::AsFd as _;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{
+        Array, HashMap, Map, MapData, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{Program, ProgramFd},
 };
 use lb_common::{
     abi::{
         Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FragmentKey, FragmentRecord,
-        FrontendKey, Ip, Live, SERVICE_CIDRS, ServiceCidr, V4, V6, flow_port, flow_source, map,
+        FrontendKey, Interface, Ip, LOCAL_CIDRS, Live, SERVICE_CIDRS, ServiceCidr, SourceRangeKey,
+        V4, V6, flow_port, flow_source, map,
     },
-    host::{HostTables, OfFamily},
+    host::HostTables,
     tables::FlowTable,
 };
 use lb_object::Settings;
@@ -32,6 +36,14 @@ const LRU_ENTRIES: u32 = 1 << 13;
 #[derive(Clone, Copy)]
 struct Plain<T>(T);
 
+/// What a source range is looked up by, behind the length of its prefix.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RangeData<const N: usize> {
+    service_port: u32,
+    addr: Ip<N>,
+}
+
 macro_rules! plain {
     ($($type:ty),+) => {
         $(
@@ -46,8 +58,11 @@ plain!(
     FragmentKey<V4>,
     FragmentKey<V6>,
     FragmentRecord,
+    Interface,
     Ip<V4>,
     Ip<V6>,
+    RangeData<V4>,
+    RangeData<V6>,
     ServiceCidr<V4>,
     ServiceCidr<V6>,
     Backend,
@@ -64,6 +79,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// Words of `VIP_FILTER` that are not 0.
     filter: Vec<u32>,
+    /// The same of `NODE_PORTS`.
+    node_ports: Vec<u32>,
 }
 
 impl Kernel {
@@ -99,7 +116,7 @@ impl Kernel {
             loader.map_max_entries(name, LRU_ENTRIES);
         }
         let ebpf = loader.load(&object).context("create the maps")?;
-        Ok(Self { ebpf, filter: Vec::new() })
+        Ok(Self { ebpf, filter: Vec::new(), node_ports: Vec::new() })
     }
 
     /// Names of all programs, in order.
@@ -131,6 +148,26 @@ impl Kernel {
     /// Runs a loaded program over a packet, as if it came by the loopback interface.
     pub fn run(&self, name: &str, packet: &[u8]) -> Result<Output> {
         super::once(self.fd(name)?.as_fd(), packet)
+    }
+
+    /// The same, as if it came, or went, by this interface of the thread's network namespace.
+    pub fn run_at(&self, name: &str, packet: &[u8], ifindex: u32) -> Result<Output> {
+        let program = self.fd(name)?.as_fd();
+        match self.ebpf.program(name) {
+            Some(Program::Xdp(_)) => super::once_early_at(program, packet, ifindex),
+            _ => super::once_at(program, packet, ifindex),
+        }
+    }
+
+    /// The same at XDP, in buffers the first of which has so many bytes (kernel 6.18).
+    pub fn run_in_parts(
+        &self,
+        name: &str,
+        packet: &[u8],
+        ifindex: u32,
+        linear: usize,
+    ) -> Result<Output> {
+        super::once_early_in_parts(self.fd(name)?.as_fd(), packet, ifindex, linear)
     }
 
     /// The same with a mark; also the mark that the packet has afterwards.
@@ -176,8 +213,10 @@ impl Kernel {
         self.fill(&HostTables::new())
     }
 
-    /// Makes the service tables the same as those of the host. Flows are left alone.
+    /// Makes the service tables, and what is said of the node, the same as those of the host. Flows
+    /// are left alone.
     pub fn fill(&mut self, tables: &HostTables) -> Result<()> {
+        self.fill_node(tables)?;
         self.store(map::SETS, tables.sets().iter().map(|word| word.0))?;
         self.store(map::FACTS, tables.all_facts().iter().map(|word| word.0))?;
         let slots = tables.slots();
@@ -187,8 +226,8 @@ impl Kernel {
         let backends = tables.backends().into_iter().map(Plain);
         self.store_or(map::BACKENDS, backends, Plain(empty))?;
         self.fill_filter(tables)?;
-        self.fill_ranges::<V4>(map::SERVICE_CIDRS4, tables)?;
-        self.fill_ranges::<V6>(map::SERVICE_CIDRS6, tables)?;
+        self.fill_ranges::<V4>(map::SERVICE_CIDRS4, &tables.service_cidrs(), SERVICE_CIDRS)?;
+        self.fill_ranges::<V6>(map::SERVICE_CIDRS6, &tables.service_cidrs(), SERVICE_CIDRS)?;
         let frontends = tables.frontends::<V4>().into_iter().map(|(key, word)| (key, word.0));
         self.fill_hash(map::FRONTENDS4, frontends.collect())?;
         let frontends = tables.frontends::<V6>().into_iter().map(|(key, word)| (key, word.0));
@@ -197,6 +236,28 @@ impl Kernel {
         self.fill_hash(map::ADDRESSES4, addresses.collect())?;
         let addresses = tables.addresses::<V6>().into_iter().map(|(ip, word)| (ip, word.0));
         self.fill_hash(map::ADDRESSES6, addresses.collect())
+    }
+
+    /// What is said of the node.
+    fn fill_node(&mut self, tables: &HostTables) -> Result<()> {
+        self.fill_node_ports(tables)?;
+        self.fill_ranges::<V4>(map::LOCAL_CIDRS4, &tables.local_cidrs(), LOCAL_CIDRS)?;
+        self.fill_ranges::<V6>(map::LOCAL_CIDRS6, &tables.local_cidrs(), LOCAL_CIDRS)?;
+        self.fill_trie::<V4>(map::SOURCE_RANGES4, &tables.source_ranges())?;
+        self.fill_trie::<V6>(map::SOURCE_RANGES6, &tables.source_ranges())?;
+        let interfaces = tables.host_interfaces();
+        let map = self.ebpf.map_mut(map::INTERFACES).context("no map INTERFACES")?;
+        let mut map = HashMap::<_, u32, Plain<Interface>>::try_from(map)?;
+        let present = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for index in present {
+            if !interfaces.iter().any(|(wanted, _)| *wanted == index) {
+                map.remove(&index)?;
+            }
+        }
+        for (index, interface) in interfaces {
+            map.insert(index, Plain(interface), 0)?;
+        }
+        Ok(())
     }
 
     /// All counters that are not 0, summed over the CPUs.
@@ -223,18 +284,54 @@ impl Kernel {
         Ok(flows)
     }
 
-    fn fill_ranges<const N: usize>(&mut self, name: &str, tables: &HostTables) -> Result<()>
+    fn fill_ranges<const N: usize>(
+        &mut self,
+        name: &str,
+        ranges: &[ServiceCidr<N>],
+        room: u32,
+    ) -> Result<()>
     where
         Plain<ServiceCidr<N>>: aya::Pod,
-        HostTables: OfFamily<N>,
     {
-        let ranges = tables.service_cidrs::<N>();
         let none = ServiceCidr { addr: [0; N], mask: [0; N] };
         let mut array = self.array::<Plain<ServiceCidr<N>>>(name)?;
-        for index in 0..SERVICE_CIDRS {
+        for index in 0..room {
             let range = ranges.get(index as usize).copied().unwrap_or(none);
             array.set(index, Plain(range), 0)?;
         }
+        Ok(())
+    }
+
+    fn fill_trie<const N: usize>(&mut self, name: &str, ranges: &[SourceRangeKey<N>]) -> Result<()>
+    where
+        Plain<RangeData<N>>: aya::Pod,
+    {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map = LpmTrie::<_, Plain<RangeData<N>>, u64>::try_from(map)?;
+        let present = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in present {
+            map.remove(&key)?;
+        }
+        for range in ranges {
+            let data = RangeData { service_port: range.service_port, addr: range.addr };
+            map.insert(&Key::new(range.prefix, Plain(data)), 1, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Only the words that are not 0, or were not: there are many.
+    fn fill_node_ports(&mut self, tables: &HostTables) -> Result<()> {
+        let wanted: Vec<_> =
+            (0_u32..).zip(tables.all_node_ports()).filter(|(_, word)| *word != 0).collect();
+        let shown = std::mem::take(&mut self.node_ports);
+        let mut array = self.array::<u64>(map::NODE_PORTS)?;
+        for index in shown {
+            array.set(index, 0, 0)?;
+        }
+        for (index, word) in &wanted {
+            array.set(*index, word, 0)?;
+        }
+        self.node_ports = wanted.into_iter().map(|(index, _)| index).collect();
         Ok(())
     }
 
