@@ -4,8 +4,8 @@
 
 pub mod array;
 pub mod kernel;
-pub mod spread;
 pub mod place;
+pub mod spread;
 
 use std::{
     ffi::{CStr, c_int},
@@ -109,6 +109,18 @@ pub fn once_at(program: BorrowedFd<'_>, data: &[u8], ifindex: u32) -> Result<Out
 /// The same for an XDP program, to which packets only arrive (kernel 5.15).
 pub fn once_early_at(program: BorrowedFd<'_>, data: &[u8], ifindex: u32) -> Result<Output> {
     let context = xdp_context(data, ifindex)?;
+    run(program, &Input { data, context: &context, repeat: 1 })
+}
+
+/// The same with a packet in several buffers, the first of which has so many bytes (kernel 6.18).
+pub fn once_early_in_parts(
+    program: BorrowedFd<'_>,
+    data: &[u8],
+    ifindex: u32,
+    linear: usize,
+) -> Result<Output> {
+    let first = data.get(..linear).context("a first buffer that is a part of the packet")?;
+    let context = xdp_context(first, ifindex)?;
     run(program, &Input { data, context: &context, repeat: 1 })
 }
 

@@ -27,27 +27,25 @@ use lb_testbed::{
     traffic::{PORT, Protocol, SPORT, SYN, V4, at, packet},
 };
 
-/// Which programs see the packets that arrive.
+/// Which programs see packets, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Engine {
     Tc,
     /// tc, with packets that carry a sum of all their bytes.
     TcSummed,
+    /// XDP, and then tc, which sees what XDP passed.
     Xdp,
 }
 
-impl Engine {
-    /// The program for a packet; XDP has none for what leaves, which tc sees.
-    fn program(self, shot: &Shot) -> &'static str {
-        match (self, shot.hook, shot.link) {
-            (Self::Xdp, Hook::Ingress, Link::Ethernet) => "xdp_ingress",
-            (_, Hook::Ingress, Link::Ethernet) => "tc_ingress",
-            (_, Hook::Egress, Link::Ethernet) => "tc_egress",
-            (_, Hook::Ingress, Link::None) => "tc_ingress_l3",
-            (_, Hook::Egress, Link::None) => "tc_egress_l3",
-            (_, Hook::Uplink, Link::Ethernet) => "tc_uplink_egress",
-            (_, Hook::Uplink, Link::None) => "tc_uplink_egress_l3",
-        }
+/// The program at tc for a packet.
+fn program_for(shot: &Shot) -> &'static str {
+    match (shot.hook, shot.link) {
+        (Hook::Ingress, Link::Ethernet) => "tc_ingress",
+        (Hook::Egress, Link::Ethernet) => "tc_egress",
+        (Hook::Ingress, Link::None) => "tc_ingress_l3",
+        (Hook::Egress, Link::None) => "tc_egress_l3",
+        (Hook::Uplink, Link::Ethernet) => "tc_uplink_egress",
+        (Hook::Uplink, Link::None) => "tc_uplink_egress_l3",
     }
 }
 
@@ -61,28 +59,15 @@ const PROGRAMS: [&str; 7] = [
     "xdp_ingress",
 ];
 
-/// What the program returns for a packet.
-fn action(program: &str, shot: &Shot) -> i32 {
-    let verdict = shot.verdict;
-    let dropped = verdict.drop_counter().is_some();
-    if program == "xdp_ingress" {
-        // XDP_TX, XDP_DROP, XDP_PASS
-        if verdict == Verdict::Reflected {
-            3
-        } else if dropped {
-            1
-        } else {
-            2
-        }
+/// What the program at tc returns for a packet.
+fn action(shot: &Shot) -> i32 {
+    // TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC: the next program sees the packet
+    if shot.verdict == Verdict::Reflected || shot.answered {
+        7
+    } else if shot.verdict.drop_counter().is_some() {
+        2
     } else {
-        // TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC: the next program sees the packet
-        if verdict == Verdict::Reflected || shot.answered {
-            7
-        } else if dropped {
-            2
-        } else {
-            -1
-        }
+        -1
     }
 }
 
@@ -106,7 +91,7 @@ fn every_program_loads() -> Result<()> {
     for (what, settings) in settings() {
         let mut kernel = Kernel::prepare(&settings)?;
         let names = kernel.names();
-        ensure!(names.len() == 32, "programs: {names:?}");
+        ensure!(names.len() == 33, "programs: {names:?}");
         println!("with {what}:");
         for name in names {
             match kernel.load(&name).with_context(|| format!("with {what}"))? {
@@ -140,7 +125,7 @@ fn golden_packets_at_tc_and_xdp() -> Result<()> {
         }
         kernel.fill_program_array()?;
         for case in golden::cases() {
-            for engine in engines.iter().filter(|e| !(case.tc_only && **e == Engine::Xdp)) {
+            for engine in &engines {
                 play(&mut kernel, *engine, &case)
                     .with_context(|| format!("{}, {engine:?}, with {what}", case.name))?;
             }
@@ -174,7 +159,7 @@ fn m_c_the_mark_of_a_packet_stays() -> Result<()> {
                     }
                     Step::Shot(shot) => shot,
                 };
-                let program = Engine::Tc.program(shot);
+                let program = program_for(shot);
                 let (ran, after) = match kernel.run_marked(program, &shot.input, mark) {
                     Err(error) if refused(&error, shot) => continue,
                     ran => ran.with_context(|| case.name.clone())?,
@@ -228,19 +213,19 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
                 kernel.fill(&tables)?;
             }
             Step::Shot(shot) => {
-                let program = engine.program(shot);
+                let program = program_for(shot);
                 let what = format!("step {index}, {program}");
+                let before = kernel.counters()?;
+                if engine == Engine::Xdp && is_early(shot) {
+                    early(kernel, &tables, shot).with_context(|| what.clone())?;
+                }
                 let (verdict, output) = shot.on_host(&tables);
                 shot.check(&format!("{what} on the host"), verdict, &output)?;
-                // XDP drops what it refuses.
-                let shot =
-                    &if program == "xdp_ingress" { shot.without_answer() } else { shot.clone() };
-                let before = kernel.counters()?;
                 // What leaves has no such sum, and without an Ethernet header the test run sums up
                 // from a wrong place.
                 let summed = engine == Engine::TcSummed
                     && !shot.answered
-                    && (shot.hook, shot.link) == (Hook::Ingress, Link::Ethernet);
+                    && is_early(shot);
                 let ran = if summed {
                     kernel.run_summed(program, &shot.input)
                 } else {
@@ -250,7 +235,7 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
                     Err(error) if refused(&error, shot) => continue,
                     ran => ran.context(what.clone())?,
                 };
-                let (returned, expected) = (ran.verdict.cast_signed(), action(program, shot));
+                let (returned, expected) = (ran.verdict.cast_signed(), action(shot));
                 ensure!(returned == expected, "{what}: returned {returned} for {verdict:?}");
                 shot.check_bytes(&what, &ran.data)?;
                 let counts = golden::difference(&before, &kernel.counters()?);
@@ -265,6 +250,30 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Whether XDP sees a packet before tc does.
+fn is_early(shot: &Shot) -> bool {
+    (shot.hook, shot.link) == (Hook::Ingress, Link::Ethernet)
+}
+
+/// XDP sees the packet first, on the host and in the kernel: nothing here is sent on, so that it is
+/// passed as it came, with the same records made.
+fn early(kernel: &Kernel, tables: &HostTables, shot: &Shot) -> Result<()> {
+    if shot.input.len() < 14 {
+        // No test run is made of less than an Ethernet header.
+        return Ok(());
+    }
+    let (verdict, output) = shot.early_on_host(tables);
+    ensure!(verdict.drop_counter().is_none(), "XDP would drop: {verdict:?}");
+    ensure!(verdict != Verdict::Forwarded && output == shot.input, "XDP acts: {verdict:?}");
+    let ran = kernel.run("xdp_ingress", &shot.input)?;
+    // XDP_PASS
+    ensure!(ran.verdict == 2, "xdp_ingress returned {}", ran.verdict);
+    ensure!(ran.data == shot.input, "xdp_ingress changed the packet");
+    let (flows, on_host) = (kernel.flows()?, flows_on_host(tables));
+    ensure!(flows == on_host, "xdp_ingress: records {flows:?} instead of {on_host:?}");
     Ok(())
 }
 

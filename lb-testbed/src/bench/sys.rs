@@ -125,15 +125,3 @@ struct LinkAttr {
     attach_type: u32,
     flags: u32,
 }
-
-/// Attaches an XDP program to an interface of this thread's network namespace, by its driver; as long
-/// as the result lives.
-pub(super) fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
-    /// `BPF_XDP`, and `XDP_FLAGS_DRV_MODE`.
-    const XDP: u32 = 37;
-    const DRIVER: u32 = 1 << 2;
-    let mut attr = [program.as_raw_fd().cast_unsigned(), ifindex, XDP, DRIVER];
-    // SAFETY: an attribute without pointers.
-    unsafe { sys::bpf_open(BPF_LINK_CREATE, &mut attr) }
-        .with_context(|| format!("attach an XDP program to interface {ifindex}"))
-}

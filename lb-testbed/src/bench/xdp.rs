@@ -91,7 +91,7 @@ fn measure_here(plan: &Plan, index: u32) -> Result<Vec<Figure>> {
     object.set_interface(index, flags, &ends.each_ref().map(|end| end.node))?;
     // The queues of a veth are only there while a program is attached.
     let empty = testrun::load_empty(Kind::Xdp, XDP_TX.cast_signed(), 0)?;
-    let _attached = sys::attach_xdp(empty.as_fd(), index)?;
+    let _attached = testrun::attach_xdp(empty.as_fd(), index)?;
     let mut bench = Bench { object, empty, index, runs: plan.pick(20_000, 200) };
     let mut figures = bench.single(&ends)?;
     for (id, flows, reach) in [(IDS[3], 64_000, 160.0), (IDS[4], 1_000_000, 550.0)] {
@@ -302,11 +302,8 @@ fn report(id: &str, reach: f64, method: &str, costs: &[(String, [f64; 2])]) -> V
 
 fn transport(src: IpAddr, dst: IpAddr, ports: [u16; 2], tcp: bool, flags: TcpFlags) -> Vec<u8> {
     let packet = Packet::new(src, dst);
-    let packet = if tcp {
-        packet.tcp(ports[0], ports[1], flags)
-    } else {
-        packet.udp(ports[0], ports[1])
-    };
+    let packet =
+        if tcp { packet.tcp(ports[0], ports[1], flags) } else { packet.udp(ports[0], ports[1]) };
     let packet = Packet { macs: [[2, 0, 0, 0, 0, 10], [2, 0, 0, 0, 0, 1]], ..packet };
     packet.payload(&[1; 64]).build()
 }

@@ -27,7 +27,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.extend([first_of_a_flow(net), behind_an_option(net)]);
         cases.extend([hairpin(net)]);
     }
-    cases.into_iter().map(Case::tc_only).collect()
+    cases
 }
 
 fn large(packet: &Packet) -> Packet {

@@ -29,7 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
         }
         cases.extend([pings(net), shaped(net)]);
     }
-    cases.into_iter().map(Case::tc_only).collect()
+    cases
 }
 
 fn is_v4(net: Net) -> bool {

@@ -74,8 +74,6 @@ pub struct Case {
     pub name: String,
     /// What happens, in order; it begins with empty tables.
     pub steps: Vec<Step>,
-    /// The program at XDP leaves its packets to the one at tc.
-    pub tc_only: bool,
 }
 
 /// All cases.
@@ -107,7 +105,7 @@ pub fn established_costs() -> Result<Costs> {
 
 impl Case {
     fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), steps: Vec::new(), tc_only: false }
+        Self { name: name.into(), steps: Vec::new() }
     }
 
     fn change(mut self, change: impl Fn(&HostTables) + 'static) -> Self {
@@ -186,12 +184,6 @@ impl Case {
         self
     }
 
-    /// The program at XDP leaves its packets to the one at tc.
-    fn tc_only(mut self) -> Self {
-        self.tc_only = true;
-        self
-    }
-
     /// Runs the case through the decisions on the host; returns what its established packets cost.
     pub fn on_host(&self) -> Result<Costs> {
         let tables = HostTables::new();
@@ -247,17 +239,12 @@ impl Shot {
         (verdict, packet.0)
     }
 
-    /// The same where nobody answers: what is refused is dropped.
+    /// What the early decision, at XDP, does to it, before [`Shot::on_host`] sees it.
     #[must_use]
-    pub fn without_answer(&self) -> Self {
-        let mut shot = self.clone();
-        shot.counts.retain(|counter| {
-            !matches!(counter, Counter::RefusalAnswered | Counter::RefusalUnanswered)
-        });
-        if shot.answered {
-            (shot.answered, shot.output) = (false, shot.input.clone());
-        }
-        shot
+    pub fn early_on_host(&self, tables: &HostTables) -> (Verdict, Vec<u8>) {
+        let mut packet = HostPacket(self.input.clone());
+        let verdict = decide::early(&mut packet, tables, parse::Link::Ethernet);
+        (verdict, packet.0)
     }
 
     /// Fails, with both packets in words, unless verdict and bytes are the expected ones.

@@ -95,7 +95,6 @@ fn shapes(net: Net, protocol: Protocol) -> Case {
     // V-4: silence, so that somebody else may answer.
     case.change(|tables| tables.set_empty(1, Scope::Cluster, SetWord::DROP))
         .stays(Hook::Ingress, &opening, Verdict::NoLocalBackend)
-        .tc_only()
 }
 
 fn bare(net: Net, protocol: Protocol) -> Case {
@@ -168,7 +167,7 @@ fn first_fragment(net: Net) -> Case {
     };
     quote.extend(&first[transport..transport + 8]);
     let answer = answer.icmp(kind, code, rest).payload(&quote);
-    case.refused_bytes(Hook::Ingress, first, Verdict::NoBackend, answer.build()).tc_only()
+    case.refused_bytes(Hook::Ingress, first, Verdict::NoBackend, answer.build())
 }
 
 fn echo(net: Net, to: &str) -> Packet {
