@@ -60,7 +60,9 @@ fn m_b_programs_are_told_of_interfaces_as_netlink_tells_of_them() -> Result<()> 
     if !require::root_or_skip("m_b_programs_are_told_of_interfaces_as_netlink_tells_of_them") {
         return Ok(());
     }
-    let rig = Rig::new(Topology::Bridge)?;
+    let rig = Rig::without_agents(Topology::Bridge)?;
+    let source = Source::Manifests(rig.cluster.scratch().join("state.json"));
+    let agent = rig.agent(0, source)?.start()?;
     let told = Told { rig: &rig };
     let netns = told.netns();
     let (node4, node6) = (node_v4(0).to_string(), node_v6(0).to_string());
@@ -76,7 +78,7 @@ fn m_b_programs_are_told_of_interfaces_as_netlink_tells_of_them() -> Result<()> 
     told.wait(bridge, "the bridge", |record| has(record, 0) && record.group == bridge)?;
 
     // A new interface without an address has the node's, then its own.
-    netns.ip("link add x0 mtu 1400 type dummy\nlink set x0 up")?;
+    netns.ip("link add x0 mtu 1400 type veth peer name y0\nlink set x0 up\nlink set y0 up")?;
     let x0 = netns.ifindex("x0")?;
     told.wait(x0, "one without addresses", |r| r.mtu == 1400 && sends_as(r, &own))?;
     netns.ip("addr add 203.0.113.1/24 dev x0\naddr add 203.0.113.2/24 dev x0")?;
@@ -100,7 +102,7 @@ fn m_b_programs_are_told_of_interfaces_as_netlink_tells_of_them() -> Result<()> 
     told.wait(x0, "its own", |r| r.group == x0 && sends_as(r, &own))?;
 
     // Another interface takes the index, at once.
-    netns.ip(&format!("link del x0\nlink add x2 mtu 1234 index {x0} type dummy"))?;
+    netns.ip(&format!("link del x0\nlink add x2 mtu 1234 index {x0} type veth peer name y2"))?;
     told.wait(x0, "another interface", |r| r.mtu == 1234)?;
     netns.ip("link del x2\nlink del x1")?;
     wait::until("nothing of what is gone", IN_FORCE_WITHIN, || {
@@ -108,7 +110,6 @@ fn m_b_programs_are_told_of_interfaces_as_netlink_tells_of_them() -> Result<()> 
     })?;
 
     // What is not routed by the node is a problem that is told.
-    let agent = &rig.agents[0];
     netns.sysctls(&[("net.ipv4.conf.eth0.forwarding", "0")])?;
     let (_, text) = agent.command_any("status", &["--output", "json"])?;
     let shown = status(&text)?;
