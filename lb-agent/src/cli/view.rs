@@ -113,7 +113,9 @@ pub(super) fn frontends(snapshot: &Snapshot) -> Vec<Frontend> {
     for held in &snapshot.source_ranges {
         ranges.entry(held.id).or_default().push(held.range);
     }
-    ranges.values_mut().for_each(|ranges| ranges.sort_unstable());
+    for ranges in ranges.values_mut() {
+        ranges.sort_unstable();
+    }
     let mut all: Vec<Frontend> = Vec::with_capacity(snapshot.frontends.len());
     for (key, word) in &snapshot.frontends {
         // The word of another key: no reader follows it.

@@ -254,6 +254,32 @@ fn section_12_endless_lists_cost_no_more_than_their_bound() {
     }
 }
 
+#[test]
+fn section_12_source_ranges_of_nonsense_are_skipped_one_by_one_and_told_s_8() {
+    for bad in [
+        "",
+        "x",
+        "/8",
+        "10.0.0.0",
+        "10.0.0.0/33",
+        "10.0.0.0/-1",
+        "10.0.0.0/8/8",
+        "300.1.1.1/8",
+        "fd00::/129",
+        "fe80::1%eth0/64",
+        "10.0.0.0-10.0.0.9",
+    ] {
+        let value = with(
+            exposed(),
+            "/spec/loadBalancerSourceRanges",
+            json!(["203.0.113.0/24", bad, "2001:db8::/32"]),
+        );
+        let (read, field) = external(&value);
+        assert_eq!(texts(&read.source_ranges), ["203.0.113.0/24", "2001:db8::/32"], "{bad}");
+        assert_eq!(field.as_deref(), Some("spec.loadBalancerSourceRanges[1]"), "{bad}");
+    }
+}
+
 /// R-2 lets everybody in where no range is of a family. One that is not read must not do that: nobody
 /// is let in then.
 #[test]
