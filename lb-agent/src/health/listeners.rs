@@ -87,17 +87,14 @@ fn answer(
 
 /// H-11. The connection ends with it: probers of many Services would hold too many.
 fn response(told: Option<Told>) -> Response<String> {
-    let mut response = match told {
-        Some(Told { status, weight, body }) => {
-            let mut response = respond(status, HeaderValue::from_static("application/json"), body);
-            response.headers_mut().insert(WEIGHT, HeaderValue::from(weight));
-            response
-        }
-        None => {
-            let text = HeaderValue::from_static("text/plain; charset=utf-8");
-            let body = "no Service has this port any more\n".to_owned();
-            respond(StatusCode::SERVICE_UNAVAILABLE, text, body)
-        }
+    let mut response = if let Some(Told { status, weight, body }) = told {
+        let mut response = respond(status, HeaderValue::from_static("application/json"), body);
+        response.headers_mut().insert(WEIGHT, HeaderValue::from(weight));
+        response
+    } else {
+        let text = HeaderValue::from_static("text/plain; charset=utf-8");
+        let body = "no Service has this port any more\n".to_owned();
+        respond(StatusCode::SERVICE_UNAVAILABLE, text, body)
     };
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response

@@ -18,6 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const PATIENT: Limits = Limits { connections: 8, head: DEADLINE, connection: DEADLINE };
 const LOOPBACK: Place = Place::At(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what a port is told")]
 fn served(name: &str, local_endpoints: usize) -> Option<Served> {
     Some(Served { service: ObjectKey::new("shop", name), local_endpoints })
 }

@@ -199,6 +199,7 @@ mod tests {
         Some((served.service.name.to_string(), served.local_endpoints))
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is compared with what may be nothing")]
     fn told(name: &str, local_endpoints: usize) -> Option<(String, usize)> {
         Some((name.to_owned(), local_endpoints))
     }
