@@ -186,6 +186,7 @@ impl Kernel {
             Map::Array(data)
             | Map::HashMap(data)
             | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
             | Map::PerCpuArray(data)
             | Map::ProgramArray(data)
             | Map::SkStorage(data) => Some(data),
@@ -262,16 +263,21 @@ impl Kernel {
 
     /// All counters that are not 0, summed over the CPUs.
     pub fn counters(&self) -> Result<Vec<(Counter, u64)>> {
-        let map = self.ebpf.map(map::COUNTERS).context("no map COUNTERS")?;
-        let map = PerCpuArray::<_, u64>::try_from(map)?;
         let mut counters = Vec::new();
         for counter in Counter::ALL {
-            let sum: u64 = map.get(&(*counter as u32), 0)?.iter().sum();
+            let sum = self.counter(*counter)?;
             if sum != 0 {
                 counters.push((*counter, sum));
             }
         }
         Ok(counters)
+    }
+
+    /// A counter, summed over the CPUs.
+    pub fn counter(&self, counter: Counter) -> Result<u64> {
+        let map = self.ebpf.map(map::COUNTERS).context("no map COUNTERS")?;
+        let map = PerCpuArray::<_, u64>::try_from(map)?;
+        Ok(map.get(&(counter as u32), 0)?.iter().sum())
     }
 
     /// All flow records, in words, without their times.
