@@ -17,17 +17,19 @@ use lb_testbed::oracle::{
     generate::{Owner, address, link},
 };
 
-/// The bridge that holds the first pod's interface.
-const BRIDGE: u32 = 15;
+/// All interfaces.
+pub(crate) fn links() -> impl Iterator<Item = Link> {
+    [link::BRIDGE].into_iter().chain(link::ALL)
+}
 
 /// The index of an interface; that of loopback, where there is none.
 pub(crate) fn index(link: Link) -> u32 {
-    link::ALL.iter().zip(10..).find(|(other, _)| **other == link).map_or(1, |(_, index)| index)
+    links().zip(10..).find(|(other, _)| *other == link).map_or(1, |(_, index)| index)
 }
 
 /// Everybody whom packets are sent to, with the interface by which they leave.
 pub(crate) fn routes(family: Family) -> Vec<(IpAddr, Link)> {
-    let pods = (0..10).map(|n| (Owner::Pod(n), if n == 9 { link::BRIDGED } else { link::ROUTED }));
+    let pods = (0..10).map(|n| (Owner::Pod(n), if n == 9 { link::BRIDGE } else { link::ROUTED }));
     let others = (0..10).map(|n| (Owner::OtherPod(n), link::OVERLAY));
     let outside = [
         (Owner::OtherNode, link::UPLINK),
@@ -85,7 +87,7 @@ pub(crate) fn has_early(link: Link) -> bool {
 
 /// What programs are told of an interface.
 pub(crate) fn interface(link: Link, detector: &LocalDetector) -> Interface {
-    let leads_to_pod = [link::BRIDGED, link::ROUTED].contains(&link);
+    let leads_to_pod = [link::BRIDGE, link::BRIDGED, link::ROUTED].contains(&link);
     let names = [Some(link.name), link.bridge].into_iter().flatten();
     let mut flags = 0;
     if has_early(link) {
@@ -97,7 +99,7 @@ pub(crate) fn interface(link: Link, detector: &LocalDetector) -> Interface {
     if detector.is_local(leads_to_pod, names) {
         flags |= InterfaceFlags::LOCAL_POD;
     }
-    let group = if link.bridge.is_some() { BRIDGE } else { index(link) };
+    let group = index(if link.bridge.is_some() { link::BRIDGE } else { link });
     let mut interface = Interface { flags, group, mtu: 1500, ..Interface::default() };
     for family in Family::BOTH {
         match words(snat_address(link, family)) {
@@ -121,7 +123,7 @@ pub(crate) fn constants(config: &Config) -> (LocalMode, bool) {
 /// Tells all that follows from the configuration, and the routes.
 pub(crate) fn tell(tables: &HostTables, config: &Config) {
     let detector = detector(config);
-    for link in link::ALL {
+    for link in links() {
         tables.set_host_interface(index(link), interface(link, &detector));
     }
     let (local_mode, masquerade_all) = constants(config);

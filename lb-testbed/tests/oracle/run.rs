@@ -84,7 +84,8 @@ pub(crate) fn check<S: Strategy<Value: Debug>>(
         cases,
         rng_seed: RngSeed::Fixed(seed),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        max_shrink_iters: 1_500,
+        max_shrink_iters: number("MILLRACE_ORACLE_SHRINKS")
+            .map_or(1_500, |n| u32::try_from(n).unwrap_or(0)),
         ..Config::default()
     });
     let (tally, started) = (RefCell::new(Tally::default()), Instant::now());

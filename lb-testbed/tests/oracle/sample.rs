@@ -52,6 +52,16 @@ const PASS: i32 = 2;
 const TX: i32 = 3;
 const EARLY_REDIRECT: i32 = 4;
 
+/// Why packets may be dropped, and what that means.
+const DROPS: [(Counter, Became); 6] = [
+    (Counter::DropNoBackend, Became::Rejected),
+    (Counter::DropUndefinedPort, Became::Rejected),
+    (Counter::DropNoLocalBackend, Became::Dropped),
+    (Counter::DropSourceRange, Became::Dropped),
+    (Counter::DropUnallocated, Became::Dropped),
+    (Counter::DropSctpPort, Became::SctpPort),
+];
+
 /// C-2, V-1 to V-13, R-1 to R-6, M-1 to M-10 with the departures, in the kernel itself: what becomes
 /// of a first packet from every kind of source, and of the answer to it, at tc and at XDP.
 #[test]
@@ -79,7 +89,8 @@ fn kernel_programs_agree_with_the_contract() -> Result<()> {
 
 /// The interfaces and routes that the oracle's node has. Every other neighbour is known.
 fn node_with_routes() -> Result<Netns> {
-    let links = link::ALL.map(|link| (link.name, node::index(link)));
+    let links: Vec<_> =
+        node::links().map(|link| (link.name, node::index(link), link.bridge)).collect();
     let mut lines = String::new();
     for family in Family::BOTH {
         let bits = if family == Family::V4 { 32 } else { 128 };
@@ -235,7 +246,7 @@ impl Programs {
     /// What becomes of the first packet of a flow at tc.
     fn first(&self, question: &Question, client: SocketAddr, sent: &[u8]) -> Result<Went> {
         let kernel = self.kernel()?;
-        let before = kernel.counters()?;
+        let before = self.drops()?;
         let mut ran = kernel.run_at(INGRESS, sent, node::index(question.link))?;
         if ran.verdict.cast_signed() == NEXT && ran.data == sent {
             // What nobody takes leaves the node.
@@ -251,7 +262,7 @@ impl Programs {
         client: SocketAddr,
         sent: &[u8],
         ran: &Output,
-        before: &[(Counter, u64)],
+        before: &[u64],
     ) -> Result<Became> {
         let parsed = packet::parse(&ran.data, Link::Ethernet).context("what is left of it")?;
         packet::checksums_ok(&ran.data, Link::Ethernet)?;
@@ -312,27 +323,21 @@ impl Programs {
         Ok(())
     }
 
-    fn why_dropped(&self, before: &[(Counter, u64)]) -> Result<Became> {
-        let after = self.kernel()?.counters()?;
-        let counted = |counter: Counter| {
-            let of = |all: &[(Counter, u64)]| {
-                all.iter().find(|(other, _)| *other == counter).map_or(0, |(_, count)| *count)
-            };
-            of(&after) > of(before)
-        };
-        for (counter, became) in [
-            (Counter::DropNoBackend, Became::Rejected),
-            (Counter::DropUndefinedPort, Became::Rejected),
-            (Counter::DropNoLocalBackend, Became::Dropped),
-            (Counter::DropSourceRange, Became::Dropped),
-            (Counter::DropUnallocated, Became::Dropped),
-            (Counter::DropSctpPort, Became::SctpPort),
-        ] {
-            if counted(counter) {
-                return Ok(became);
-            }
+    /// How often each of [`DROPS`] was counted.
+    fn drops(&self) -> Result<Vec<u64>> {
+        let kernel = self.kernel()?;
+        DROPS.iter().map(|(counter, _)| kernel.counter(*counter)).collect()
+    }
+
+    fn why_dropped(&self, before: &[u64]) -> Result<Became> {
+        let counted = self.drops()?.into_iter().zip(before).position(|(now, then)| now > *then);
+        match counted.and_then(|index| DROPS.get(index)) {
+            Some((_, became)) => Ok(*became),
+            None => bail!(
+                "dropped, and counted as none of what may happen: now all are {:?}",
+                self.kernel()?.counters()?
+            ),
         }
-        bail!("dropped, and counted as none of what may happen: {before:?}, {after:?}")
     }
 }
 

@@ -44,7 +44,9 @@ pub mod link {
     pub const UPLINK2: Link = Link { name: "eth1", bridge: None };
     /// Leads to pods of other nodes, encapsulated.
     pub const OVERLAY: Link = Link { name: "vxlan0", bridge: None };
-    /// All of them.
+    /// The bridge, to which routing sends what goes to its ports.
+    pub const BRIDGE: Link = Link { name: "cni0", bridge: None };
+    /// All but the bridge.
     pub const ALL: [Link; 5] = [BRIDGED, ROUTED, UPLINK, UPLINK2, OVERLAY];
 }
 
