@@ -67,10 +67,7 @@ impl OneArmed {
     /// checksums itself, and takes what XDP sends.
     pub fn by_veth() -> Result<Self> {
         Self::new(|node, world| {
-            node.ip(&format!(
-                "link add eth0 type veth peer name eth0 netns {}",
-                world.name()
-            ))?;
+            node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", world.name()))?;
             world.offload_checksums("eth0", false)?;
             world.aggregate("eth0", true)
         })
@@ -215,10 +212,11 @@ fn manifest() -> Result<Manifest> {
     }
     manifest.set(service);
     for (kind, backend) in [("IPv4", BACKEND[0]), ("IPv6", BACKEND[1])] {
-        let slice = EndpointSlice::new("default", &format!("web-{kind}").to_lowercase(), "web", kind)
-            .port("tcp", "TCP", TARGET)
-            .port("udp", "UDP", TARGET)
-            .endpoint(Endpoint::ready(ip(backend)?).node("node-1"));
+        let slice =
+            EndpointSlice::new("default", &format!("web-{kind}").to_lowercase(), "web", kind)
+                .port("tcp", "TCP", TARGET)
+                .port("udp", "UDP", TARGET)
+                .endpoint(Endpoint::ready(ip(backend)?).node("node-1"));
         manifest.set(slice);
     }
     Ok(manifest)

@@ -93,12 +93,10 @@ impl<'a> World<'a> {
                  neigh add {v6}:1 lladdr 02:00:00:00:00:{hop} dev {link} nud permanent"
             ))?;
         }
-        netns.ip(
-            "route add default via 172.18.0.1\n\
+        netns.ip("route add default via 172.18.0.1\n\
              route add ::/0 via fd00:172:18::1\n\
              route add 10.244.2.0/24 via 172.19.0.1\n\
-             route add fd00:10:244:2::/64 via fd00:172:19::1",
-        )?;
+             route add fd00:10:244:2::/64 via fd00:172:19::1")?;
         let links = [netns.ifindex("u0")?, netns.ifindex("u1")?];
         let mut kernel = Kernel::prepare(&Settings::probe())?;
         for program in ["xdp_ingress", "tc_ingress"] {
@@ -138,7 +136,8 @@ impl<'a> World<'a> {
                 tables.add_route(ip(net.client)?, link, to(self.links[0]));
             }
             for protocol in Protocol::BOTH {
-                for (backend, port) in [(net.far, PORT), (net.other, PORT + 1), (net.here, PORT + 2)]
+                for (backend, port) in
+                    [(net.far, PORT), (net.other, PORT + 1), (net.here, PORT + 2)]
                 {
                     let vip = at(net.vip, port);
                     let id =
@@ -239,7 +238,8 @@ fn flow(world: &mut World<'_>, net: &Net, protocol: Protocol) -> Result<()> {
     ensure!((parsed.src, parsed.dst) == (ip(net.vip)?, ip(net.client)?), "{parsed:?}");
     ensure!(parsed.ports == Some([PORT, SPORT]), "{parsed:?}");
     // And an established packet, each way.
-    for packet in [request(ACK), frame(protocol, at(net.far, TARGET), at(net.node, sport), ACK).build()]
+    for packet in
+        [request(ACK), frame(protocol, at(net.far, TARGET), at(net.node, sport), ACK).build()]
     {
         let (verdict, ran) = world.early(&packet)?;
         ensure!((verdict, ran.verdict) == (Verdict::Forwarded, TX), "{verdict:?} {}", ran.verdict);
@@ -287,10 +287,11 @@ fn xdp_leaves_what_is_not_positively_its_own() -> Result<()> {
                 // No port of the Service, no Service at all.
                 world.left(&packet(at(net.vip, 7)).build())?;
                 world.left(&packet(at(net.strange, PORT)).build())?;
-                // A frame to a group.
+                // A frame to a group; the host knows nothing of frames.
                 let mut group = packet(vip).build();
                 group[0] |= 1;
-                world.left(&group)?;
+                let ran = world.kernel.run_at("xdp_ingress", &group, world.links[0])?;
+                ensure!((ran.verdict, &ran.data) == (PASS, &group), "a group: {}", ran.verdict);
                 // The last hop.
                 world.left(&Packet { ttl: 1, ..packet(vip) }.build())?;
                 // Cut off anywhere.
@@ -315,8 +316,7 @@ fn case_52_arp_ndp_and_tagged_frames_are_passed_as_they_came() -> Result<()> {
         arp.resize(60, 0);
         world.left(&arp)?;
         for net in &NETS {
-            let whole =
-                frame(Protocol::Udp, at(net.client, SPORT), at(net.vip, PORT), SYN).build();
+            let whole = frame(Protocol::Udp, at(net.client, SPORT), at(net.vip, PORT), SYN).build();
             let mut tagged = whole[..12].to_vec();
             tagged.extend([0x81, 0, 0, 7]);
             tagged.extend(&whole[12..]);
@@ -347,9 +347,9 @@ fn xdp_leaves_what_has_no_neighbour_and_what_does_not_fit() -> Result<()> {
             );
             world.netns.ip(&format!("neigh del {hop} dev u0"))?;
             world.left(&packet.build())?;
-            world.netns.ip(&format!(
-                "neigh add {hop} lladdr 02:00:00:00:00:11 dev u0 nud permanent"
-            ))?;
+            world
+                .netns
+                .ip(&format!("neigh add {hop} lladdr 02:00:00:00:00:11 dev u0 nud permanent"))?;
             world.reset(true)?;
             world.tables.add_route(
                 ip(net.far)?,

@@ -273,7 +273,8 @@ fn a_pod_port_that_is_named_gets_no_xdp() -> Result<()> {
     let pod_port = rig.cluster.nodes()[0].pods[0].host_interface.clone();
     rig.start(&["--xdp-interfaces", &format!("eth0,{pod_port}")])?;
     wait_for_xdp(&rig, 0)?;
-    let shown = rig.cluster.netns(At::Node(0)).ip_output(&["-d", "link", "show", "dev", &pod_port])?;
+    let shown =
+        rig.cluster.netns(At::Node(0)).ip_output(&["-d", "link", "show", "dev", &pod_port])?;
     ensure!(!shown.contains("xdp"), "{shown}");
     assert_eq!(xdp_of(&rig.status(0)?, &pod_port), serde_json::Value::Null);
     Ok(())

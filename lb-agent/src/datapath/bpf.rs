@@ -14,7 +14,7 @@ use super::batch::Hash;
 use super::hooks::{self, RELEASE, SOCKET_HOOKS, SocketHook};
 use super::outside::{Forwarding, OutsideMaps};
 use super::roles::Interface;
-use super::xdp::{Programs, Xdp};
+use super::xdp::Xdp;
 use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys, xdp};
 use crate::diff::Op;
 use crate::model::Family;
@@ -116,7 +116,7 @@ impl BpfDatapath {
         let maps = Arc::new(Maps::open(&folder)?);
         let outside = OutsideMaps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
-        let xdp = Xdp::new(config.xdp.clone(), folder.clone(), Programs::load(&mut ebpf))
+        let xdp = Xdp::new(config.xdp.clone(), folder.clone())
             .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
         // From an earlier run; those that are gone by now are found out by the first list.
         let attached = hooks::pinned_interfaces(&folder)
@@ -213,7 +213,7 @@ impl Datapath for BpfDatapath {
         // First, because what stops half-way has to be taken off as well.
         self.attached.insert(interface.index);
         hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx)?;
-        self.xdp.settle(interface);
+        self.xdp.settle(interface, &mut self.ebpf);
         Ok(())
     }
 

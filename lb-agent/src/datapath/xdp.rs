@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use aya::Ebpf;
@@ -104,7 +104,7 @@ pub async fn attached() -> Result<BTreeMap<u32, Attached>, Error> {
 
 /// The two variants of the program, as far as the kernel loads them.
 #[derive(Debug, Default)]
-pub(super) struct Programs {
+struct Programs {
     /// That takes packets in several buffers (kernel 5.18).
     frags: Option<OwnedFd>,
     plain: Option<OwnedFd>,
@@ -112,7 +112,7 @@ pub(super) struct Programs {
 
 impl Programs {
     /// Loads both. What the kernel refuses is done without.
-    pub(super) fn load(ebpf: &mut Ebpf) -> Self {
+    fn load(ebpf: &mut Ebpf) -> Self {
         Self { frags: load(ebpf, "xdp_ingress_frags"), plain: load(ebpf, "xdp_ingress") }
     }
 }
@@ -141,6 +141,8 @@ struct Shared {
     states: Mutex<BTreeMap<u32, State>>,
     demotions: AtomicU64,
     changes: mpsc::Sender<u32>,
+    /// Once an interface was wanted.
+    programs: OnceLock<Programs>,
 }
 
 impl Shared {
@@ -189,8 +191,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Xdp {
     config: Config,
     folder: PathBuf,
-    /// Until the thread has them.
-    programs: Option<Programs>,
     shared: Arc<Shared>,
     /// Interfaces whose state may not be [`State::Unwanted`].
     known: BTreeSet<u32>,
@@ -203,7 +203,7 @@ const CHANGES: usize = 64;
 
 impl Xdp {
     /// Nothing is attached yet.
-    pub(super) fn new(config: Config, folder: PathBuf, programs: Programs) -> io::Result<Self> {
+    pub(super) fn new(config: Config, folder: PathBuf) -> io::Result<Self> {
         let (changes, changed) = mpsc::channel(CHANGES);
         let shared = Shared {
             asked: Mutex::default(),
@@ -212,12 +212,12 @@ impl Xdp {
             states: Mutex::default(),
             demotions: AtomicU64::new(0),
             changes,
+            programs: OnceLock::new(),
         };
         let known = pinned(&folder)?.into_iter().collect();
         Ok(Self {
             config,
             folder,
-            programs: Some(programs),
             shared: Arc::new(shared),
             known,
             thread: None,
@@ -226,11 +226,12 @@ impl Xdp {
     }
 
     /// Makes an interface have XDP if that is wanted, and none otherwise; on another thread, in a
-    /// while.
-    pub(super) fn settle(&mut self, interface: &Interface) {
+    /// while. The first one that is wanted has the programs loaded: to verify them takes time.
+    pub(super) fn settle(&mut self, interface: &Interface, ebpf: &mut Ebpf) {
         let index = interface.index;
         if self.config.wants(interface) {
             self.known.insert(index);
+            self.shared.programs.get_or_init(|| Programs::load(ebpf));
         } else if !self.known.remove(&index) {
             return;
         }
@@ -267,15 +268,16 @@ impl Xdp {
     }
 
     fn start(&mut self) {
-        let Some(programs) = self.programs.take() else { return };
+        if self.thread.is_some() {
+            return;
+        }
         let (config, folder) = (self.config.clone(), self.folder.clone());
         let shared = Arc::clone(&self.shared);
         // In the network namespace of this thread.
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let result = runtime.and_then(|runtime| {
-                runtime.block_on(worker::work(config, folder, programs, shared))
-            });
+            let result =
+                runtime.and_then(|runtime| runtime.block_on(worker::work(config, folder, shared)));
             if let Err(error) = result {
                 tracing::error!(%error, "XDP is not attached anywhere: tc does its work");
             }

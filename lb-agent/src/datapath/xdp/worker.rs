@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::neighbours::{self, Attached};
 use super::probe::{self, Question};
 use super::state::{Reason, State};
-use super::{Config, Mode, Programs, Shared, pin};
+use super::{Config, Mode, Shared, pin};
 use crate::datapath::hooks;
 use crate::datapath::roles::Interface;
 use crate::datapath::sys::{self, Target};
@@ -44,7 +44,6 @@ const MIN_PAUSE: Duration = Duration::from_secs(15);
 pub(super) struct Worker {
     config: Config,
     folder: PathBuf,
-    programs: Programs,
     shared: Arc<Shared>,
     handle: Handle,
     seats: BTreeMap<u32, Seat>,
@@ -63,16 +62,11 @@ struct Seat {
 }
 
 /// Works until there is nobody who could ask for more.
-pub(super) async fn work(
-    config: Config,
-    folder: PathBuf,
-    programs: Programs,
-    shared: Arc<Shared>,
-) -> io::Result<()> {
+pub(super) async fn work(config: Config, folder: PathBuf, shared: Arc<Shared>) -> io::Result<()> {
     let (connection, handle, _messages) = new_connection()?;
     tokio::spawn(connection);
     let seats = BTreeMap::new();
-    let worker = Worker { config, folder, programs, shared: Arc::clone(&shared), handle, seats };
+    let worker = Worker { config, folder, shared: Arc::clone(&shared), handle, seats };
     tokio::select! {
         () = worker.run() => {}
         () = shared.closed() => {}
@@ -241,7 +235,9 @@ impl Worker {
     /// Replaces the program of a pinned link, so that no packet is missed, or makes a link.
     fn put(&self, index: u32, native: bool) -> Result<Put, Refusal> {
         let mut refused = Reason::NoProgram;
-        for (frags, program) in [(true, &self.programs.frags), (false, &self.programs.plain)] {
+        let programs = self.shared.programs.get();
+        let variants = programs.map(|p| [(true, &p.frags), (false, &p.plain)]);
+        for (frags, program) in variants.into_iter().flatten() {
             let Some(program) = program else { continue };
             let failed = |error: &io::Error| Refusal::of(Reason::failed(error));
             let id = sys::program_info(program.as_fd()).map_err(|e| failed(&e))?.id;
