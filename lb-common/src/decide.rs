@@ -540,10 +540,8 @@ where
     if let Some(verdict) = begin(packet, tables, headers, &mut flow) {
         return verdict;
     }
-    let mut status = RouteStatus::Local;
     if flow.flags & Flow::<N>::FORWARDED != 0 {
-        status = forward::begin(packet, tables, headers, &mut flow);
-        match status {
+        match forward::begin(packet, tables, headers, &mut flow) {
             RouteStatus::TooBig => return Verdict::TooBig,
             RouteStatus::NoRoute => return Verdict::NoRoute,
             RouteStatus::Found | RouteStatus::NoNeighbour | RouteStatus::Local => {}
@@ -556,6 +554,9 @@ where
         return verdict;
     }
     if flow.flags & Flow::<N>::FORWARDED != 0 {
+        // Not asked for again, and not kept: the verifier would follow all of the above for each.
+        let known = tables.neighbour_known();
+        let status = if known { RouteStatus::Found } else { RouteStatus::NoNeighbour };
         return forward::sent(stage, packet, tables, headers, &flow, status);
     }
     go_on(stage, packet, tables, headers, &flow, link)

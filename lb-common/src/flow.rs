@@ -4,7 +4,7 @@
 //! A record is never needed for anything but its own direction. It is fixed when it is inserted,
 //! except for one word that says when it was last seen and how it ended.
 
-use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, proto};
+use crate::abi::{Counter, FILTER_VIP, Flow, FlowKey, FlowKind, Live, proto};
 use crate::parse::{Headers, tcp};
 use crate::snat;
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert, RouteTables};
@@ -235,12 +235,17 @@ pub fn create<const N: usize, T: RouteTables<N>>(
     let hairpin = flow.dst == key.src && flow.ifindex == 0;
     flow.src = if hairpin { key.dst } else { key.src };
     flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
+    // What comes to an address that is the node's alone is looked up at these ports only.
+    if hairpin && key.proto != proto::SCTP && tables.filter(&key.dst) & FILTER_VIP == 0 {
+        flow.sport = snat::port(tables, u16::from_be(key.sport) as u32);
+    }
     let mut inserted = insert_reply(tables, key, flow, table);
     for _ in 0..PORT_TRIES {
         if inserted != Insert::Exists || key.proto == proto::SCTP {
             break;
         }
-        flow.sport = random_port(tables.random());
+        let random = tables.random();
+        flow.sport = if hairpin { snat::port(tables, random) } else { random_port(random) };
         inserted = insert_reply(tables, key, flow, table);
     }
     if inserted == Insert::Exists {
@@ -260,7 +265,7 @@ pub fn create<const N: usize, T: RouteTables<N>>(
 
 /// Where a new flow's records go.
 #[inline(always)]
-fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
+pub(crate) fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
     if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 

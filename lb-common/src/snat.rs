@@ -5,7 +5,7 @@
 
 use crate::abi::{Counter, Flow, FlowKey, Live, Mix, SNAT_ADDRESSES, proto};
 use crate::flow::{expired, flip, turn};
-use crate::tables::{FlowRef, FlowTable, Insert, RouteTables};
+use crate::tables::{FlowRef, FlowTable, Insert, NodeTables, RouteTables};
 use crate::verdict::Verdict;
 
 /// Ports tried under each address.
@@ -34,7 +34,7 @@ pub(crate) fn create<const N: usize, T: RouteTables<N>>(
     flow: &mut Flow<N>,
     table: FlowTable,
 ) -> Option<Verdict> {
-    let port = find(tables, key, flow, table);
+    let port = find(tables, key, flow);
     if port == Port::Taken {
         return Some(Verdict::NoPort);
     }
@@ -57,37 +57,52 @@ fn full<const N: usize, T: RouteTables<N>>(tables: &T) -> Verdict {
     Verdict::TableFull
 }
 
-/// Fills in source address and port.
+/// Fills in source address and port. Protocol and table are read anew wherever they matter: the
+/// verifier follows what comes once for each value that it knows.
 #[inline(never)]
 fn find<const N: usize, T: RouteTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
-    table: FlowTable,
 ) -> Port {
-    // SCTP's checksum covers its ports.
-    let kept = key.proto == proto::SCTP;
-    let (first, count) =
-        if kept { (host(key.sport), 1) } else { (tables.snat_first(), tables.snat_count()) };
     let begin = place(tables, key, flow);
     // What is tried is the key of the replies.
     turn(key, flow);
     let mut port = Port::Taken;
-    let mut tried = 0;
-    while tried < TRIES * SNAT_ADDRESSES as u32 {
-        if tried % TRIES == 0 && !set_address(tables, key, tried / TRIES) {
+    for index in 0..SNAT_ADDRESSES as u32 {
+        if !set_address(tables, key, index) {
             break;
         }
-        let offset = begin.wrapping_add(STRIDE.wrapping_mul(tried % TRIES));
-        key.dport = network(first.wrapping_add(offset.checked_rem(count).unwrap_or(0)));
-        port = who_has(tables, key, flow, table);
+        port = seek(tables, key, flow, begin);
         if port != Port::Taken {
             break;
         }
-        tried = tried.wrapping_add(1);
     }
     turn(key, flow);
     port
+}
+
+/// Looks for a port of the address that `key` has; fills it in.
+#[inline(never)]
+fn seek<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    key: &mut FlowKey<N>,
+    flow: &Flow<N>,
+    begin: u32,
+) -> Port {
+    for tried in 0..TRIES {
+        let offset = begin.wrapping_add(STRIDE.wrapping_mul(tried));
+        let offset = offset.checked_rem(tables.snat_count()).unwrap_or(0);
+        // SCTP's checksum covers its ports: it keeps that of the client.
+        let kept = key.proto == proto::SCTP;
+        key.dport =
+            if kept { flow.dport } else { network(tables.snat_first().wrapping_add(offset)) };
+        let port = who_has(tables, key, flow);
+        if port != Port::Taken {
+            return port;
+        }
+    }
+    Port::Taken
 }
 
 /// Where among the ports a client's own port lies: those of one client next to each other.
@@ -114,26 +129,34 @@ fn who_has<const N: usize, T: RouteTables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     flow: &Flow<N>,
-    table: FlowTable,
 ) -> Port {
-    let mut left = false;
+    let now = tables.now();
+    let half_open = key.proto == proto::TCP;
+    let mut port = Port::Free;
     if let Some(record) = tables.flow(FlowTable::Main, key) {
-        if !record.translates_as(flow) && !expired(tables.now(), key.proto, record.live()) {
+        if !record.translates_as(flow) & !expired(now, key.proto, record.live()) {
             return Port::Taken;
         }
-        left = table == FlowTable::Main;
+        if !half_open {
+            port = Port::Left;
+        }
     }
-    if table == FlowTable::HalfOpen
-        && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
-    {
+    if half_open && let Some(record) = tables.flow(FlowTable::HalfOpen, key) {
         // Nobody waits for an answer to a SYN for longer than for the end of a closed connection.
         let live = Live::new(record.live().seen(), Live::FIN);
-        if !record.translates_as(flow) && !expired(tables.now(), key.proto, live) {
+        if !record.translates_as(flow) & !expired(now, proto::TCP, live) {
             return Port::Taken;
         }
-        left = true;
+        port = Port::Left;
     }
-    if left { Port::Left } else { Port::Free }
+    port
+}
+
+/// One of the ports for SNAT, network order.
+#[inline(always)]
+pub(crate) fn port<T: NodeTables>(tables: &T, number: u32) -> u16 {
+    let offset = number.checked_rem(tables.snat_count()).unwrap_or(0);
+    network(tables.snat_first().wrapping_add(offset))
 }
 
 /// Inserts the reply record; one that is there goes only if it may. Leaves `flow` with its tag.

@@ -94,6 +94,8 @@ pub trait NodeTables: ServiceTables {
     fn seed(&self) -> u32;
     /// By which interface the route leads that was found last.
     fn egress(&self) -> u32;
+    /// Whether that is [`RouteStatus::Found`], or [`RouteStatus::NoNeighbour`].
+    fn neighbour_known(&self) -> bool;
     /// How many bytes of IP packet fit that route, known after [`RouteStatus::TooBig`].
     fn mtu(&self) -> u32;
 }

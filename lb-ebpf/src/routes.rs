@@ -223,6 +223,11 @@ impl NodeTables for Maps {
         Words::get().map_or(0, |words| words.word(IFINDEX))
     }
 
+    #[inline(always)]
+    fn neighbour_known(&self) -> bool {
+        Words::get().is_some_and(|words| words.word(KNOWN) != 0)
+    }
+
     /// Before kernel 5.12 the answer is only that the packet does not fit the interface.
     #[inline(always)]
     fn mtu(&self) -> u32 {

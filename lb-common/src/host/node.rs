@@ -215,6 +215,10 @@ impl NodeTables for HostTables {
         self.node.hop.get().map_or(0, |hop| hop.egress)
     }
 
+    fn neighbour_known(&self) -> bool {
+        self.node.hop.get().is_some_and(|hop| hop.status == RouteStatus::Found)
+    }
+
     fn mtu(&self) -> u32 {
         self.node.hop.get().map_or(0, |hop| hop.mtu)
     }

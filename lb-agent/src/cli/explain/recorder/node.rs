@@ -78,6 +78,10 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
     }
 
     /// Packets that are explained are short.
+    fn neighbour_known(&self) -> bool {
+        false
+    }
+
     fn mtu(&self) -> u32 {
         0
     }
