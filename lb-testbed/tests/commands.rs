@@ -297,7 +297,7 @@ fn status_notices_a_dead_agent_and_cleanup_leaves_nothing() -> Result<()> {
         hooks.extend(on_interface(&node, &pod.host_interface, Role::PodPort)?);
     }
     hooks.extend(on_interface(&node, "eth0", Role::Uplink)?);
-    assert_eq!(hooks.len(), 9 + 2 * 2 + 1);
+    assert_eq!(hooks.len(), 9 + 3 * 2);
     for hook in hooks {
         assert_eq!((&hook.programs[..], &hook.error), (&[][..], &None), "{hook:?}");
     }
