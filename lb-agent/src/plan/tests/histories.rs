@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::guards::*;
 use super::world::*;
 use crate::datapath::Datapath as _;
 use crate::datapath::fake::{Fake, Step, steps};

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod cases;
+mod guards;
 mod histories;
 mod hosts;
 mod ranges;

@@ -1,6 +1,7 @@
 //! Source ranges of load balancers, and what one namespace may have of the maps.
 
 use super::cases::port;
+use super::guards::*;
 use super::world::*;
 use crate::datapath::Datapath as _;
 use crate::datapath::fake::Fake;
