@@ -192,7 +192,11 @@ impl Exposed {
 
     /// Its cluster IP.
     pub fn cluster_ip(self, family: Family) -> IpAddr {
-        self.address(family, [10, 96, 2], [0xfd00, 0x10, 0x96, 0])
+        let host = 0x201 + self.0;
+        match family {
+            Family::V4 => self.address(family, [10, 96, 2], [0; 4]),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, host).into(),
+        }
     }
 
     /// Its load balancer's address.
@@ -304,10 +308,20 @@ impl NorthSouth {
         self.manifest.write(&self.path)
     }
 
-    /// Writes the objects and starts an agent on every node, with these flags besides.
+    /// Writes the objects and starts the agent of the entry node, with these flags besides. What other
+    /// nodes get from it they could get from any client, and need no agent for.
     pub fn start(&mut self, flags: &[&str]) -> Result<()> {
+        self.start_on(1, flags)
+    }
+
+    /// As [`NorthSouth::start`], on every node.
+    pub fn start_everywhere(&mut self, flags: &[&str]) -> Result<()> {
+        self.start_on(self.cluster.nodes().len(), flags)
+    }
+
+    fn start_on(&mut self, nodes: usize, flags: &[&str]) -> Result<()> {
         self.write()?;
-        for node in 0..self.cluster.nodes().len() {
+        for node in 0..nodes {
             let spec = rig::with_small_maps(self.agent(node, flags)?);
             self.agents.push(spec.start_unsynced()?);
         }

@@ -9,7 +9,7 @@ use lb_testbed::{
     cluster::{Family, Spec, Topology, overlay::Overlay},
     matrix::Transport,
     north_south::{
-        ENTRY, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, PORT, SOON, THERE, Way, cases,
+        ENTRY, Exposed, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, PORT, SOON, THERE, Way, cases,
     },
     packet::Packet,
     peer::STEP,
@@ -17,34 +17,26 @@ use lb_testbed::{
     wire::Wire,
 };
 
-const OVERLAYS: [(Topology, Overlay); 2] =
-    [(Topology::Bridge, Overlay::Vxlan), (Topology::Routed, Overlay::Tunnel)];
-
 /// Rule C-7, production case 44: the way to the backend is narrower than the client believes. The entry
 /// node tells the client, and it sends what fits.
-#[test]
-fn c_7_case_44_the_entry_node_tells_clients_what_fits_the_overlay() -> Result<()> {
-    if !require::root_or_skip("c_7_case_44_the_entry_node_tells_clients_what_fits_the_overlay") {
-        return Ok(());
-    }
-    for (topology, overlay) in OVERLAYS {
-        let mut world = NorthSouth::new(Spec { topology, overlay, ..Spec::default() })?;
-        let service = world.expose(&Exposure::new(&[THERE]));
-        world.start(&[])?;
-        let mut client = world.peer(OUTSIDE)?;
-        for case in cases().filter(|case| case.transport == Transport::Tcp) {
-            for way in Way::ALL {
-                let to = world.to(service, way, case.family);
-                let what = format!("{overlay:?}, {case}, {to}");
-                let before = world.counter(0, Counter::PacketTooBig)?;
-                let sock = client.tcp_connect(to).with_context(|| what.clone())?;
-                client
-                    .bulk(sock.id, 2_000_000)
-                    .with_context(|| format!("{what}: {:?}", world.counters(0)))?;
-                ensure!(world.counter(0, Counter::PacketTooBig)? > before, "{what}");
-                let route = route(&world, to)?;
-                ensure!(route.contains(&format!("mtu {}", overlay.mtu())), "{what}: {route}");
-            }
+fn connections_learn_what_fits(
+    world: &NorthSouth,
+    service: Exposed,
+    overlay: Overlay,
+) -> Result<()> {
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases().filter(|case| case.transport == Transport::Tcp) {
+        for way in Way::ALL {
+            let to = world.to(service, way, case.family);
+            let what = format!("{overlay:?}, {case}, {to}");
+            let before = world.counter(0, Counter::PacketTooBig)?;
+            let sock = client.tcp_connect(to).with_context(|| what.clone())?;
+            client
+                .bulk(sock.id, 2_000_000)
+                .with_context(|| format!("{what}: {:?}", world.counters(0)))?;
+            ensure!(world.counter(0, Counter::PacketTooBig)? > before, "{what}");
+            let route = route(&world, to)?;
+            ensure!(route.contains(&format!("mtu {}", overlay.mtu())), "{what}: {route}");
         }
     }
     Ok(())
@@ -58,34 +50,33 @@ fn c_7_case_44_what_routers_beyond_the_entry_node_say_reaches_the_client() -> Re
     if !require::root_or_skip(test) {
         return Ok(());
     }
-    for overlay in [Overlay::None, Overlay::Vxlan] {
-        let mut world = NorthSouth::new(Spec { overlay, ..Spec::default() })?;
-        let services = [HERE, THERE].map(|at| world.expose(&Exposure::new(&[at])));
-        world.start(&[])?;
-        for (number, node) in world.cluster.nodes().iter().enumerate() {
-            node.netns.ip(&format!("link set {} mtu 1300", node.pods[0].host_interface))?;
-            // The pod knows how large its own packets may be, and promises to take larger ones.
-            node.pods[0].netns.ip(&format!(
-                "link set eth0 mtu 1300\n\
+    let overlay = Overlay::Vxlan;
+    let mut world = NorthSouth::new(Spec { overlay, ..Spec::default() })?;
+    let services = [HERE, THERE].map(|at| world.expose(&Exposure::new(&[at])));
+    world.start(&[])?;
+    for (number, node) in world.cluster.nodes().iter().enumerate() {
+        node.netns.ip(&format!("link set {} mtu 1300", node.pods[0].host_interface))?;
+        // The pod knows how large its own packets may be, and promises to take larger ones.
+        node.pods[0].netns.ip(&format!(
+            "link set eth0 mtu 1300\n\
                  route replace default via 10.244.{number}.1 advmss 1460\n\
                  route replace ::/0 via fd00:10:244:{number}::1 advmss 1440"
-            ))?;
-        }
-        let mut client = world.peer(OUTSIDE)?;
-        for case in cases().filter(|case| case.transport == Transport::Tcp) {
-            for service in services {
-                for way in Way::ALL {
-                    let to = world.to(service, way, case.family);
-                    let what = format!("{overlay:?}, {case}, {to}");
-                    let sock = client.tcp_connect(to).with_context(|| what.clone())?;
-                    client
-                        .bulk(sock.id, 1_000_000)
-                        .with_context(|| format!("{what}: {:?}", world.counters(0)))?;
-                }
+        ))?;
+    }
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases().filter(|case| case.transport == Transport::Tcp) {
+        for service in services {
+            for way in Way::ALL {
+                let to = world.to(service, way, case.family);
+                let what = format!("{overlay:?}, {case}, {to}");
+                let sock = client.tcp_connect(to).with_context(|| what.clone())?;
+                client
+                    .bulk(sock.id, 1_000_000)
+                    .with_context(|| format!("{what}: {:?}", world.counters(0)))?;
             }
         }
-        ensure!(world.counter(0, Counter::IcmpTranslated)? > 0, "{:?}", world.counters(0));
     }
+    ensure!(world.counter(0, Counter::IcmpTranslated)? > 0, "{:?}", world.counters(0));
     Ok(())
 }
 
@@ -100,25 +91,20 @@ fn c_7_case_46_datagrams_in_pieces_arrive_on_every_path() -> Result<()> {
     if !require::root_or_skip("c_7_case_46_datagrams_in_pieces_arrive_on_every_path") {
         return Ok(());
     }
-    for topology in [Topology::Bridge, Topology::Routed] {
-        let mut world = NorthSouth::new(Spec { topology, ..Spec::default() })?;
-        let places = [HERE, ENTRY, THERE, OTHER];
-        let services = places.map(|at| (at, world.expose(&Exposure::new(&[at]))));
-        world.start(&[])?;
-        let mut client = world.peer(OUTSIDE)?;
-        for case in cases().filter(|case| case.transport == Transport::Udp) {
-            for (at, service) in services {
-                for way in Way::ALL {
-                    let to = world.to(service, way, case.family);
-                    let sock = client.udp_connected(to)?;
-                    for size in [100, 1_400, 2_000, 3_000, 9_000] {
-                        client.ask(&sock, &"x".repeat(size)).with_context(|| {
-                            format!(
-                                "{topology}, {case}, {to}, {at:?}, {size} bytes: {:?}",
-                                world.counters(0)
-                            )
-                        })?;
-                    }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let places = [HERE, ENTRY, THERE, OTHER];
+    let services = places.map(|at| (at, world.expose(&Exposure::new(&[at]))));
+    world.start(&[])?;
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases().filter(|case| case.transport == Transport::Udp) {
+        for (at, service) in services {
+            for way in Way::ALL {
+                let to = world.to(service, way, case.family);
+                let sock = client.udp_connected(to)?;
+                for size in [100, 1_400, 2_000, 3_000, 9_000] {
+                    client.ask(&sock, &"x".repeat(size)).with_context(|| {
+                        format!("{case}, {to}, {at:?}, {size} bytes: {:?}", world.counters(0))
+                    })?;
                 }
             }
         }
@@ -128,40 +114,59 @@ fn c_7_case_46_datagrams_in_pieces_arrive_on_every_path() -> Result<()> {
 
 /// Rule C-7, production case 43: pieces that are too large for the overlay are cut smaller by the client,
 /// once it has been told, so that a large datagram arrives soon.
-#[test]
-fn c_7_case_43_datagrams_of_2000_bytes_get_through_a_smaller_overlay() -> Result<()> {
-    let test = "c_7_case_43_datagrams_of_2000_bytes_get_through_a_smaller_overlay";
-    if !require::root_or_skip(test) {
-        return Ok(());
-    }
-    for (topology, overlay) in OVERLAYS {
-        let mut world = NorthSouth::new(Spec { topology, overlay, ..Spec::default() })?;
-        let service = world.expose(&Exposure::new(&[THERE]));
-        world.start(&[])?;
-        let mut client = world.peer(OUTSIDE)?;
-        for case in cases().filter(|case| case.transport == Transport::Udp) {
-            for way in Way::ALL {
-                let to = world.to(service, way, case.family);
-                let sock = client.udp_connected(to)?;
-                for size in [1_400, 1_472, 2_000, 4_000] {
-                    let mut last = None;
-                    wait::until("a large datagram to get through", STEP, || {
-                        // A datagram that was too large is lost, and its error is told by a later call.
-                        let asked = client.ask_within(&sock, &"x".repeat(size), SOON / 20);
-                        last = asked.err();
-                        last.is_none()
-                    })
-                    .with_context(|| {
-                        format!(
-                            "{overlay:?}, {case}, {to}, {size} bytes: {last:?}, {:?}",
-                            world.counters(0)
-                        )
-                    })?;
-                }
+fn datagrams_learn_what_fits(world: &NorthSouth, service: Exposed, overlay: Overlay) -> Result<()> {
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases().filter(|case| case.transport == Transport::Udp) {
+        for way in Way::ALL {
+            let to = world.to(service, way, case.family);
+            let sock = client.udp_connected(to)?;
+            for size in [1_400, 1_472, 2_000, 4_000] {
+                let mut last = None;
+                wait::until("a large datagram to get through", STEP, || {
+                    // A datagram that was too large is lost, and its error is told by a later call.
+                    let asked = client.ask_within(&sock, &"x".repeat(size), SOON / 20);
+                    last = asked.err();
+                    last.is_none()
+                })
+                .with_context(|| {
+                    format!(
+                        "{overlay:?}, {case}, {to}, {size} bytes: {last:?}, {:?}",
+                        world.counters(0)
+                    )
+                })?;
             }
         }
     }
     Ok(())
+}
+
+#[test]
+fn c_7_case_43_case_44_the_entry_node_tells_clients_what_fits_a_vxlan() -> Result<()> {
+    if !require::root_or_skip("c_7_case_43_case_44_the_entry_node_tells_clients_what_fits_a_vxlan")
+    {
+        return Ok(());
+    }
+    what_fits(Topology::Bridge, Overlay::Vxlan)
+}
+
+#[test]
+fn c_7_case_43_case_44_the_entry_node_tells_clients_what_fits_a_tunnel() -> Result<()> {
+    if !require::root_or_skip("c_7_case_43_case_44_the_entry_node_tells_clients_what_fits_a_tunnel")
+    {
+        return Ok(());
+    }
+    what_fits(Topology::Routed, Overlay::Tunnel)
+}
+
+fn what_fits(topology: Topology, overlay: Overlay) -> Result<()> {
+    let mut world = NorthSouth::new(Spec { topology, overlay, ..Spec::default() })?;
+    let service = world.expose(&Exposure::new(&[THERE]));
+    world.start(&[])?;
+    datagrams_learn_what_fits(&world, service, overlay)?;
+    for family in ["-4", "-6"] {
+        world.cluster.netns(OUTSIDE).ip_output(&[family, "route", "flush", "cache"])?;
+    }
+    connections_learn_what_fits(&world, service, overlay)
 }
 
 /// Departure (e): in order fragments go where their first one went; one that comes before it is dropped

@@ -8,7 +8,7 @@ use lb_common::abi::Counter;
 use lb_testbed::{
     address::{second_v4, second_v6},
     cluster::{At, Cluster, Family, Spec, Topology, overlay::Overlay, uplink::Uplink},
-    matrix::{TOPOLOGIES, Transport},
+    matrix::Transport,
     north_south::{
         AT_ONCE, ENTRY, Exposure, HERE, LOAD_BALANCERS, NorthSouth, OTHER, OUTSIDE, PORT, SILENCE,
         THERE, Way, cases, told,
@@ -120,30 +120,28 @@ fn case_41_a_local_load_balancers_address_on_the_link_is_reached() -> Result<()>
     if !require::root_or_skip("case_41_a_local_load_balancers_address_on_the_link_is_reached") {
         return Ok(());
     }
-    for topology in TOPOLOGIES {
-        let mut world = NorthSouth::new(Spec { topology, ..Spec::default() })?;
-        let service = world.expose(&Exposure::new(&[HERE]).local());
-        world.start(&[])?;
-        // What an ARP answer or a neighbour advertisement of the announcer leaves behind.
-        let mac = world.cluster.nodes()[0].netns.mac("eth0")?;
-        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        let fabric = world.cluster.fabric();
-        for (family, bits) in [(Family::V4, 32), (Family::V6, 128)] {
-            let vip = service.load_balancer(family);
-            fabric.ip(&format!(
-                "route add {vip}/{bits} dev br0\nneigh replace {vip} lladdr {mac} dev br0 nud permanent"
-            ))?;
-        }
-        for at in [OUTSIDE, At::Fabric] {
-            let mut client = world.peer(at)?;
-            for case in cases() {
-                let to = world.to(service, Way::LoadBalancer, case.family);
-                let what = format!("{topology}, {at:?}, {case}");
-                let sock = case.connect(&mut client, to).with_context(|| what.clone())?;
-                let reply = client.ask(&sock, "hello").with_context(|| what.clone())?;
-                ensure!(reply.server == "here", "{what}: {reply:?}");
-                ensure!(reply.client == sock.local, "{what}: {reply:?}");
-            }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let service = world.expose(&Exposure::new(&[HERE]).local());
+    world.start(&[])?;
+    // What an ARP answer or a neighbour advertisement of the announcer leaves behind.
+    let mac = world.cluster.nodes()[0].netns.mac("eth0")?;
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let fabric = world.cluster.fabric();
+    for (family, bits) in [(Family::V4, 32), (Family::V6, 128)] {
+        let vip = service.load_balancer(family);
+        fabric.ip(&format!(
+            "route add {vip}/{bits} dev br0\nneigh replace {vip} lladdr {mac} dev br0 nud permanent"
+        ))?;
+    }
+    for at in [OUTSIDE, At::Fabric] {
+        let mut client = world.peer(at)?;
+        for case in cases() {
+            let to = world.to(service, Way::LoadBalancer, case.family);
+            let what = format!("{at:?}, {case}");
+            let sock = case.connect(&mut client, to).with_context(|| what.clone())?;
+            let reply = client.ask(&sock, "hello").with_context(|| what.clone())?;
+            ensure!(reply.server == "here", "{what}: {reply:?}");
+            ensure!(reply.client == sock.local, "{what}: {reply:?}");
         }
     }
     Ok(())
@@ -224,7 +222,7 @@ fn case_40_every_client_reaches_a_local_service_by_each_of_its_addresses() -> Re
     let mut world = NorthSouth::new(Spec::default())?;
     let services = [(HERE, "here"), (ENTRY, "host")];
     let services = services.map(|(at, name)| (name, world.expose(&Exposure::new(&[at]).local())));
-    world.start(&[])?;
+    world.start_everywhere(&[])?;
     for at in [ENTRY, OTHER, At::Pod(0, 1), At::Pod(1, 1), OUTSIDE, At::Fabric] {
         let mut client = world.peer(at)?;
         for case in cases() {

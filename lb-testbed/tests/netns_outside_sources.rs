@@ -9,8 +9,8 @@ use lb_testbed::{
     cluster::{At, Spec, Topology, overlay::Overlay},
     matrix::{Case, Transport},
     north_south::{
-        ENTRY, Exposed, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, STRANGER, TARGET, THERE, Way,
-        cases,
+        ENTRY, Exposed, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, PORT, STRANGER, TARGET, THERE,
+        Way, cases,
     },
     peer::{Close, Peer, STEP},
     require,
@@ -68,10 +68,7 @@ fn reached(
 
 /// Rules M-2 with departure (a), M-3, V-7, V-8, C-1, C-2, C-3, X-1, X-2, N-9: a backend on the node sees
 /// the client, one elsewhere sees the entry node; pods and processes, both policies, by every address.
-fn every_backend(test: &str, topology: Topology, overlay: Overlay) -> Result<()> {
-    if !require::root_or_skip(test) {
-        return Ok(());
-    }
+fn every_backend(topology: Topology, overlay: Overlay) -> Result<(NorthSouth, [Exposed; 2])> {
     let mut world = NorthSouth::new(Spec { topology, overlay, ..Spec::default() })?;
     let places = [(HERE, "here"), (ENTRY, "host"), (THERE, "there"), (OTHER, "other-host")];
     let services = places.map(|(at, name)| (at, name, world.expose(&Exposure::new(&[at]))));
@@ -94,54 +91,20 @@ fn every_backend(test: &str, topology: Topology, overlay: Overlay) -> Result<()>
     }
     ensure!(world.counter(0, Counter::FlowForwarded)? > 0, "{:?}", world.counters(0));
     ensure!(world.counter(0, Counter::FlowTableFull)? == 0, "{:?}", world.counters(0));
-    Ok(())
-}
-
-#[test]
-fn m_2_m_3_v_7_v_8_x_1_backends_on_bridges_see_who_they_should() -> Result<()> {
-    let test = "m_2_m_3_v_7_v_8_x_1_backends_on_bridges_see_who_they_should";
-    every_backend(test, Topology::Bridge, Overlay::None)
-}
-
-#[test]
-fn m_2_m_3_v_7_v_8_x_1_routed_backends_see_who_they_should() -> Result<()> {
-    let test = "m_2_m_3_v_7_v_8_x_1_routed_backends_see_who_they_should";
-    every_backend(test, Topology::Routed, Overlay::None)
-}
-
-#[test]
-fn m_2_m_3_v_7_v_8_x_1_backends_behind_vxlan_see_who_they_should() -> Result<()> {
-    let test = "m_2_m_3_v_7_v_8_x_1_backends_behind_vxlan_see_who_they_should";
-    every_backend(test, Topology::Bridge, Overlay::Vxlan)
-}
-
-#[test]
-fn m_2_m_3_v_7_v_8_x_1_backends_behind_a_device_without_link_headers_see_who_they_should()
--> Result<()> {
-    let test =
-        "m_2_m_3_v_7_v_8_x_1_backends_behind_a_device_without_link_headers_see_who_they_should";
-    every_backend(test, Topology::Routed, Overlay::Tunnel)
+    Ok((world, [services[0].2, services[2].2]))
 }
 
 /// Rules C-1, M-2, V-7: a pod of another node that asks this node's `NodePort` is outside of this node.
-#[test]
-fn c_1_m_2_pods_of_other_nodes_are_clients_outside() -> Result<()> {
-    if !require::root_or_skip("c_1_m_2_pods_of_other_nodes_are_clients_outside") {
-        return Ok(());
-    }
-    let mut world = NorthSouth::new(Spec::default())?;
-    let here = world.expose(&Exposure::new(&[HERE]));
-    let there = world.expose(&Exposure::new(&[THERE]));
-    world.start(&[])?;
+fn pods_of_other_nodes(world: &NorthSouth, services: [Exposed; 2]) -> Result<()> {
     for case in cases() {
         let mut client = world.cluster.peer(STRANGER, case.engine.place())?;
-        for (service, name, at) in [(here, "here", HERE), (there, "there", THERE)] {
+        for (service, name) in services.into_iter().zip(["here", "there"]) {
             let to = world.to(service, Way::NodePort, case.family);
-            let what = format!("{case}, {name}");
+            let what = format!("{case}, a pod of another node, {name}");
             let sock = case.connect(&mut client, to).with_context(|| what.clone())?;
             let reply = client.ask(&sock, "hello").with_context(|| what.clone())?;
             ensure!(reply.server == name, "{what}: {reply:?}");
-            if at == HERE {
+            if name == "here" {
                 ensure!(reply.client == sock.local, "{what}: {reply:?}");
             } else {
                 let entry = world.cluster.address(ENTRY, case.family);
@@ -152,32 +115,69 @@ fn c_1_m_2_pods_of_other_nodes_are_clients_outside() -> Result<()> {
     Ok(())
 }
 
-/// Rules M-6 to M-9: who comes from outside and asks for a cluster IP is masqueraded where its backend
-/// is elsewhere; a backend on the node sees it, as departure (a) has it, unless everybody is to be
-/// masqueraded.
-#[test]
-fn m_6_m_7_cluster_ips_asked_from_outside() -> Result<()> {
-    if !require::root_or_skip("m_6_m_7_cluster_ips_asked_from_outside") {
-        return Ok(());
-    }
-    for all in [false, true] {
-        let mut world = NorthSouth::new(Spec::default())?;
-        let here = world.expose(&Exposure::new(&[HERE]));
-        let there = world.expose(&Exposure::new(&[THERE]));
-        let flags: &[&str] = if all { &["--masquerade-all"] } else { &[] };
-        world.start(flags)?;
-        let mut client = world.peer(OUTSIDE)?;
-        for case in cases() {
-            for (service, name) in [(here, "here"), (there, "there")] {
-                let to = SocketAddr::new(service.cluster_ip(case.family), 80);
-                let what = format!("{case}, {name}, masquerade all: {all}");
-                let sock = case.connect(&mut client, to).with_context(|| what.clone())?;
-                let reply = client.ask(&sock, "hello").with_context(|| what.clone())?;
-                ensure!(reply.server == name, "{what}: {reply:?}");
-                let kept = reply.client == sock.local;
-                ensure!(kept == (name == "here" && !all), "{what}: {reply:?}");
-            }
+/// Rules M-6 to M-9: who comes from outside and asks for a cluster IP is masqueraded where its backend is
+/// elsewhere; a backend on the node sees it, as departure (a) has it, unless everybody is masqueraded.
+fn cluster_ips(world: &NorthSouth, services: [Exposed; 2], masquerade_all: bool) -> Result<()> {
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases() {
+        for (service, name) in services.into_iter().zip(["here", "there"]) {
+            let to = SocketAddr::new(service.cluster_ip(case.family), PORT);
+            let what = format!("{case}, {to}, {name}, masquerade all: {masquerade_all}");
+            let counters = || format!("{what}: {:?}", world.counters(0));
+            let sock = case.connect(&mut client, to).with_context(counters)?;
+            let reply = client.ask(&sock, "hello").with_context(counters)?;
+            ensure!(reply.server == name, "{what}: {reply:?}");
+            let kept = reply.client == sock.local;
+            ensure!(kept == (name == "here" && !masquerade_all), "{what}: {reply:?}");
         }
     }
     Ok(())
+}
+
+#[test]
+fn c_1_m_2_m_3_v_7_v_8_x_1_backends_on_bridges_see_who_they_should() -> Result<()> {
+    if !require::root_or_skip("c_1_m_2_m_3_v_7_v_8_x_1_backends_on_bridges_see_who_they_should") {
+        return Ok(());
+    }
+    let (world, services) = every_backend(Topology::Bridge, Overlay::None)?;
+    pods_of_other_nodes(&world, services)
+}
+
+#[test]
+fn m_2_m_3_m_7_v_7_v_8_x_1_routed_backends_see_who_they_should() -> Result<()> {
+    if !require::root_or_skip("m_2_m_3_m_7_v_7_v_8_x_1_routed_backends_see_who_they_should") {
+        return Ok(());
+    }
+    let (world, services) = every_backend(Topology::Routed, Overlay::None)?;
+    cluster_ips(&world, services, false)
+}
+
+#[test]
+fn m_2_m_3_v_7_v_8_x_1_backends_behind_vxlan_see_who_they_should() -> Result<()> {
+    if !require::root_or_skip("m_2_m_3_v_7_v_8_x_1_backends_behind_vxlan_see_who_they_should") {
+        return Ok(());
+    }
+    every_backend(Topology::Bridge, Overlay::Vxlan).map(drop)
+}
+
+#[test]
+fn m_2_m_3_v_7_v_8_x_1_backends_behind_a_device_without_link_headers_see_who_they_should()
+-> Result<()> {
+    let test =
+        "m_2_m_3_v_7_v_8_x_1_backends_behind_a_device_without_link_headers_see_who_they_should";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    every_backend(Topology::Routed, Overlay::Tunnel).map(drop)
+}
+
+#[test]
+fn m_6_cluster_ips_asked_from_outside_are_masqueraded_if_all_are() -> Result<()> {
+    if !require::root_or_skip("m_6_cluster_ips_asked_from_outside_are_masqueraded_if_all_are") {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let services = [HERE, THERE].map(|at| world.expose(&Exposure::new(&[at])));
+    world.start(&["--masquerade-all"])?;
+    cluster_ips(&world, services, true)
 }

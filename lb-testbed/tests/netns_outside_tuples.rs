@@ -7,10 +7,10 @@ use lb_common::abi::Counter;
 use lb_testbed::{
     cluster::{At, Family, Place, Spec, Topology},
     firewall,
-    matrix::{Case, TOPOLOGIES, Transport},
+    matrix::{Case, Transport},
     north_south::{
-        ENTRY, Exposed, Exposure, HERE, NEIGHBOUR, NorthSouth, OUTSIDE, SECOND, SILENCE,
-        THERE, Way, cases, told,
+        ENTRY, Exposed, Exposure, HERE, NEIGHBOUR, NorthSouth, OUTSIDE, SECOND, SILENCE, THERE,
+        Way, cases, told,
     },
     peer::{Close, Peer, STEP, Sock},
     require,
@@ -80,43 +80,41 @@ fn case_35_a_masquerade_may_choose_a_node_port() -> Result<()> {
     if !require::nft_or_skip("case_35_a_masquerade_may_choose_a_node_port") {
         return Ok(());
     }
-    for topology in TOPOLOGIES {
-        let mut world = NorthSouth::new(Spec { topology, ..Spec::default() })?;
-        let service = world.expose(&Exposure::new(&[THERE]));
-        world.start(&[])?;
-        let port = service.node_port();
-        firewall::run(
-            &world.cluster,
-            0,
-            &format!(
-                "table inet cni {{ chain post {{
+    let mut world = NorthSouth::new(Spec::default())?;
+    let service = world.expose(&Exposure::new(&[THERE]));
+    world.start(&[])?;
+    let port = service.node_port();
+    firewall::run(
+        &world.cluster,
+        0,
+        &format!(
+            "table inet cni {{ chain post {{
                     type nat hook postrouting priority srcnat;
                     ip saddr 10.244.0.0/16 meta l4proto {{ tcp, udp }} masquerade to :{port}
                     ip6 saddr fd00:10:244::/48 meta l4proto {{ tcp, udp }} masquerade to :{port}
                 }} }}"
-            ),
-        )?;
-        let _server = outside_server(&world)?;
-        let mut pod = world.cluster.peer(NEIGHBOUR, Place::Outside)?;
-        let mut client = world.peer(SECOND)?;
-        for case in cases() {
-            let node = SocketAddr::new(world.cluster.address(ENTRY, case.family), port);
-            let to = SocketAddr::new(world.cluster.address(OUTSIDE, case.family), SERVER);
-            let what = format!("{topology}, {case}");
-            let sock = case.connect(&mut pod, to)?;
-            for round in 0..3 {
-                let reply = pod
-                    .ask(&sock, &format!("round {round}"))
-                    .with_context(|| format!("{what}: {:?}", world.counters(0)))?;
-                ensure!(reply.server == "outside" && reply.client == node, "{what}: {reply:?}");
-                let reply = case.once(&mut client, node).with_context(|| what.clone())?;
-                ensure!(reply.server == "there", "{what}: {reply:?}");
-            }
-            if case.transport == Transport::Tcp {
-                pod.bulk(sock.id, 300_000).with_context(|| what.clone())?;
-            }
-            pod.close(sock.id, Close::Reset)?;
+        ),
+    )?;
+    let _server = outside_server(&world)?;
+    let mut pod = world.cluster.peer(NEIGHBOUR, Place::Outside)?;
+    let mut client = world.peer(SECOND)?;
+    for case in cases() {
+        let node = SocketAddr::new(world.cluster.address(ENTRY, case.family), port);
+        let to = SocketAddr::new(world.cluster.address(OUTSIDE, case.family), SERVER);
+        let what = format!("{case}");
+        let sock = case.connect(&mut pod, to)?;
+        for round in 0..3 {
+            let reply = pod
+                .ask(&sock, &format!("round {round}"))
+                .with_context(|| format!("{what}: {:?}", world.counters(0)))?;
+            ensure!(reply.server == "outside" && reply.client == node, "{what}: {reply:?}");
+            let reply = case.once(&mut client, node).with_context(|| what.clone())?;
+            ensure!(reply.server == "there", "{what}: {reply:?}");
         }
+        if case.transport == Transport::Tcp {
+            pod.bulk(sock.id, 300_000).with_context(|| what.clone())?;
+        }
+        pod.close(sock.id, Close::Reset)?;
     }
     Ok(())
 }
@@ -158,41 +156,39 @@ fn case_37_case_39_one_client_port_and_two_vips_with_the_same_backend() -> Resul
     if !require::root_or_skip(test) {
         return Ok(());
     }
-    for topology in TOPOLOGIES {
-        let mut world = NorthSouth::new(Spec { topology, ..Spec::default() })?;
-        let places = [(HERE, "here"), (THERE, "there"), (ENTRY, "host")];
-        let pairs = places.map(|(at, name)| {
-            let one = world.expose(&Exposure::new(&[at]));
-            (name, [one, world.expose(&Exposure::new(&[at]))])
-        });
-        world.start(&[])?;
-        let mut first = world.peer(OUTSIDE)?;
-        let mut second = world.peer(OUTSIDE)?;
-        for (case, port) in cases().zip(45_000..) {
-            for (name, services) in pairs {
-                let what = format!("{topology}, {case}, {name}");
-                let from = SocketAddr::new(world.cluster.address(OUTSIDE, case.family), port);
-                let to = services.map(|one: Exposed| world.to(one, Way::LoadBalancer, case.family));
-                // Two sockets of one address and port are allowed where both are connected.
-                let (a, b) = match case.transport {
-                    Transport::Tcp => (
-                        connect_from(&mut first, case, from, to[0])?,
-                        connect_from(&mut second, case, from, to[1])
-                            .with_context(|| format!("{what}: {:?}", world.counters(0)))?,
-                    ),
-                    Transport::Udp => {
-                        // A datagram socket shares its port with none, and talks to both in turn.
-                        one_socket_two_vips(&world, &mut first, &what, from, to, name)?;
-                        continue;
-                    }
-                };
-                both_go_on(&world, &what, case, name, &mut [(&mut first, a), (&mut second, b)])?;
-                first.close(a.id, Close::Reset)?;
-                second.close(b.id, Close::Reset)?;
-            }
+    let mut world = NorthSouth::new(Spec { topology: Topology::Routed, ..Spec::default() })?;
+    let places = [(HERE, "here"), (THERE, "there"), (ENTRY, "host")];
+    let pairs = places.map(|(at, name)| {
+        let one = world.expose(&Exposure::new(&[at]));
+        (name, [one, world.expose(&Exposure::new(&[at]))])
+    });
+    world.start(&[])?;
+    let mut first = world.peer(OUTSIDE)?;
+    let mut second = world.peer(OUTSIDE)?;
+    for (case, port) in cases().zip(45_000..) {
+        for (name, services) in pairs {
+            let what = format!("{case}, {name}");
+            let from = SocketAddr::new(world.cluster.address(OUTSIDE, case.family), port);
+            let to = services.map(|one: Exposed| world.to(one, Way::LoadBalancer, case.family));
+            // Two sockets of one address and port are allowed where both are connected.
+            let (a, b) = match case.transport {
+                Transport::Tcp => (
+                    connect_from(&mut first, case, from, to[0])?,
+                    connect_from(&mut second, case, from, to[1])
+                        .with_context(|| format!("{what}: {:?}", world.counters(0)))?,
+                ),
+                Transport::Udp => {
+                    // A datagram socket shares its port with none, and talks to both in turn.
+                    one_socket_two_vips(&world, &mut first, &what, from, to, name)?;
+                    continue;
+                }
+            };
+            both_go_on(&world, &what, case, name, &mut [(&mut first, a), (&mut second, b)])?;
+            first.close(a.id, Close::Reset)?;
+            second.close(b.id, Close::Reset)?;
         }
-        ensure!(world.counter(0, Counter::FlowReported)? > 0, "{:?}", world.counters(0));
     }
+    ensure!(world.counter(0, Counter::FlowReported)? > 0, "{:?}", world.counters(0));
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::Counter;
 use lb_testbed::{
     cluster::{Family, Place, Spec, Topology},
-    matrix::{TOPOLOGIES, Transport},
+    matrix::Transport,
     north_south::{
         AT_ONCE, ENTRY, Exposure, HERE, NEIGHBOUR, NorthSouth, OUTSIDE, PORT, SECOND, SILENCE,
         SOON, THERE, Way, cases, told,
@@ -26,25 +26,21 @@ fn v_6_v_a_without_endpoints_a_client_outside_is_refused_at_once() -> Result<()>
     if !require::root_or_skip(test) {
         return Ok(());
     }
-    for topology in TOPOLOGIES {
-        let mut world = NorthSouth::new(Spec { topology, ..Spec::default() })?;
-        let services = [Exposure::new(&[]), Exposure::new(&[]).local()];
-        let services = services.map(|exposure| world.expose(&exposure));
-        world.start(&[])?;
-        let mut client = world.peer(OUTSIDE)?;
-        for case in cases() {
-            for (service, way) in
-                services.into_iter().flat_map(|one| Way::ALL.map(|way| (one, way)))
-            {
-                let to = world.to(service, way, case.family);
-                let errno = told(&mut client, case, to, AT_ONCE)?;
-                let what = format!("{topology}, {case}, {way:?} {to}");
-                ensure!(
-                    errno == Some(libc::ECONNREFUSED),
-                    "{what}: {errno:?}, {:?}",
-                    world.counters(0)
-                );
-            }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let services = [Exposure::new(&[]), Exposure::new(&[]).local()];
+    let services = services.map(|exposure| world.expose(&exposure));
+    world.start(&[])?;
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases() {
+        for (service, way) in services.into_iter().flat_map(|one| Way::ALL.map(|way| (one, way))) {
+            let to = world.to(service, way, case.family);
+            let errno = told(&mut client, case, to, AT_ONCE)?;
+            let what = format!("{case}, {way:?} {to}");
+            ensure!(
+                errno == Some(libc::ECONNREFUSED),
+                "{what}: {errno:?}, {:?}",
+                world.counters(0)
+            );
         }
     }
     Ok(())
@@ -157,35 +153,33 @@ fn v_12_unknown_ports_of_vips_are_refused_and_never_loop() -> Result<()> {
     if !require::root_or_skip("v_12_unknown_ports_of_vips_are_refused_and_never_loop") {
         return Ok(());
     }
-    for topology in [Topology::Bridge, Topology::Routed] {
-        let mut world = NorthSouth::new(Spec { topology, ..Spec::default() })?;
-        let service = world.expose(&Exposure::new(&[HERE]));
-        world.start(&[])?;
-        let mut client = world.peer(OUTSIDE)?;
-        let fabric = world.cluster.fabric();
-        let entry = &world.cluster.nodes()[0].netns;
-        let mut wire = Wire::open(entry, "eth0", fabric.mac("br0")?)?;
-        for case in cases() {
-            let vips = [
-                service.load_balancer(case.family),
-                service.external_ip(case.family),
-                service.cluster_ip(case.family),
-            ];
-            for vip in vips {
-                let to = SocketAddr::new(vip, PORT + 1);
-                let what = format!("{topology}, {case}, {to}");
-                wire.clear()?;
-                let before = world.counter(0, Counter::DropUndefinedPort)?;
-                let errno = told(&mut client, case, to, AT_ONCE)?;
-                ensure!(
-                    errno == Some(libc::ECONNREFUSED),
-                    "{what}: {errno:?}, {:?}",
-                    world.counters(0)
-                );
-                let dropped = world.counter(0, Counter::DropUndefinedPort)? - before;
-                let seen = wire.seen()?.iter().filter(|frame| frame.parsed.dst == vip).count();
-                ensure!((seen, dropped) == (1, 1), "{what}: {seen} seen, {dropped} dropped");
-            }
+    let mut world = NorthSouth::new(Spec { topology: Topology::Routed, ..Spec::default() })?;
+    let service = world.expose(&Exposure::new(&[HERE]));
+    world.start(&[])?;
+    let mut client = world.peer(OUTSIDE)?;
+    let fabric = world.cluster.fabric();
+    let entry = &world.cluster.nodes()[0].netns;
+    let mut wire = Wire::open(entry, "eth0", fabric.mac("br0")?)?;
+    for case in cases() {
+        let vips = [
+            service.load_balancer(case.family),
+            service.external_ip(case.family),
+            service.cluster_ip(case.family),
+        ];
+        for vip in vips {
+            let to = SocketAddr::new(vip, PORT + 1);
+            let what = format!("{case}, {to}");
+            wire.clear()?;
+            let before = world.counter(0, Counter::DropUndefinedPort)?;
+            let errno = told(&mut client, case, to, AT_ONCE)?;
+            ensure!(
+                errno == Some(libc::ECONNREFUSED),
+                "{what}: {errno:?}, {:?}",
+                world.counters(0)
+            );
+            let dropped = world.counter(0, Counter::DropUndefinedPort)? - before;
+            let seen = wire.seen()?.iter().filter(|frame| frame.parsed.dst == vip).count();
+            ensure!((seen, dropped) == (1, 1), "{what}: {seen} seen, {dropped} dropped");
         }
     }
     Ok(())
@@ -245,7 +239,7 @@ fn case_70_a_connection_that_comes_to_another_node_is_reset_at_once() -> Result<
     }
     let mut world = NorthSouth::new(Spec::default())?;
     let services = [HERE, THERE].map(|at| world.expose(&Exposure::new(&[at])));
-    world.start(&[])?;
+    world.start_everywhere(&[])?;
     let mut client = world.peer(OUTSIDE)?;
     for service in services {
         world.cluster.route_to_node(&lb_testbed::north_south::LOAD_BALANCERS, 0)?;
