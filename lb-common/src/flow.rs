@@ -19,9 +19,6 @@ const OTHERS: u32 = 704;
 
 /// Source ports tried when another flow uses the reply tuple.
 const PORT_TRIES: u32 = 4;
-/// First port that is neither a `NodePort` nor an ephemeral one by default.
-const FIRST_PORT: u32 = 61_000;
-const PORTS: u32 = 65_536 - FIRST_PORT;
 
 /// Whether both directions of a flow are met where they arrive: from the pod that is client and
 /// backend, or from client and backend, between which we send.
@@ -244,8 +241,7 @@ pub fn create<const N: usize, T: RouteTables<N>>(
         if inserted != Insert::Exists || key.proto == proto::SCTP {
             break;
         }
-        let random = tables.random();
-        flow.sport = if hairpin { snat::port(tables, random) } else { random_port(random) };
+        flow.sport = snat::port(tables, tables.random());
         inserted = insert_reply(tables, key, flow, table);
     }
     if inserted == Insert::Exists {
@@ -344,11 +340,4 @@ pub(crate) fn tend<const N: usize, T: FlowTables<N>>(
 pub(crate) fn turn<const N: usize>(key: &mut FlowKey<N>, flow: &mut Flow<N>) -> u32 {
     flip(key, flow);
     flow.tag
-}
-
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "below 65,536 by construction")]
-const fn random_port(random: u32) -> u16 {
-    let offset = ((random as u64).wrapping_mul(PORTS as u64) >> 32) as u32;
-    (FIRST_PORT.wrapping_add(offset) as u16).to_be()
 }

@@ -4,12 +4,14 @@
 //! compete with each other; where those of two clients do, others are tried.
 
 use crate::abi::{Counter, Flow, FlowKey, Live, Mix, SNAT_ADDRESSES, proto};
-use crate::flow::{expired, flip, turn};
+use crate::flow::{expired, flip, table_of, turn};
 use crate::tables::{FlowRef, FlowTable, Insert, NodeTables, RouteTables};
 use crate::verdict::Verdict;
 
-/// Ports tried under each address.
+/// Ports tried: as many of the first address, then of the next one, as in a row.
 const TRIES: u32 = 16;
+/// Ports of one address before the next one has its turn.
+const TRIES_IN_A_ROW: u32 = TRIES / SNAT_ADDRESSES as u32;
 /// From one port to the next that is tried: a prime, so that all are reached, and far enough to leave
 /// the ports of one client behind.
 const STRIDE: u32 = 7_919;
@@ -68,21 +70,12 @@ fn find<const N: usize, T: RouteTables<N>>(
     let begin = place(tables, key, flow);
     // What is tried is the key of the replies.
     turn(key, flow);
-    let mut port = Port::Taken;
-    for index in 0..SNAT_ADDRESSES as u32 {
-        if !set_address(tables, key, index) {
-            break;
-        }
-        port = seek(tables, key, flow, begin);
-        if port != Port::Taken {
-            break;
-        }
-    }
+    let port = seek(tables, key, flow, begin);
     turn(key, flow);
     port
 }
 
-/// Looks for a port of the address that `key` has; fills it in.
+/// Looks for an address and a port of it that nobody has; fills them in.
 #[inline(never)]
 fn seek<const N: usize, T: RouteTables<N>>(
     tables: &T,
@@ -91,12 +84,13 @@ fn seek<const N: usize, T: RouteTables<N>>(
     begin: u32,
 ) -> Port {
     for tried in 0..TRIES {
-        let offset = begin.wrapping_add(STRIDE.wrapping_mul(tried));
-        let offset = offset.checked_rem(tables.snat_count()).unwrap_or(0);
+        if tried % TRIES_IN_A_ROW == 0 && !set_address(tables, key, tried / TRIES_IN_A_ROW) {
+            return Port::Taken;
+        }
+        let number = begin.wrapping_add(STRIDE.wrapping_mul(tried));
         // SCTP's checksum covers its ports: it keeps that of the client.
         let kept = key.proto == proto::SCTP;
-        key.dport =
-            if kept { flow.dport } else { network(tables.snat_first().wrapping_add(offset)) };
+        key.dport = if kept { flow.dport } else { port(tables, number) };
         let port = who_has(tables, key, flow);
         if port != Port::Taken {
             return port;
@@ -112,7 +106,8 @@ fn place<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>, flow: 
     (mix.tag() >> 1).wrapping_add(host(key.sport))
 }
 
-/// The next address of this node for replies to come to; `false` if the interface has no more.
+/// An address of this node for replies to come to: where the interface has not as many, the first one
+/// again. `false` if it has none.
 #[inline(never)]
 fn set_address<const N: usize, T: RouteTables<N>>(
     tables: &T,
@@ -120,6 +115,9 @@ fn set_address<const N: usize, T: RouteTables<N>>(
     index: u32,
 ) -> bool {
     key.dst = tables.snat_address(tables.egress(), index);
+    if key.dst == [0; N] {
+        key.dst = tables.snat_address(tables.egress(), 0);
+    }
     key.dst != [0; N]
 }
 
@@ -130,26 +128,25 @@ fn who_has<const N: usize, T: RouteTables<N>>(
     key: &FlowKey<N>,
     flow: &Flow<N>,
 ) -> Port {
-    let now = tables.now();
-    let half_open = key.proto == proto::TCP;
-    let mut port = Port::Free;
+    let table = table_of(key);
+    let mut left = false;
     if let Some(record) = tables.flow(FlowTable::Main, key) {
-        if !record.translates_as(flow) & !expired(now, key.proto, record.live()) {
+        if !record.translates_as(flow) && !expired(tables.now(), key.proto, record.live()) {
             return Port::Taken;
         }
-        if !half_open {
-            port = Port::Left;
-        }
+        left = table == FlowTable::Main;
     }
-    if half_open && let Some(record) = tables.flow(FlowTable::HalfOpen, key) {
+    if table == FlowTable::HalfOpen
+        && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
+    {
         // Nobody waits for an answer to a SYN for longer than for the end of a closed connection.
         let live = Live::new(record.live().seen(), Live::FIN);
-        if !record.translates_as(flow) & !expired(now, proto::TCP, live) {
+        if !record.translates_as(flow) && !expired(tables.now(), key.proto, live) {
             return Port::Taken;
         }
-        port = Port::Left;
+        left = true;
     }
-    port
+    if left { Port::Left } else { Port::Free }
 }
 
 /// One of the ports for SNAT, network order.

@@ -50,7 +50,8 @@ impl Flows {
         }
         self.next += 1;
         let mut flow = Flow {
-            client: SocketAddr::new(client.ip, 1024 + self.next),
+            // Not one of the ports for SNAT.
+            client: SocketAddr::new(client.ip, 32_768 + self.next),
             link: client.link,
             elsewhere: client.place == Place::Elsewhere,
             vip,

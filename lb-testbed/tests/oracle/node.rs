@@ -30,7 +30,8 @@ pub(crate) fn index(link: Link) -> u32 {
 /// Everybody whom packets are sent to, with the interface by which they leave.
 pub(crate) fn routes(family: Family) -> Vec<(IpAddr, Link)> {
     let pods = (0..10).map(|n| (Owner::Pod(n), if n == 9 { link::BRIDGE } else { link::ROUTED }));
-    let others = (0..10).map(|n| (Owner::OtherPod(n), link::OVERLAY));
+    let others = (0..10)
+        .map(|n| (Owner::OtherPod(n), if n % 2 == 0 { link::UPLINK } else { link::OVERLAY }));
     let outside = [
         (Owner::OtherNode, link::UPLINK),
         (Owner::Foreign(0), link::UPLINK),

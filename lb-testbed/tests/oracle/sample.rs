@@ -13,7 +13,7 @@ use lb_testbed::{
     oracle::{
         Engine, Expectation, Place, Source, View,
         cluster::{Family, Protocol},
-        generate::{NODE, history, link},
+        generate::{NODE, every, history, link},
     },
     packet::{self, Link, Parsed, TcpFlags},
     require,
@@ -28,6 +28,7 @@ use super::{
     node,
     pipeline::Agent,
     run::{self, Tally, Weight},
+    sources,
 };
 
 /// Rules that decide about packets.
@@ -35,6 +36,9 @@ const MET: [&str; 13] =
     ["V-1", "V-2", "V-3", "V-4", "V-5", "V-6", "V-7", "V-8", "V-9", "V-12", "V-13", "C-6", "early"];
 /// Of what is no frontend, one question of so many is asked.
 const ONE_OF: usize = 97;
+/// Of all clusters with every combination, and of all questions about each, one of so many: no
+/// divisor of what they go round by.
+const EVERY: usize = 7;
 /// Of what asks for a frontend from off the node, one of so many.
 const ONE_OF_OFF_NODE: usize = 3;
 /// The programs where packets arrive, leave to a pod, and leave the node.
@@ -69,10 +73,9 @@ fn kernel_programs_agree_with_the_contract() -> Result<()> {
     if !require::bpf_or_skip("kernel_programs_agree_with_the_contract") {
         return Ok(());
     }
-    let netns = node_with_routes()?;
-    netns.run(|| {
+    node_with_routes()?.run(|| {
         let programs = RefCell::new(Programs::default());
-        run::check("kernel", Weight::Usual, &MET, history(4), |history| {
+        run::check("kernel", Weight::Dear, &[], history(4), |history| {
             let mut agent = Agent::new(&history.config, &history.service_cidrs);
             let mut tally = Tally::default();
             for (burst, cluster) in history.steps() {
@@ -85,6 +88,36 @@ fn kernel_programs_agree_with_the_contract() -> Result<()> {
             Ok(tally)
         });
     })
+}
+
+/// The same for every kind of source, under policies and settings of every kind.
+#[test]
+fn kernel_programs_treat_every_kind_of_source_as_the_contract_says() -> Result<()> {
+    if !require::bpf_or_skip("kernel_programs_treat_every_kind_of_source_as_the_contract_says") {
+        return Ok(());
+    }
+    node_with_routes()?.run(|| {
+        let (mut programs, mut tally) = (Programs::default(), Tally::default());
+        for (turn, cluster) in every::clusters().enumerate().step_by(EVERY) {
+            programs.choose(&Agent::of(&cluster))?;
+            let view = View::new(&cluster, NODE);
+            for (index, question) in
+                Family::BOTH.into_iter().flat_map(sources::questions).enumerate()
+            {
+                if question.place == Place::Host || (turn / EVERY + index) % EVERY != 0 {
+                    continue;
+                }
+                let protocol = Protocol::ALL[(turn + index / EVERY) % Protocol::ALL.len()];
+                programs
+                    .compare_one(&Question { protocol, ..question }, &view, &mut tally)
+                    .with_context(|| format!("under {:?}", cluster.config))?;
+            }
+        }
+        println!("sources: {} decisions compared; {:?}", tally.compared, tally.rules);
+        let missed: Vec<_> = MET.iter().filter(|rule| !tally.rules.contains_key(*rule)).collect();
+        ensure!(missed.is_empty(), "never met {missed:?}");
+        Ok(())
+    })?
 }
 
 /// The interfaces and routes that the oracle's node has. Every other neighbour is known.
@@ -174,14 +207,20 @@ impl Programs {
             if question.place == Place::Host || turn % of != 0 {
                 continue;
             }
-            let expected =
-                view.expect(Engine::Packet, &question.client(), question.to, question.protocol);
-            for way in question.ways().filter(|way| [Way::Packet, Way::Early].contains(way)) {
-                self.ask(way, &question, &expected, &mut tally)
-                    .map_err(|error| fail(error.context(format!("{way:?} of {question:?}"))))?;
-            }
+            self.compare_one(&question, view, &mut tally).map_err(fail)?;
         }
         Ok(tally)
+    }
+
+    /// Asks one question at tc, and if XDP meets it too, there before.
+    fn compare_one(&mut self, question: &Question, view: &View, tally: &mut Tally) -> Result<()> {
+        let expected =
+            view.expect(Engine::Packet, &question.client(), question.to, question.protocol);
+        for way in question.ways().filter(|way| [Way::Packet, Way::Early].contains(way)) {
+            self.ask(way, question, &expected, tally)
+                .with_context(|| format!("{way:?} of {question:?}"))?;
+        }
+        Ok(())
     }
 
     fn ask(

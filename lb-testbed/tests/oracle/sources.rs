@@ -59,7 +59,7 @@ fn every_kind_of_source_meets_what_the_contract_says() {
 }
 
 /// Every client of a family with everything that it can ask for.
-fn questions(family: Family) -> impl Iterator<Item = Question> {
+pub(crate) fn questions(family: Family) -> impl Iterator<Item = Question> {
     let services = 0..Endpoints::ALL.len();
     let of_service = services.flat_map(move |service| {
         let at = every::addresses(family, service);
