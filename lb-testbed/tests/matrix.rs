@@ -1,6 +1,7 @@
-//! The contract's matrix with real sockets: every kind of client on a node × every kind of address
-//! × both policies × every place of endpoints × TCP, UDP × IPv4, IPv6 × both engines. What must
-//! become of each comes from the oracle alone; `cargo xtask test --matrix` shows the table.
+//! The contract's matrix with real sockets: every kind of client, on the node and off it × every kind
+//! of address × both policies × every place of endpoints × TCP, UDP × IPv4, IPv6 × both engines ×
+//! uplinks with XDP and without. What must become of each comes from the oracle alone; `cargo xtask
+//! test --matrix` shows the table.
 
 use anyhow::Result;
 use lb_testbed::{
@@ -10,17 +11,17 @@ use lb_testbed::{
 };
 
 /// Rules that decide some cell.
-const MET: [&str; 8] = ["V-1", "V-2", "V-3", "V-4", "V-6", "V-7", "V-9", "V-10"];
+const MET: [&str; 9] = ["V-1", "V-2", "V-3", "V-4", "V-6", "V-7", "V-8", "V-9", "V-10"];
 
-/// Rules V-1 to V-4, V-6, V-7, V-9, V-10, V-c, V-g, T-2 to T-4, C-2, M-1, M-2, M-4, M-5, M-8 with
-/// departures b and c.
+/// Rules V-1 to V-4, V-6 to V-10, V-c, V-g, T-2 to T-4, C-2, M-1 to M-5, M-7, M-8 with departures a,
+/// b and c.
 #[test]
 fn v_1_to_v_10_every_kind_of_connection_becomes_what_the_contract_says() -> Result<()> {
     let test = "v_1_to_v_10_every_kind_of_connection_becomes_what_the_contract_says";
     if !require::root_or_skip(test) {
         return Ok(());
     }
-    let table = run::all(&TOPOLOGIES, &[Proxy::Millrace])?;
+    let table = run::all(&TOPOLOGIES, &[Proxy::Millrace, Proxy::MillraceXdp])?;
     println!("{table}");
     assert_eq!(table.differing().count(), 0, "{table}");
     for rule in MET {

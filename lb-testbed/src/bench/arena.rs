@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{object, samples::say, scale::unload};
 use crate::{
     address::{node_v4, node_v6, pod_net_v4, pod_net_v6},
-    agent::{Agent, Source},
+    agent::{Agent, AgentSpec, Source},
     apiserver::ApiServer,
     cluster::{At, Cluster, Family, Spec, Topology},
     kube_proxy::{self, KubeProxy, Rules},
@@ -113,7 +113,7 @@ impl Arena {
             Proxy::MillraceXdp => &["--xdp", "native", "--xdp-interfaces", UPLINK[0]],
         };
         let spec = self.cluster.agent(NODE, Source::Manifests(self.manifest.clone()))?;
-        let spec = xdp.iter().fold(spec, |spec, arg| spec.arg(arg));
+        let spec = xdp.iter().fold(spec, AgentSpec::arg);
         self.agent = Some(spec.start()?);
         Ok(())
     }

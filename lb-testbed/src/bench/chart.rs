@@ -167,7 +167,10 @@ mod tests {
             record("xdp_established_ns", Some(39.0)),
         ];
         let text = chapter(&records);
-        assert!(text.contains("2.00 (≥ 1.5)") && !text.contains("nodeport_local_crr_ratio"), "{text}");
+        assert!(
+            text.contains("2.00 (≥ 1.5)") && !text.contains("nodeport_local_crr_ratio"),
+            "{text}"
+        );
         // 61 + 39 ns are ten million in a second; the link carries 37.2 million.
         assert!(text.contains("| 39 ns | 100 ns | 10.0 million | 4 | 1 | 1 |"), "{text}");
         assert!(text.contains("`xdp_1m_ns` was not measured"), "{text}");

@@ -97,9 +97,14 @@ impl Plan {
         Ok(Self { quick, root, this, cpu: sys::last_cpu()?, wanted: Vec::new() })
     }
 
-    /// Whether a group of figures was asked for by one of their names, all of it.
-    fn wants(&self, ids: &[&str]) -> bool {
+    /// Whether any of these figures was asked for by name.
+    fn names(&self, ids: &[&str]) -> bool {
         self.wanted.iter().any(|want| ids.iter().any(|id| id.starts_with(want.as_str())))
+    }
+
+    /// Whether a figure is wanted, by name or with all.
+    fn wants(&self, id: &str) -> bool {
+        self.wanted.is_empty() || self.names(&[id])
     }
 
     /// As many as it takes, or as few as show that the method works.

@@ -9,7 +9,7 @@ use super::{
     Figure, Plan, Reach,
     arena::{Arena, Backend, OUTSIDE, POD, TARGET},
     asker::{self, Asker},
-    samples::{Progress, interval, median},
+    samples::{Progress, interval, median, say},
 };
 use crate::{
     cluster::{At, Family},
@@ -59,7 +59,7 @@ const WAYS: [Way; 6] = [
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
     let (pairs, count) = (plan.pick(21, 1), plan.pick(2_000, 100));
     // A short run is to show in seconds that methods work; this one only by name.
-    let unasked = plan.quick && !plan.wants(&IDS);
+    let unasked = plan.quick && !plan.names(&IDS);
     let quick = unasked.then(|| "left out of quick runs that do not name it".to_owned());
     if let Some(why) = kube_proxy::lacking().or(quick) {
         let missing = |way: &Way| {
@@ -71,7 +71,11 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
     }
     let mut figures = Vec::new();
     for with_cni in [false, true] {
-        let ways: Vec<Way> = WAYS.into_iter().filter(|way| way.with_cni == with_cni).collect();
+        let wanted = |way: &Way| way.with_cni == with_cni && plan.wants(way.id);
+        let ways: Vec<Way> = WAYS.into_iter().filter(wanted).collect();
+        if ways.is_empty() {
+            continue;
+        }
         let clients = run(plan, &ways, pairs, count)?;
         for way in &ways {
             let of_way: Vec<&Client> =
@@ -106,7 +110,7 @@ fn run(plan: &Plan, ways: &[Way], pairs: u32, count: u32) -> Result<Vec<Client>>
     for pair in 0..pairs {
         progress.step(pair);
         // Who comes first in a pair alternates, so that a drift of the machine favours neither.
-        let mut proxies = [Proxy::Millrace, Proxy::KubeProxy];
+        let mut proxies = [Proxy::KubeProxy, Proxy::Millrace];
         if pair % 2 == 1 {
             proxies.reverse();
         }
@@ -115,6 +119,10 @@ fn run(plan: &Plan, ways: &[Way], pairs: u32, count: u32) -> Result<Vec<Client>>
             for client in &mut clients {
                 let rate = client.asker.per_second(client.to, count);
                 let rate = rate.with_context(|| format!("{proxy}: {}", client.way.id))?;
+                if plan.quick {
+                    let Client { way, family, .. } = client;
+                    say(&format!("{proxy}, {}, {family}: {rate:.0} per second", way.id));
+                }
                 let rates =
                     if proxy == Proxy::KubeProxy { &mut client.theirs } else { &mut client.ours };
                 rates.push(rate);

@@ -11,7 +11,7 @@ use super::{
     Figure, Plan, Reach,
     arena::{Arena, Backend, OUTSIDE, TARGET, UPLINK},
     flood::{Ends, FLOWS, Flood, Rate},
-    samples::{Progress, interval, median},
+    samples::{Progress, interval, median, say},
 };
 use crate::{
     cluster::{At, Family},
@@ -28,25 +28,27 @@ const ENOUGH: f64 = 0.9;
 /// Packets per second, by who served.
 #[derive(Debug, Default)]
 struct Rates {
+    /// Where the node drops all of them at once.
+    made: f64,
     millrace: Vec<f64>,
     xdp: Vec<f64>,
     kube_proxy: Vec<f64>,
 }
 
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
-    let (rounds, packets) = (plan.pick(21, 1), plan.pick(400_000, 20_000));
+    let (rounds, seconds) = (plan.pick(21, 1), if plan.quick { 0.1 } else { 1.0 });
     let method = format!(
         "packets per second over those of kube-proxy, each counted where it arrives as the backend \
          must see it; {FLOWS} UDP flows over IPv4 of 60 bytes, both directions of which were seen \
          before, from a client behind a router to a NodePort whose backend is on another node, in \
-         and out by one uplink, a virtual cable with GRO; {packets} packets in a run, made by \
+         and out by one uplink, a virtual cable with GRO; runs of {seconds} s, packets made by \
          BPF_PROG_TEST_RUN with live frames, made, sent on and counted on one CPU; rules of {}; \
          {rounds} rounds, in each of which all three had their turn in the same namespaces; median \
          of the ratios of the rounds",
         kube_proxy::versions()
     );
     // A short run is to show in seconds that methods work; this one only by name.
-    let unasked = plan.quick && !plan.wants(&IDS);
+    let unasked = plan.quick && !plan.names(&IDS);
     let quick = unasked.then(|| "left out of quick runs that do not name it".to_owned());
     if let Some(why) = kube_proxy::lacking().or(quick) {
         let missing = |(id, reach): (&str, f64)| {
@@ -56,11 +58,12 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
         };
         return Ok(IDS.into_iter().zip(REACHES).map(missing).collect());
     }
-    let rates = run(plan, rounds, packets)?;
+    let rates = run(plan, rounds, seconds)?;
     Ok([&rates.millrace, &rates.xdp]
         .into_iter()
         .zip(IDS)
         .zip(REACHES)
+        .filter(|((ours, _), _)| !ours.is_empty())
         .map(|((ours, id), reach)| {
             let pairs = ours.iter().zip(&rates.kube_proxy);
             let ratios: Vec<f64> = pairs.map(|(ours, theirs)| ours / theirs).collect();
@@ -70,33 +73,50 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
                 .method(method.clone())
                 .note(format!(
                     "95 % interval of the median {low:.2} to {high:.2}; {:.0} and {:.0} packets per \
-                     second",
+                     second; {:.0} if the node's driver drops all of them",
                     median(ours),
-                    median(&rates.kube_proxy)
+                    median(&rates.kube_proxy),
+                    rates.made
                 ))
         })
         .collect())
 }
 
-fn run(plan: &Plan, rounds: u32, packets: u32) -> Result<Rates> {
+fn run(plan: &Plan, rounds: u32, seconds: f64) -> Result<Rates> {
     let mut arena = Arena::new(false)?;
     let ends = ends(&arena)?;
     let node = &arena.cluster.nodes()[0].netns;
     node.aggregate(UPLINK[0], true)?;
     arena.cluster.fabric().aggregate(UPLINK[1], true)?;
     arena.cluster.fabric().offload_checksums(UPLINK[1], false)?;
-    let mut rates = Rates::default();
+    let flood = Flood::new(arena.cluster.fabric(), UPLINK[1], plan.cpu, &ends)?;
+    let mut rates =
+        Rates { made: flood.made_per_s(node, UPLINK[0], FLOWS * 100)?, ..Rates::default() };
+    drop(flood);
     let mut progress = Progress::new("packets per second: rounds", rounds);
     for round in 0..rounds {
         progress.step(round);
         let mut proxies = Proxy::ALL;
         // Who comes first alternates, so that a drift of the machine favours nobody.
-        if round % 2 == 1 {
+        if round % 2 == 0 {
             proxies.reverse();
         }
         for proxy in proxies {
+            let unwanted = match proxy {
+                Proxy::Millrace => !plan.wants(IDS[0]),
+                Proxy::MillraceXdp => !plan.wants(IDS[1]),
+                Proxy::KubeProxy => false,
+            };
+            if unwanted {
+                continue;
+            }
             arena.serve(proxy)?;
-            let rate = rate(plan, &arena, &ends, packets).with_context(|| proxy.to_string())?;
+            let rate = rate(plan, &arena, &ends, seconds).with_context(|| proxy.to_string())?;
+            if plan.quick {
+                say(&format!("nobody: {:.0} packets per second made", rates.made));
+                let Rate { per_s, arrived } = rate;
+                say(&format!("{proxy}: {per_s:.0} packets per second, {arrived:.3} arrived"));
+            }
             let of_proxy = match proxy {
                 Proxy::Millrace => &mut rates.millrace,
                 Proxy::MillraceXdp => &mut rates.xdp,
@@ -109,11 +129,11 @@ fn run(plan: &Plan, rounds: u32, packets: u32) -> Result<Rates> {
     Ok(rates)
 }
 
-fn rate(plan: &Plan, arena: &Arena, ends: &Ends, packets: u32) -> Result<Rate> {
+fn rate(plan: &Plan, arena: &Arena, ends: &Ends, seconds: f64) -> Result<Rate> {
     let flood = Flood::new(arena.cluster.fabric(), UPLINK[1], plan.cpu, ends)?;
     flood.begin_flows(FLOWS * 8)?;
-    flood.rate(packets / 4)?;
-    let rate = flood.rate(packets)?;
+    flood.rate(seconds / 4.0)?;
+    let rate = flood.rate(seconds)?;
     ensure!(rate.arrived > ENOUGH, "only {:.0} % of all packets arrived", rate.arrived * 100.0);
     Ok(rate)
 }

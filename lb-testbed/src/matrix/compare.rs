@@ -106,7 +106,9 @@ impl fmt::Display for Why {
             Self::KeptOnNode => "a backend sees who is on the node (departure b)",
             Self::Unreachable => "what is dropped fails at a socket (departure c)",
             Self::Refused => "a refused datagram fails with ECONNREFUSED, not EPERM",
-            Self::Reset => "TCP is refused by a reset, not by ICMP, which is heeded later if at all",
+            Self::Reset => {
+                "TCP is refused by a reset, not by ICMP, which is heeded later if at all"
+            }
             Self::Unknown => "nobody knows why",
         })
     }

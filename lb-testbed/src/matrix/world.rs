@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     address::{node_v4, node_v6, pod_net_v4, pod_net_v6},
-    agent::{Agent, SYNC_WITHIN, Source},
+    agent::{Agent, AgentSpec, SYNC_WITHIN, Source},
     apiserver::ApiServer,
     cgroup::Cgroup,
     cluster::{At, Cluster, Family, Place, Spec, Topology},
@@ -264,7 +264,7 @@ impl World {
         let agents: Vec<Agent> = (0..NODES - 1)
             .map(|node| {
                 let spec = self.cluster.agent(node, Source::Manifests(path.clone()))?;
-                let spec = args.iter().fold(rig::with_small_maps(spec), |spec, arg| spec.arg(arg));
+                let spec = args.iter().fold(rig::with_small_maps(spec), AgentSpec::arg);
                 spec.start_unsynced()
             })
             .collect::<Result<_>>()?;

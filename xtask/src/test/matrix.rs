@@ -1,4 +1,5 @@
-//! `test --matrix`: what becomes of every kind of connection, as a table?
+//! `test --matrix`: what becomes of every kind of connection, as a table, with Millrace and, where
+//! `KUBEBUILDER_ASSETS` is set, with kube-proxy?
 
 use std::process::ExitCode;
 
