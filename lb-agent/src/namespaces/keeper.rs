@@ -41,10 +41,10 @@ pub(super) struct Signal {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Told {
+struct Told {
     /// The first commit of this process has been told.
     committed: bool,
-    pub(super) changed: Option<Changed>,
+    changed: Option<Changed>,
     interfaces: bool,
     stop: bool,
 }
@@ -71,30 +71,8 @@ impl Signal {
         self.condition.notify_one();
     }
 
-    /// Asks for a run over everything, as the first commit does: what was told may have been lost.
-    pub(super) fn again(&self) {
-        let mut told = self.lock();
-        if told.committed {
-            told.changed.get_or_insert_default();
-        }
-    }
-
-    /// Whether it is time to stop, now or at some time within this pause.
-    pub(super) fn is_stopped_within(&self, pause: Duration) -> bool {
-        let deadline = Instant::now() + pause;
-        let mut told = self.lock();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if told.stop || left.is_zero() {
-                return told.stop;
-            }
-            let result = self.condition.wait_timeout(told, left);
-            told = result.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
     /// What was told, at the latest at `deadline`. Changes are left for later until `runs_from`.
-    pub(super) fn wait(&self, deadline: Instant, runs_from: Instant) -> Told {
+    fn wait(&self, deadline: Instant, runs_from: Instant) -> Told {
         let mut told = self.lock();
         loop {
             let now = Instant::now();

@@ -16,7 +16,6 @@ mod ledger;
 mod look;
 mod netlink;
 mod redirect;
-pub mod restart;
 mod scan;
 mod sock_diag;
 mod sockopt;
@@ -68,16 +67,10 @@ pub fn start(config: &Config, shared: &Arc<Maps>, grace: Grace) -> Result<Handle
     maps.set_bypass_cgroups(&config.bypass)?;
     maps.maps().set_meta(MetaWord::SocketScope, config.scope.word());
     let signal = Arc::new(Signal::default());
-    let first = Keeper::new(config, maps, grace.clone(), Arc::clone(&signal))?;
-    let (config, maps, own) = (config.clone(), Arc::clone(shared), Arc::clone(&signal));
-    let make = move || {
-        let maps = NamespaceMaps::open(&config.folder, Arc::clone(&maps))?;
-        Keeper::new(&config, maps, grace.clone(), Arc::clone(&own))
-    };
-    let told = Arc::clone(&signal);
+    let keeper = Keeper::new(config, maps, grace, Arc::clone(&signal))?;
     std::thread::Builder::new()
-        .name(restart::THREAD.into())
-        .spawn(move || restart::run(&told, first, make, Keeper::run))
+        .name("namespaces".into())
+        .spawn(move || keeper.run())
         .map_err(Error::system("start the thread that looks after namespaces"))?;
     Ok(Handle { maps: Arc::clone(shared), signal })
 }

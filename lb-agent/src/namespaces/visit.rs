@@ -6,7 +6,6 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::thread;
 
-use super::restart::VISITOR;
 use super::scan;
 use crate::datapath;
 
@@ -45,7 +44,7 @@ pub(super) fn visit<T: Send>(
         each.collect()
     };
     thread::scope(|scope| {
-        let visitor = thread::Builder::new().name(VISITOR.into()).spawn_scoped(scope, go);
+        let visitor = thread::Builder::new().name("visitor".into()).spawn_scoped(scope, go);
         match visitor.map(thread::ScopedJoinHandle::join) {
             Ok(Ok(results)) => results,
             Ok(Err(_)) => failed("the thread that was there panicked"),
