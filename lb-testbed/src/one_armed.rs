@@ -12,6 +12,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     time::Duration,
 };
@@ -30,7 +31,7 @@ use crate::{
     peer::Peer,
     rig::with_small_maps,
     scratch::Scratch,
-    wait,
+    testrun, wait,
 };
 
 /// The node's addresses.
@@ -60,17 +61,32 @@ pub struct OneArmed {
     _outside: Cgroup,
     bpffs: Bpffs,
     scratch: Scratch,
+    fit: Option<OwnedFd>,
+}
+
+/// Makes a veth fit for what XDP does at its other end, as long as the result lives: it fills in
+/// checksums itself, puts packets together, and has an XDP program, without which the kernel leaves
+/// what XDP sends back lying (`veth_xdp_flush`).
+pub fn fit_for_xdp(netns: &Netns, interface: &str) -> Result<OwnedFd> {
+    netns.offload_checksums(interface, false)?;
+    netns.aggregate(interface, true)?;
+    let index = netns.ifindex(interface)?;
+    // XDP_PASS
+    let program = testrun::load_empty(testrun::Kind::Xdp, 2, 0)?;
+    netns.run(|| testrun::attach_xdp(program.as_fd(), index))?
 }
 
 impl OneArmed {
-    /// With a pair of veths between them, whose outer end is fit for XDP at the inner one: it fills in
-    /// checksums itself, and takes what XDP sends.
+    /// With a pair of veths between them, whose outer end is [fit](fit_for_xdp) for XDP at the inner one.
     pub fn by_veth() -> Result<Self> {
-        Self::new(|node, world| {
+        let mut fit = None;
+        let mut rig = Self::new(|node, world| {
             node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", world.name()))?;
-            world.offload_checksums("eth0", false)?;
-            world.aggregate("eth0", true)
-        })
+            fit = Some(fit_for_xdp(world, "eth0")?);
+            Ok(())
+        })?;
+        rig.fit = fit;
+        Ok(rig)
     }
 
     /// `plug` puts an interface `eth0` into each of the two.
@@ -100,6 +116,7 @@ impl OneArmed {
             _outside: outside,
             bpffs: Bpffs::new()?,
             scratch: Scratch::new()?,
+            fit: None,
         })
     }
 

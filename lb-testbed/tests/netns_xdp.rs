@@ -1,6 +1,6 @@
 //! XDP on the uplinks of nodes: what it takes, what it leaves, and what keeps it off.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::Counter;
@@ -8,7 +8,7 @@ use lb_testbed::{
     cluster::{At, Family, Spec},
     kube_proxy::nft_file,
     north_south::{ENTRY, Exposure, HERE, NorthSouth, OUTSIDE, TARGET, THERE, Way},
-    one_armed::{OneArmed, xdp_of},
+    one_armed::{OneArmed, fit_for_xdp, xdp_of},
     packet::Parsed,
     peer::LoadKind,
     require, wait,
@@ -22,16 +22,19 @@ fn has_port(parsed: &Parsed, port: u16) -> bool {
     parsed.ports.is_some_and(|ports| ports.contains(&port))
 }
 
-/// Nodes whose uplinks have XDP: what is at the other end of each fills in checksums, and takes what
-/// XDP sends.
-fn cluster() -> Result<NorthSouth> {
+/// A cluster, and what makes the other ends of its nodes' uplinks fit for XDP.
+struct Fit {
+    rig: NorthSouth,
+    _fit: Vec<OwnedFd>,
+}
+
+/// Nodes whose uplinks may have XDP.
+fn cluster() -> Result<Fit> {
     let rig = NorthSouth::new(Spec::default())?;
-    for node in 0..rig.cluster.nodes().len() {
-        let port = format!("n{node}");
-        rig.cluster.fabric().offload_checksums(&port, false)?;
-        rig.cluster.fabric().aggregate(&port, true)?;
-    }
-    Ok(rig)
+    let ports = 0..rig.cluster.nodes().len();
+    let fit = ports.map(|node| fit_for_xdp(rig.cluster.fabric(), &format!("n{node}")));
+    let fit = fit.collect::<Result<_>>()?;
+    Ok(Fit { rig, _fit: fit })
 }
 
 fn wait_for_xdp(rig: &NorthSouth, node: usize) -> Result<()> {
@@ -49,11 +52,12 @@ fn xdp_forwards_both_ways_and_leaves_the_rest_to_tc() -> Result<()> {
     if !require::root_or_skip("xdp_forwards_both_ways_and_leaves_the_rest_to_tc") {
         return Ok(());
     }
-    let mut rig = cluster()?;
+    let mut fit = cluster()?;
+    let rig = &mut fit.rig;
     let remote = rig.expose(&Exposure::new(&[THERE]));
     let local = rig.expose(&Exposure::new(&[HERE]));
     rig.start(&XDP)?;
-    wait_for_xdp(&rig, 0)?;
+    wait_for_xdp(rig, 0)?;
     let mut client = rig.peer(OUTSIDE)?;
     let node = rig.cluster.netns(ENTRY);
     let mut wire = Wire::open(node, "eth0", [0; 6])?;
@@ -126,17 +130,18 @@ fn xdp_goes_on_while_the_agent_is_killed_and_started_again() -> Result<()> {
     if !require::root_or_skip("xdp_goes_on_while_the_agent_is_killed_and_started_again") {
         return Ok(());
     }
-    let mut rig = cluster()?;
+    let mut fit = cluster()?;
+    let rig = &mut fit.rig;
     let remote = rig.expose(&Exposure::new(&[THERE]));
     rig.start(&XDP)?;
-    wait_for_xdp(&rig, 0)?;
+    wait_for_xdp(rig, 0)?;
     let mut client = rig.peer(OUTSIDE)?;
     let program = |rig: &NorthSouth| -> Result<(u64, serde_json::Value)> {
         let status = rig.status(0)?;
         let xdp = xdp_of(&status, "eth0");
         Ok((xdp["program"]["id"].as_u64().context("a program")?, xdp))
     };
-    let (first, _) = program(&rig)?;
+    let (first, _) = program(rig)?;
     for family in Family::ALL {
         let to = rig.to(remote, Way::NodePort, family);
         client.tcp_once(to)?;
@@ -146,7 +151,7 @@ fn xdp_goes_on_while_the_agent_is_killed_and_started_again() -> Result<()> {
         client.load_goes_on(load, 20, SOON)?;
         rig.agents[0].restart()?;
         wait::until("the program to be replaced", SOON, || {
-            program(&rig).is_ok_and(|(id, xdp)| id != first && xdp["runs"] == true)
+            program(rig).is_ok_and(|(id, xdp)| id != first && xdp["runs"] == true)
         })?;
         client.load_goes_on(load, 20, SOON)?;
         let stats = client.load_stop(load)?;
@@ -268,11 +273,12 @@ fn a_pod_port_that_is_named_gets_no_xdp() -> Result<()> {
     if !require::root_or_skip("a_pod_port_that_is_named_gets_no_xdp") {
         return Ok(());
     }
-    let mut rig = cluster()?;
+    let mut fit = cluster()?;
+    let rig = &mut fit.rig;
     rig.expose(&Exposure::new(&[THERE]));
     let pod_port = rig.cluster.nodes()[0].pods[0].host_interface.clone();
     rig.start(&["--xdp-interfaces", &format!("eth0,{pod_port}")])?;
-    wait_for_xdp(&rig, 0)?;
+    wait_for_xdp(rig, 0)?;
     let shown =
         rig.cluster.netns(At::Node(0)).ip_output(&["-d", "link", "show", "dev", &pod_port])?;
     ensure!(!shown.contains("xdp"), "{shown}");

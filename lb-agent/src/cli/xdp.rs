@@ -16,8 +16,8 @@ pub(super) struct XdpArgs {
     xdp: How,
     /// Uplinks that get XDP [default: those with a driver of their own]
     ///
-    /// A veth gets XDP only when it is named here, and what is at its other end has to have GRO on
-    /// and offload of checksums off. An interface that leads to a pod never gets XDP.
+    /// A veth gets XDP only when it is named here, and what is at its other end has to have an XDP
+    /// program too, GRO on and offload of checksums off. An interface that leads to a pod never gets XDP.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = name)]
     xdp_interfaces: Option<Vec<String>>,
 }
