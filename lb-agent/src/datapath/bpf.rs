@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::batch::Hash;
 use super::hooks::{self, RELEASE, SOCKET_HOOKS, SocketHook};
-use super::outside::{Forwarding, OutsideMaps};
+use super::outside::{Forwarding, OutsideMaps, sources};
 use super::roles::Interface;
 use super::xdp::Xdp;
 use super::{Datapath, Error, Grace, Maps, Scope, Sizes, load, process, sys, xdp};
@@ -244,6 +244,11 @@ impl Datapath for BpfDatapath {
         index: u32,
         interface: Option<&abi::Interface>,
     ) -> Result<(), Error> {
+        // Before anything is sent under them: answers to an address that counts as nobody's are lost.
+        // Whether `ADDRESSES` has it, or has room for it, does not matter for that.
+        if let Some(interface) = interface {
+            self.maps.note_own_addresses(sources(interface));
+        }
         self.outside.tell(index, interface)
     }
 

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendWord, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES, SetWord, V4,
-    filter_place, map, node_port_place,
+    ABI_VERSION, Backend, BackendWord, FILTER_NODE, META_WORDS, MetaWord, NAME_LEN, Name, SCOPES,
+    SetWord, V4, filter_place, map, node_port_place,
 };
 use lb_common::select::narrow;
 
@@ -224,6 +224,12 @@ impl Maps {
         }
     }
 
+    /// Notes addresses under which this node sends on what comes from others, before it does: what is
+    /// answered there is looked up.
+    pub(super) fn note_own_addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        addresses.into_iter().for_each(|addr| self.note_address(addr, FILTER_NODE));
+    }
+
     /// Notes that a port is a node port, before its frontend is inserted: to an address of the node
     /// only packets to such a port are looked up. Both families share the bits, and none is cleared
     /// while the map lives, because flows of a Service that is gone go on.
@@ -394,6 +400,20 @@ mod tests {
         assert_eq!((failed.len(), bits()), (1, 1));
         let (word, shift) = filter_place(&words(addr));
         assert_ne!(maps.vip_filter[word as usize].load(Ordering::Relaxed) >> shift & 3, 0);
+    }
+
+    #[test]
+    fn answers_to_an_address_for_snat_are_looked_up_whatever_room_there_is_for_addresses() {
+        let maps = anonymous(CAPACITY).unwrap();
+        let own = ["192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        maps.note_own_addresses(own);
+        for addr in own {
+            let ip = words(addr);
+            let (word, shift) =
+                if addr.is_ipv4() { filter_place(&narrow::<V4>(&ip)) } else { filter_place(&ip) };
+            let bits = maps.vip_filter[word as usize].load(Ordering::Relaxed) >> shift & 3;
+            assert_eq!(bits, u64::from(FILTER_NODE), "{addr}");
+        }
     }
 
     #[test]

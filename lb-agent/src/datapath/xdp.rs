@@ -131,11 +131,20 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Option<OwnedFd> {
     }
 }
 
+/// What is to be done about an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ask {
+    /// One of this index is gone: nothing of it may be taken for that of another that has come since.
+    forget: bool,
+    /// How the interface is to be settled, if there is one; the last word counts.
+    settle: Option<Interface>,
+}
+
 /// What the thread that attaches shares with who asks it to.
 #[derive(Debug)]
 struct Shared {
-    /// Interfaces as they are to be settled, none for those that are gone; the last word counts.
-    asked: Mutex<BTreeMap<u32, Option<Interface>>>,
+    /// What is to be done, by interface.
+    asked: Mutex<BTreeMap<u32, Ask>>,
     asks: Notify,
     closed: watch::Sender<bool>,
     states: Mutex<BTreeMap<u32, State>>,
@@ -146,12 +155,20 @@ struct Shared {
 }
 
 impl Shared {
-    fn ask(&self, index: u32, interface: Option<Interface>) {
-        lock(&self.asked).insert(index, interface);
+    fn ask_to_settle(&self, interface: Interface) {
+        let index = interface.index;
+        lock(&self.asked).entry(index).or_default().settle = Some(interface);
         self.asks.notify_one();
     }
 
-    fn take(&self) -> BTreeMap<u32, Option<Interface>> {
+    fn ask_to_forget(&self, index: u32) {
+        lock(&self.asked).insert(index, Ask { forget: true, settle: None });
+        // Until the thread has come to it, nobody takes what is told of this one for another's.
+        lock(&self.states).remove(&index);
+        self.asks.notify_one();
+    }
+
+    fn take(&self) -> BTreeMap<u32, Ask> {
         std::mem::take(&mut lock(&self.asked))
     }
 
@@ -236,14 +253,14 @@ impl Xdp {
             return;
         }
         self.start();
-        self.shared.ask(index, Some(interface.clone()));
+        self.shared.ask_to_settle(interface.clone());
     }
 
     /// Forgets an interface that is gone, or takes XDP off it.
     pub(super) fn forget(&mut self, index: u32) {
         if self.known.remove(&index) {
             self.start();
-            self.shared.ask(index, None);
+            self.shared.ask_to_forget(index);
         }
     }
 
@@ -340,5 +357,27 @@ mod tests {
         assert!(!named.wants(&interface("eth0", Kind::Physical, Role::Uplink)), "not named");
         let off = Config { mode: Mode::Off, ..named };
         assert!(!off.wants(&interface("veth0", Kind::Veth, Role::Uplink)));
+    }
+
+    /// An interface goes and another one comes with its index before the thread has looked.
+    #[test]
+    fn what_is_known_of_an_interface_that_is_gone_is_not_taken_for_anothers() {
+        let folder = std::env::temp_dir().join(format!("xdp-asks-{}", std::process::id()));
+        fs::create_dir_all(folder.join("links")).unwrap();
+        let xdp = Xdp::new(Config::default(), folder.clone()).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        let runs = State::Runs { native: true, frags: true, proven: true };
+        lock(&xdp.shared.states).insert(7, runs);
+        xdp.shared.ask_to_settle(interface("eth0", Kind::Physical, Role::Uplink));
+        assert_eq!(xdp.state(7), runs);
+        xdp.shared.ask_to_forget(7);
+        assert_eq!(xdp.state(7), State::Unwanted);
+        let other = interface("eth1", Kind::Physical, Role::Uplink);
+        xdp.shared.ask_to_settle(other.clone());
+        let ask = Ask { forget: true, settle: Some(other) };
+        assert_eq!(xdp.shared.take(), [(7, ask)].into());
+        xdp.shared.ask_to_settle(interface("eth1", Kind::Physical, Role::Uplink));
+        xdp.shared.ask_to_forget(7);
+        assert_eq!(xdp.shared.take(), [(7, Ask { forget: true, settle: None })].into());
     }
 }

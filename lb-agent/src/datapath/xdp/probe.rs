@@ -153,7 +153,8 @@ fn answer(frame: &[u8]) -> Option<IpAddr> {
             let sender: [u8; 4] = bytes(28, 4)?.try_into().ok()?;
             Some(IpAddr::from(sender))
         }
-        [0x86, 0xdd] if bytes(20, 1)? == [58] && bytes(54, 1)? == [136] => {
+        // Only hop limit 255 is believed to come from the link (RFC 4861, 7.1.2).
+        [0x86, 0xdd] if bytes(20, 2)? == [58, 255] && bytes(54, 1)? == [136] => {
             let target: [u8; 16] = bytes(62, 16)?.try_into().ok()?;
             Some(IpAddr::from(target))
         }
@@ -203,5 +204,7 @@ mod tests {
         reply[54] = 136;
         assert_eq!(answer(&reply), Some(neighbour.into()));
         assert_eq!(answer(&reply[..70]), None);
+        reply[21] = 254;
+        assert_eq!(answer(&reply), None, "from another network");
     }
 }

@@ -10,6 +10,9 @@ use tokio::io::unix::AsyncFd;
 /// Longer than any answer; what is beyond is cut off.
 const FRAME: usize = 256;
 
+/// linux/if_packet.h, kernel 4.20.
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+
 const fn op(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
@@ -66,6 +69,21 @@ impl Frames {
                 libc::SO_ATTACH_FILTER,
                 (&raw const program).cast(),
                 size::<libc::sock_fprog>(),
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // What leaves by the interface proves nothing, as answers of pods behind a bridge to others.
+        let on: libc::c_int = 1;
+        // SAFETY: the option is a live number of the size given.
+        let result = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_IGNORE_OUTGOING,
+                (&raw const on).cast(),
+                size::<libc::c_int>(),
             )
         };
         if result != 0 {

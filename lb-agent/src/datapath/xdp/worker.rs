@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::neighbours::{self, Attached};
 use super::probe::{self, Question};
 use super::state::{Reason, State};
-use super::{Config, Mode, Shared, pin};
+use super::{Ask, Config, Mode, Shared, pin};
 use crate::datapath::hooks;
 use crate::datapath::roles::Interface;
 use crate::datapath::sys::{self, Target};
@@ -77,10 +77,13 @@ pub(super) async fn work(config: Config, folder: PathBuf, shared: Arc<Shared>) -
 impl Worker {
     async fn run(mut self) {
         loop {
-            for (index, interface) in self.shared.take() {
-                match interface {
-                    Some(interface) => self.settle(interface).await,
-                    None => self.forget(index),
+            for (index, Ask { forget, settle }) in self.shared.take() {
+                if forget {
+                    self.forget(index);
+                    self.shared.tell(index, State::Unwanted).await;
+                }
+                if let Some(interface) = settle {
+                    self.settle(interface).await;
                 }
             }
             let due = self.seats.values().filter_map(|seat| seat.retry).min();
