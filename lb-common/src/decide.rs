@@ -557,7 +557,7 @@ where
         // Not asked for again, and not kept: the verifier would follow all of the above for each.
         let known = tables.neighbour_known();
         let status = if known { RouteStatus::Found } else { RouteStatus::NoNeighbour };
-        return forward::sent(stage, packet, tables, headers, &flow, status);
+        return forward::sent::<N, S, P, T>(packet, tables, headers, &flow, status);
     }
     go_on(stage, packet, tables, headers, &flow, link)
 }

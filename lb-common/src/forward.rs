@@ -15,7 +15,7 @@ use crate::verdict::Verdict;
 /// A packet of a flow that is sent on, either way.
 #[inline(always)]
 pub(crate) fn send<const N: usize, S: Stage, P, T>(
-    stage: S,
+    _: S,
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
@@ -27,7 +27,7 @@ where
     Ipv<N>: Header<N>,
 {
     let status = way(tables, &headers.key, flow, length(packet, headers));
-    sent(stage, packet, tables, headers, flow, status)
+    sent::<N, S, P, T>(packet, tables, headers, flow, status)
 }
 
 /// Where the first packet of a flow that is to be sent on would go. A backend whose address is the
@@ -55,10 +55,10 @@ where
     status
 }
 
-/// A packet whose route is known.
+/// A packet whose route is known. The stage is told by its type only: newer verifiers count each
+/// parameter that type information names, and five fit into registers.
 #[inline(never)]
 pub(crate) fn sent<const N: usize, S: Stage, P, T>(
-    _: S,
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
