@@ -22,8 +22,6 @@ const DEFAULT_CASES: u64 = 150;
 /// What one case costs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Weight {
-    /// It is what this is about: tried on four times as many.
-    Main,
     /// Little.
     Usual,
     /// Every question is asked for each change of a cluster.
@@ -72,7 +70,6 @@ pub(crate) fn check<S: Strategy<Value: Debug>>(
     let cases = number("MILLRACE_ORACLE_CASES").unwrap_or(DEFAULT_CASES);
     let cases = u32::try_from(cases).unwrap_or(u32::MAX);
     let cases = match weight {
-        Weight::Main => cases.saturating_mul(4),
         Weight::Usual => cases,
         Weight::Dear => cases.div_ceil(8),
     };
