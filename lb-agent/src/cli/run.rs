@@ -123,6 +123,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
     start_logs(arguments.log_format);
     end_with_panics();
     datapath::keep_memory_small();
+    if let Err(error) = datapath::raise_descriptor_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is: health checks may lack some");
+    }
     node.enter()?;
     let config = Config {
         bpffs: node.bpffs.clone(),

@@ -29,7 +29,7 @@ pub use self::bpf::{BpfDatapath, Config, Lacking, cleanup};
 pub use self::grace::Grace;
 pub use self::load::{Sizes, folder};
 pub use self::maps::Maps;
-pub use self::process::{enter_netns, keep_memory_small};
+pub use self::process::{descriptor_limit, enter_netns, keep_memory_small, raise_descriptor_limit};
 pub use self::roles::Interface;
 pub use self::scope::Scope;
 

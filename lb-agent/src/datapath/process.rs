@@ -1,6 +1,9 @@
-//! The few other system calls: what a file system is, locks, where this process is, and how it gives
-//! memory back.
-#![expect(unsafe_code, reason = "statfs, flock, setns, interface names and mallopt are not in std")]
+//! The few other system calls: what a file system is, locks, where this process is, how many descriptors
+//! it may have, and how it gives memory back.
+#![expect(
+    unsafe_code,
+    reason = "statfs, flock, setns, interface names, rlimits and mallopt are not in std"
+)]
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -64,6 +67,28 @@ pub fn enter_netns(namespace: &File) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lets this process have as many descriptors as it is allowed to: the soft limit is 1024 on most
+/// machines, and Services choose how many sockets for health checks there are. Tells how many.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let limit = descriptor_limits()?;
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: the limit is a live struct, which the kernel only reads.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) };
+    if result == 0 { Ok(raised.rlim_cur) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How many descriptors this process may have at the moment.
+pub fn descriptor_limit() -> io::Result<u64> {
+    descriptor_limits().map(|limit| limit.rlim_cur)
+}
+
+fn descriptor_limits() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is a live struct of ours, which the kernel writes.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 { Ok(limit) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Lets this process keep little memory that it does not use: one heap for its few threads, which
 /// rarely allocate at the same time, and what is large goes back to the kernel when it is freed. A
 /// first list of 10,000 Services peaks a sixth lower for it. Call it before any other thread starts.
@@ -91,5 +116,12 @@ mod tests {
         // In every network namespace.
         assert_eq!(interface_name(1).as_deref(), Some("lo"));
         assert_eq!(interface_name(0), None);
+    }
+
+    #[test]
+    fn all_descriptors_that_are_allowed_can_be_had() {
+        let limit = raise_descriptor_limit().unwrap();
+        assert_eq!(limit, descriptor_limits().unwrap().rlim_max);
+        assert_eq!(limit, descriptor_limit().unwrap());
     }
 }

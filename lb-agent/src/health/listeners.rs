@@ -18,6 +18,7 @@ use super::Health;
 use super::clients::Clients;
 use super::ports::Told;
 use super::server::respond;
+use crate::datapath::descriptor_limit;
 use crate::policy::health::Place;
 
 /// What cannot be had is tried again after this time, if no sync comes before.
@@ -31,6 +32,7 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 /// Serves for ever.
 pub(super) async fn keep(health: Health, clients: Clients) -> Infallible {
     let mut open: BTreeMap<(u16, Place), JoinHandle<Infallible>> = BTreeMap::new();
+    let most = most(descriptor_limit().ok());
     loop {
         let wanted = health.ports().wanted();
         let unwanted: Vec<_> = open.keys().filter(|key| !wanted.contains(key)).copied().collect();
@@ -44,10 +46,10 @@ pub(super) async fn keep(health: Health, clients: Clients) -> Infallible {
             if open.contains_key(&(port, place)) {
                 continue;
             }
-            let task = if open.len() < MOST {
+            let task = if open.len() < most {
                 listen(place, port).and_then(|listener| answer(listener, port, &health, &clients))
             } else {
-                Err(io::Error::other(format!("there are {MOST} sockets for health checks already")))
+                Err(too_many(most))
             };
             match task {
                 Ok(task) => drop(open.insert((port, place), task)),
@@ -63,6 +65,22 @@ pub(super) async fn keep(health: Health, clients: Clients) -> Infallible {
             () = retry => {}
         }
     }
+}
+
+/// How many sockets there may be where the process may have so many descriptors: half of them are for
+/// who asks, and for everything else.
+fn most(descriptors: Option<u64>) -> usize {
+    let half = descriptors.and_then(|limit| usize::try_from(limit / 2).ok());
+    half.map_or(MOST, |half| half.min(MOST))
+}
+
+fn too_many(most: usize) -> io::Error {
+    let what_to_do = if most < MOST {
+        "raise the hard limit of open files of lb-agent"
+    } else {
+        "choose fewer addresses by --node-port-addresses, or `all`, which takes one for each port"
+    };
+    io::Error::other(format!("there are {most} sockets for health checks already: {what_to_do}"))
 }
 
 fn describe(place: Place, port: u16, error: &io::Error) -> String {
@@ -131,4 +149,18 @@ fn bind(address: SocketAddr, one_family: bool) -> io::Result<TcpListener> {
 /// The kernel has no IPv6, or has it switched off.
 fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_checks_leave_descriptors_to_everything_else() {
+        assert_eq!(most(Some(1024)), 512);
+        assert_eq!(most(Some(libc::RLIM_INFINITY)), MOST);
+        assert_eq!(most(None), MOST);
+        assert!(too_many(512).to_string().contains("limit of open files"));
+        assert!(too_many(MOST).to_string().contains("--node-port-addresses"));
+    }
 }
