@@ -50,7 +50,6 @@ impl Rules {
             Self::DropInvalid => "table inet invalid {
                     chain forward { type filter hook forward priority -1; ct state invalid counter drop; }
                     chain input { type filter hook input priority -1; ct state invalid counter drop; }
-                    chain output { type filter hook output priority -1; ct state invalid counter drop; }
                 }"
             .into(),
             Self::Docker => "table inet docker {

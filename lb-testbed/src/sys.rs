@@ -7,9 +7,9 @@ use std::{
     ffi::{CString, c_int, c_ulong},
     fs::File,
     io,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     path::Path,
@@ -181,6 +181,22 @@ pub(crate) fn kill(pid: u32, signal: c_int) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Listens at an address together with others that do so as well: the kernel shares out connections.
+pub(crate) fn tcp_listen_shared(at: SocketAddr) -> io::Result<TcpListener> {
+    let family = if at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: plain system call without pointers.
+    let fd = check(unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor was just opened and has no other owner.
+    let listener = TcpListener::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    set_option(&listener, libc::SO_REUSEPORT, &1_i32)?;
+    let (addr, len) = raw_addr(at);
+    // SAFETY: the address lives until the call returns and is `len` bytes long.
+    check(unsafe { libc::bind(fd, (&raw const addr).cast(), len) })?;
+    // SAFETY: plain system call without pointers.
+    check(unsafe { libc::listen(fd, 4096) })?;
+    Ok(listener)
+}
+
 /// A TCP connection from a chosen local address, with a deadline.
 pub(crate) fn tcp_connect(
     from: Option<SocketAddr>,
@@ -224,7 +240,7 @@ pub(crate) fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Sets an option of the socket level, whose value is a `T` to the kernel.
-fn set_option<T>(stream: &TcpStream, option: c_int, value: &T) -> io::Result<()> {
+fn set_option<T>(stream: &impl AsRawFd, option: c_int, value: &T) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
     let value = ptr::from_ref(value).cast();
     // SAFETY: the value lives until the call returns and is `len` bytes long.

@@ -34,7 +34,12 @@ fn connections_learn_what_fits(
             client
                 .bulk(sock.id, 2_000_000)
                 .with_context(|| format!("{what}: {:?}", world.counters(0)))?;
-            ensure!(world.counter(0, Counter::PacketTooBig)? > before, "{what}");
+            ensure!(
+                world.counter(0, Counter::PacketTooBig)? > before,
+                "{what}: nothing was too big: {:?}, {}",
+                world.counters(0),
+                route(world, to)?
+            );
             let route = route(&world, to)?;
             ensure!(route.contains(&format!("mtu {}", overlay.mtu())), "{what}: {route}");
         }

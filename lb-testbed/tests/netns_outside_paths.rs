@@ -39,8 +39,9 @@ fn a_pair_of_links_carries_flows_on_when_one_is_pulled_out() -> Result<()> {
             for way in Way::ALL {
                 let to = world.to(service, way, case.family);
                 let what = format!("{case}, {way:?}, {name}");
-                let sock = case.connect(&mut client, to).with_context(|| what.clone())?;
-                let reply = client.ask(&sock, "hello").with_context(|| what.clone())?;
+                let counters = || format!("{what}: {:?}", world.counters(0));
+                let sock = case.connect(&mut client, to).with_context(counters)?;
+                let reply = client.ask(&sock, "hello").with_context(counters)?;
                 ensure!(reply.server == name, "{what}: {reply:?}");
                 open.push((what, case, to, name, sock, reply.client));
             }

@@ -51,10 +51,10 @@ fn go_on(
     Ok(())
 }
 
-fn none_failed(client: &mut Peer, loads: Vec<(LoadId, String)>) -> Result<()> {
+fn none_failed(world: &NorthSouth, client: &mut Peer, loads: Vec<(LoadId, String)>) -> Result<()> {
     for (load, what) in loads {
         let stats = client.load_stop(load)?;
-        ensure!(stats.failed == 0, "{what}: {stats:?}");
+        ensure!(stats.failed == 0, "{what}: {stats:?}, {:?}", world.counters(0));
     }
     Ok(())
 }
@@ -78,7 +78,7 @@ fn g_4_clients_outside_do_not_notice_that_the_agent_is_killed_and_restarted() ->
         world.agents[0].restart()?;
         go_on(&world, &mut client, &loads, 20).context("with a new agent")?;
     }
-    none_failed(&mut client, loads)
+    none_failed(&world, &mut client, loads)
 }
 
 /// Rules F-1, F-3, U-3: endpoints come and go; connections stay with theirs, datagrams move on, and

@@ -177,10 +177,10 @@ fn many_connections_and_bare_frames_arrive() -> Result<()> {
     let mut server = cluster.peer(node, Place::Outside)?;
     let mut client = cluster.peer(CLIENT, Place::Outside)?;
     let to = SocketAddr::new(cluster.address(node, Family::V4), PORT);
-    server.serve_many(to, 500)?;
+    server.serve_many(to)?;
     client.connect_many(to, 500)?;
     for _ in 0..2 {
-        assert_eq!(client.ask_many()?, 500);
+        assert_eq!(client.ask_many()?.len(), 500);
     }
     let router = cluster.fabric().mac(cluster.client_side())?;
     let mut wire = Wire::open(cluster.netns(CLIENT), "eth0", router)?;

@@ -1,6 +1,6 @@
 //! Ports and tuples (production cases 35, 37 to 39): whose packet is it when two flows look alike?
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::Counter;
@@ -9,11 +9,13 @@ use lb_testbed::{
     firewall,
     matrix::{Case, Transport},
     north_south::{
-        ENTRY, Exposed, Exposure, HERE, NEIGHBOUR, NorthSouth, OUTSIDE, SECOND, SILENCE, THERE,
-        Way, cases, told,
+        ENTRY, Exposed, Exposure, HERE, NEIGHBOUR, NorthSouth, OUTSIDE, SECOND, TARGET, THERE, Way,
+        cases,
     },
+    packet::Packet,
     peer::{Close, Peer, STEP, Sock},
     require,
+    wire::Wire,
 };
 
 /// Where a server outside listens.
@@ -88,11 +90,13 @@ fn case_35_a_masquerade_may_choose_a_node_port() -> Result<()> {
         &world.cluster,
         0,
         &format!(
-            "table inet cni {{ chain post {{
+            "table inet cni {{
+                chain post {{
                     type nat hook postrouting priority srcnat;
                     ip saddr 10.244.0.0/16 meta l4proto {{ tcp, udp }} masquerade to :{port}
                     ip6 saddr fd00:10:244::/48 meta l4proto {{ tcp, udp }} masquerade to :{port}
-                }} }}"
+                }}
+            }}"
         ),
     )?;
     let _server = outside_server(&world)?;
@@ -243,59 +247,65 @@ fn case_38_two_clients_with_one_port_stay_apart_behind_one_address() -> Result<(
     Ok(())
 }
 
-/// SNAT with two addresses: when the ports of one are used up towards a backend, those of the other serve;
-/// when all are, a new connection is dropped and counted, and those there are go on.
+/// SNAT with two addresses: when the ports of one are used up towards a backend, those of the other serve.
+/// When all are, what is new is dropped and counted, and what there is goes on.
 #[test]
 fn two_snat_addresses_serve_twice_as_many_connections() -> Result<()> {
     if !require::root_or_skip("two_snat_addresses_serve_twice_as_many_connections") {
         return Ok(());
     }
-    const PORTS: usize = 16;
+    // Of two times 1024.
+    const CONNECTIONS: usize = 1_500;
+    const MANY: u16 = TARGET + 1;
     let mut world = NorthSouth::new(Spec::default())?;
-    let service = world.expose(&Exposure::new(&[THERE]));
-    let second = ["172.18.0.200", "fd00:172:18::200"];
+    let one = world.expose(&Exposure::new(&[THERE]));
+    let many = world.expose(&Exposure::new(&[THERE]).target(MANY));
+    let second: [IpAddr; 2] = ["172.18.0.200".parse()?, "fd00:172:18::200".parse()?];
     world.cluster.nodes()[0].netns.ip(&format!(
         "addr add {}/32 dev eth0\naddr add {}/128 dev eth0 nodad",
         second[0], second[1]
     ))?;
-    let nodes = Family::ALL.map(|family| world.cluster.address(ENTRY, family).to_string());
-    let mut flags = vec!["--snat-ports", "20000-20015"];
-    for address in [nodes[0].as_str(), second[0], nodes[1].as_str(), second[1]] {
+    let nodes = world.cluster.addresses(ENTRY);
+    let addresses: Vec<String> = nodes.iter().chain(&second).map(IpAddr::to_string).collect();
+    let mut flags = vec!["--snat-ports", "20000-21023"];
+    for address in &addresses {
         flags.extend(["--snat-address", address]);
     }
-    // The other node does not have these addresses.
-    world.write()?;
-    let agent = lb_testbed::rig::with_small_maps(world.agent(0, &flags)?).start()?;
-    world.agents.push(agent);
+    world.start(&flags)?;
+    let mut server = world.peer(THERE)?;
     let mut client = world.peer(OUTSIDE)?;
-    for case in cases() {
-        let to = world.to(service, Way::LoadBalancer, case.family);
-        let own = world.cluster.address(ENTRY, case.family);
-        let other = second[usize::from(case.family == Family::V6)].parse()?;
-        let mut open = Vec::new();
-        let mut seen = Vec::new();
-        for number in 0..2 * PORTS {
-            let what = || format!("{case}, connection {number}: {:?}", world.counters(0));
-            let sock = case.connect(&mut client, to).with_context(what)?;
-            let reply = client.ask(&sock, "hello").with_context(what)?;
-            ensure!((20_000..20_016).contains(&reply.client.port()), "{case}: {reply:?}");
-            open.push(sock);
-            seen.push(reply.client);
-        }
-        seen.sort_unstable();
-        seen.dedup();
-        ensure!(seen.len() == 2 * PORTS, "{case}: {seen:?}");
+    let router = world.cluster.fabric().mac(world.cluster.client_side())?;
+    let mut wire = Wire::open(world.cluster.netns(OUTSIDE), "eth0", router)?;
+    for family in Family::ALL {
+        let at = SocketAddr::new(world.cluster.address(THERE, family), MANY);
+        server.serve_many(at)?;
+        let counters = || format!("{family}: {:?}", world.counters(0));
+        let to = world.to(many, Way::LoadBalancer, family);
+        client.connect_many(to, CONNECTIONS).with_context(counters)?;
+        let seen = client.ask_many().with_context(counters)?;
+        ensure!(seen.len() == CONNECTIONS, "{}: {} clients are seen", counters(), seen.len());
+        let own = nodes[usize::from(family == Family::V6)];
+        let other = second[usize::from(family == Family::V6)];
         for address in [own, other] {
-            let count = seen.iter().filter(|source| source.ip() == address).count();
-            ensure!(count == PORTS, "{case}: {count} connections from {address}, of {seen:?}");
+            let count = seen.iter().filter(|client| client.ip() == address).count();
+            ensure!((1..=1024).contains(&count), "{address}: {count} connections");
         }
+        ensure!(seen.iter().all(|client| [own, other].contains(&client.ip())), "{family}");
+        ensure!(seen.iter().all(|client| (20_000..21_024).contains(&client.port())), "{family}");
+        // Datagrams have ports of their own, until they do not.
+        let to = world.to(one, Way::LoadBalancer, family);
+        let sock = client.udp_connected(to)?;
+        client.ask(&sock, "before").with_context(counters)?;
         let before = world.counter(0, Counter::DropNoPort)?;
-        let errno = told(&mut client, case, to, SILENCE)?;
-        ensure!(errno.is_none(), "{case}: {errno:?}");
-        world.wait_counted(0, Counter::DropNoPort, before, 1).with_context(|| case.to_string())?;
-        for sock in &open {
-            client.ask(sock, "still there?").with_context(|| case.to_string())?;
+        let from = world.cluster.address(OUTSIDE, family);
+        for port in 20_000..26_000 {
+            wire.send(&Packet::new(from, to.ip()).udp(port, to.port()).payload(b"x"))?;
         }
+        wire.clear()?;
+        world.wait_counted(0, Counter::DropNoPort, before, 1)?;
+        client.ask(&sock, "afterwards").with_context(counters)?;
+        let again = client.ask_many().with_context(counters)?;
+        ensure!(again == seen, "{family}: connections are seen as from elsewhere");
     }
     Ok(())
 }

@@ -93,12 +93,12 @@ impl Peer {
             Command::LoadStop { load } => {
                 self.loads.remove(&load).map(|load| Answer::Stats(load.stop())).ok_or_else(unknown)
             }
-            Command::ServeMany { addr, count } => many::serve(addr, count).map(|()| Answer::Done),
+            Command::ServeMany { addr } => many::serve(addr).map(|()| Answer::Done),
             Command::ConnectMany { to, count, timeout_ms } => {
                 self.many = many::connect(to, count, Duration::from_millis(timeout_ms))?;
                 Ok(Answer::Done)
             }
-            Command::AskMany => many::ask(&mut self.many).map(|count| Answer::Ports { count }),
+            Command::AskMany => many::ask(&mut self.many).map(|seen| Answer::Clients { seen }),
             Command::Crr { to, count, timeout_ms } => {
                 Ok(Answer::Stats(load::crr(to, count, Duration::from_millis(timeout_ms))))
             }

@@ -10,6 +10,7 @@ mod server;
 mod wire;
 
 use std::{
+    collections::BTreeSet,
     env,
     fmt::{self, Write as _},
     io::Write as _,
@@ -257,9 +258,9 @@ impl Peer {
         self.stats(&command, Duration::from_mins(2))
     }
 
-    /// Accepts so many connections at an address, then answers on all of them in turn.
-    pub fn serve_many(&mut self, addr: SocketAddr, count: usize) -> Result<()> {
-        self.done(&Command::ServeMany { addr, count }, STEP)
+    /// Answers on any number of connections at an address, beside other peers that do so as well.
+    pub fn serve_many(&mut self, addr: SocketAddr) -> Result<()> {
+        self.done(&Command::ServeMany { addr }, STEP)
     }
 
     /// Opens so many connections and keeps them all.
@@ -268,10 +269,10 @@ impl Peer {
         self.done(&command, Duration::from_mins(1))
     }
 
-    /// Asks on all of them, and checks every answer; from how many ports the server sees them come.
-    pub fn ask_many(&mut self) -> Result<usize> {
+    /// Asks on all of them, and checks every answer; as whom the server sees their clients.
+    pub fn ask_many(&mut self) -> Result<BTreeSet<SocketAddr>> {
         match self.execute(&Command::AskMany, Duration::from_mins(1))? {
-            Answer::Ports { count } => Ok(count),
+            Answer::Clients { seen } => Ok(seen),
             other => bail!("the question was answered with {other:?}"),
         }
     }

@@ -1,7 +1,10 @@
 //! What a test and its peer process say to each other: one JSON object per line, one answer per
 //! command.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,8 +45,8 @@ pub(super) enum Command {
     LoadStop { load: LoadId },
     /// `count` times connect, request, reply, close, as fast as one thread can.
     Crr { to: SocketAddr, count: u32, timeout_ms: u64 },
-    /// Accepts that many connections, then answers on all of them in turn.
-    ServeMany { addr: SocketAddr, count: usize },
+    /// Answers on any number of connections at an address that others may listen at as well.
+    ServeMany { addr: SocketAddr },
     /// Opens that many connections.
     ConnectMany { to: SocketAddr, count: usize, timeout_ms: u64 },
     /// Asks on all of them, and waits for all answers.
@@ -94,8 +97,8 @@ pub(super) enum Answer {
     Load { load: LoadId },
     /// What a load has done.
     Stats(Stats),
-    /// From how many ports the server of many connections sees them come.
-    Ports { count: usize },
+    /// As whom the server of many connections sees their clients.
+    Clients { seen: BTreeSet<SocketAddr> },
     /// It failed.
     Failed { what: String, errno: Option<i32> },
 }

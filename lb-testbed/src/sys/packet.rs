@@ -38,16 +38,12 @@ pub(crate) fn open(index: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Lets this process have as many files open, if that is more than it may have now.
-pub(crate) fn allow_open_files(count: u64) -> io::Result<()> {
+/// Lets this process have as many files open as it may allow itself.
+pub(crate) fn allow_open_files() -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the limit lives until the call returns.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
-    if limit.rlim_cur >= count {
-        return Ok(());
-    }
-    limit.rlim_cur = count;
-    limit.rlim_max = limit.rlim_max.max(count);
+    limit.rlim_cur = limit.rlim_max;
     // SAFETY: as above.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
 }
