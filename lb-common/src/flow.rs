@@ -6,7 +6,7 @@
 
 use crate::abi::{Counter, FILTER_VIP, Flow, FlowKey, FlowKind, Live, proto};
 use crate::parse::{Headers, tcp};
-use crate::snat;
+use crate::snat::{self, Port};
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert, RouteTables};
 use crate::verdict::Verdict;
 
@@ -16,9 +16,6 @@ use crate::verdict::Verdict;
 const TCP_ESTABLISHED: u32 = 337_500;
 const TCP_CLOSING: u32 = 469;
 const OTHERS: u32 = 704;
-
-/// Source ports tried when another flow uses the reply tuple.
-const PORT_TRIES: u32 = 4;
 
 /// Whether both directions of a flow are met where they arrive: from the pod that is client and
 /// backend, or from client and backend, between which we send.
@@ -155,7 +152,7 @@ pub(crate) fn expired(now: u32, proto: u8, live: Live) -> bool {
     };
     // Another CPU may have read the clock later: what was seen just now is not idle for ages.
     let idle = now.wrapping_sub(live.seen());
-    idle > limit && idle <= u32::MAX / 2
+    idle.wrapping_sub(limit).wrapping_sub(1) < u32::MAX / 2 - limit
 }
 
 /// Whether a backend that accepts cannot mean this reply record's flow: the backend ended it itself,
@@ -195,8 +192,9 @@ pub fn promote<const N: usize, T: FlowTables<N>>(
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
 ) {
-    // The reply record first: with only it, replies are right and the next packet tries again.
-    if insert_reply(tables, key, flow, FlowTable::Main) == Insert::Done
+    // The reply record first: with only it, replies are right and the next packet tries again. Nobody
+    // else has its key, or the half-open flow would not have got it.
+    if insert_reply(tables, key, flow, FlowTable::Main, true) == Insert::Done
         && tables.insert_flow(FlowTable::Main, key, flow, true) == Insert::Done
     {
         tables.remove_flow(FlowTable::HalfOpen, key);
@@ -224,34 +222,35 @@ pub fn create<const N: usize, T: RouteTables<N>>(
     if key.proto == proto::SCTP && flow.dport != key.dport {
         return Some(Verdict::SctpPort);
     }
-    let table = table_of(key);
-    if flow.flags & Flow::<N>::FORWARDED != 0 {
-        return snat::create(tables, key, flow, table);
-    }
-    // The pod would refuse its own address as a source; the VIP is one that it answers through us.
-    let hairpin = flow.dst == key.src && flow.ifindex == 0;
-    flow.src = if hairpin { key.dst } else { key.src };
-    flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
-    // What comes to an address that is the node's alone is looked up at these ports only.
-    if hairpin && key.proto != proto::SCTP && tables.filter(&key.dst) & FILTER_VIP == 0 {
-        flow.sport = snat::port(tables, u16::from_be(key.sport) as u32);
-    }
-    let mut inserted = insert_reply(tables, key, flow, table);
-    for _ in 0..PORT_TRIES {
-        if inserted != Insert::Exists || key.proto == proto::SCTP {
-            break;
+    if flow.flags & Flow::<N>::FORWARDED == 0 {
+        // The pod would refuse its own address as a source; the VIP is one that it answers through us.
+        let hairpin = flow.dst == key.src && flow.ifindex == 0;
+        flow.src = if hairpin { key.dst } else { key.src };
+        flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
+        // What comes to an address that is the node's alone is looked up at these ports only.
+        if hairpin && key.proto != proto::SCTP && tables.filter(&key.dst) & FILTER_VIP == 0 {
+            flow.sport = snat::port(tables, u16::from_be(key.sport) as u32);
         }
-        flow.sport = snat::port(tables, tables.random());
-        inserted = insert_reply(tables, key, flow, table);
     }
-    if inserted == Insert::Exists {
+    flow.flags = tables.forget(flow.flags);
+    let port = tables.forget(snat::find(tables, key, flow) as u32);
+    if port == Port::Taken as u32 {
         return Some(Verdict::NoPort);
     }
-    if inserted == Insert::Full || tables.insert_flow(table, key, flow, true) != Insert::Done {
+    let table = table_of(key);
+    let inserted = match insert_reply(tables, key, flow, table, port == Port::Left as u32) {
+        Insert::Done => tables.insert_flow(table, key, flow, true),
+        // Another CPU was faster; the client asks again.
+        Insert::Exists => return Some(Verdict::NoPort),
+        Insert::Full => Insert::Full,
+    };
+    if inserted != Insert::Done {
         tables.count(Counter::FlowTableFull);
         return Some(Verdict::TableFull);
     }
-    tables.count(if flow.sport == key.sport {
+    tables.count(if flow.flags & Flow::<N>::FORWARDED != 0 {
+        Counter::FlowForwarded
+    } else if flow.sport == key.sport {
         Counter::FlowCreated
     } else {
         Counter::FlowReported
@@ -265,42 +264,26 @@ pub(crate) fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
     if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 
-/// Inserts the reply record unless a live flow of another client tuple has its key (the same
-/// client port to two VIPs that share a backend). Leaves `flow` with its tag.
+/// Inserts the reply record; one that is there goes only if it may. Leaves `flow` with its tag.
 #[inline(never)]
 fn insert_reply<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
     table: FlowTable,
+    replace: bool,
 ) -> Insert {
-    flip(key, flow);
-    let now = tables.now();
     // What the client's packets said so far is not the backend's.
     let live = flow.live;
+    turn(key, flow);
     flow.live = Live::new(Live(live).seen(), 0).0;
-    let tag = flow.tag;
-    let taken = |key: &FlowKey<N>, table| match tables.flow(table, key) {
-        // A UDP flow may live by its other direction alone: another source port is the safe way.
-        Some(record) => {
-            record.tag() != tag
-                && (key.proto == proto::UDP || !expired(now, key.proto, record.live()))
-        }
-        None => false,
-    };
-    let inserted = if taken(key, FlowTable::Main)
-        || (table == FlowTable::HalfOpen && taken(key, FlowTable::HalfOpen))
-    {
-        Insert::Exists
-    } else {
-        if table == FlowTable::HalfOpen {
-            // Replies are looked up in the main table first: what an old flow left hides ours.
-            tables.remove_flow(FlowTable::Main, key);
-        }
-        tables.insert_flow(table, key, flow, true)
-    };
+    if table == FlowTable::HalfOpen {
+        // Replies are looked up in the main table first: what an old flow left hides ours.
+        tables.remove_flow(FlowTable::Main, key);
+    }
+    let inserted = tables.insert_flow(table, key, flow, replace);
     flow.live = live;
-    flip(key, flow);
+    turn(key, flow);
     inserted
 }
 

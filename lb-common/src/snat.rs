@@ -1,12 +1,11 @@
-//! Under which address and port of this node is a flow sent on?
+//! Under which source port does a backend see a flow, and which address of this node, if it is sent on?
 //!
 //! The port follows from the client's own, so that the connections of one client to one backend never
 //! compete with each other; where those of two clients do, others are tried.
 
-use crate::abi::{Counter, Flow, FlowKey, Live, Mix, SNAT_ADDRESSES, proto};
-use crate::flow::{expired, flip, table_of, turn};
-use crate::tables::{FlowRef, FlowTable, Insert, NodeTables, RouteTables};
-use crate::verdict::Verdict;
+use crate::abi::{Flow, FlowKey, Mix, SNAT_ADDRESSES, proto};
+use crate::flow::{expired, table_of, turn};
+use crate::tables::{FlowRef, FlowTable, NodeTables, RouteTables};
 
 /// Ports tried: as many of the first address, then of the next one, as in a row.
 const TRIES: u32 = 16;
@@ -19,7 +18,7 @@ const STRIDE: u32 = 7_919;
 /// Who has a port.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Port {
+pub(crate) enum Port {
     /// Nobody.
     Free,
     /// Nobody any more, or this very client: its record is replaced.
@@ -28,41 +27,11 @@ enum Port {
     Taken,
 }
 
-/// Makes both records of a flow that leaves by the interface of the route that was found last.
-#[inline(always)]
-pub(crate) fn create<const N: usize, T: RouteTables<N>>(
-    tables: &T,
-    key: &mut FlowKey<N>,
-    flow: &mut Flow<N>,
-    table: FlowTable,
-) -> Option<Verdict> {
-    let port = find(tables, key, flow);
-    if port == Port::Taken {
-        return Some(Verdict::NoPort);
-    }
-    match insert_reply(tables, key, flow, table, port == Port::Left) {
-        Insert::Done => {}
-        // Another CPU was faster; the client asks again.
-        Insert::Exists => return Some(Verdict::NoPort),
-        Insert::Full => return Some(full(tables)),
-    }
-    if tables.insert_flow(table, key, flow, true) != Insert::Done {
-        return Some(full(tables));
-    }
-    tables.count(Counter::FlowForwarded);
-    None
-}
-
-#[inline(always)]
-fn full<const N: usize, T: RouteTables<N>>(tables: &T) -> Verdict {
-    tables.count(Counter::FlowTableFull);
-    Verdict::TableFull
-}
-
-/// Fills in source address and port. Protocol and table are read anew wherever they matter: the
-/// verifier follows what comes once for each value that it knows.
+/// Fills in the source port, and the address of a flow that is sent on; others keep both if they can.
+/// Protocol and table are read anew wherever they matter: the verifier follows what comes once for each
+/// value that it knows.
 #[inline(never)]
-fn find<const N: usize, T: RouteTables<N>>(
+pub(crate) fn find<const N: usize, T: RouteTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
@@ -84,16 +53,21 @@ fn seek<const N: usize, T: RouteTables<N>>(
     begin: u32,
 ) -> Port {
     for tried in 0..TRIES {
-        if tried % TRIES_IN_A_ROW == 0 && !set_address(tables, key, tried / TRIES_IN_A_ROW) {
+        let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
+        if forwarded
+            && tried % TRIES_IN_A_ROW == 0
+            && !set_address(tables, key, tried / TRIES_IN_A_ROW)
+        {
             return Port::Taken;
         }
         let number = begin.wrapping_add(STRIDE.wrapping_mul(tried));
         // SCTP's checksum covers its ports: it keeps that of the client.
-        let kept = key.proto == proto::SCTP;
-        key.dport = if kept { flow.dport } else { port(tables, number) };
-        let port = who_has(tables, key, flow);
-        if port != Port::Taken {
-            return port;
+        if key.proto != proto::SCTP && (forwarded || tried != 0) {
+            key.dport = port(tables, number);
+        }
+        let has = who_has(tables, key, flow);
+        if has != Port::Taken {
+            return has;
         }
     }
     Port::Taken
@@ -131,7 +105,10 @@ fn who_has<const N: usize, T: RouteTables<N>>(
     let table = table_of(key);
     let mut left = false;
     if let Some(record) = tables.flow(FlowTable::Main, key) {
-        if !record.translates_as(flow) && !expired(tables.now(), key.proto, record.live()) {
+        // Only what is sent on is kept alive in both directions by either.
+        let kept = key.proto == proto::UDP && flow.flags & Flow::<N>::FORWARDED == 0;
+        if !record.translates_as(flow) && (kept || !expired(tables.now(), key.proto, record.live()))
+        {
             return Port::Taken;
         }
         left = table == FlowTable::Main;
@@ -139,9 +116,8 @@ fn who_has<const N: usize, T: RouteTables<N>>(
     if table == FlowTable::HalfOpen
         && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
     {
-        // Nobody waits for an answer to a SYN for longer than for the end of a closed connection.
-        let live = Live::new(record.live().seen(), Live::FIN);
-        if !record.translates_as(flow) && !expired(tables.now(), key.proto, live) {
+        // Nobody waits for an answer to a SYN for longer than for one to a datagram.
+        if !record.translates_as(flow) && !expired(tables.now(), proto::UDP, record.live()) {
             return Port::Taken;
         }
         left = true;
@@ -154,25 +130,6 @@ fn who_has<const N: usize, T: RouteTables<N>>(
 pub(crate) fn port<T: NodeTables>(tables: &T, number: u32) -> u16 {
     let offset = number.checked_rem(tables.snat_count()).unwrap_or(0);
     network(tables.snat_first().wrapping_add(offset))
-}
-
-/// Inserts the reply record; one that is there goes only if it may. Leaves `flow` with its tag.
-#[inline(never)]
-fn insert_reply<const N: usize, T: RouteTables<N>>(
-    tables: &T,
-    key: &mut FlowKey<N>,
-    flow: &mut Flow<N>,
-    table: FlowTable,
-    replace: bool,
-) -> Insert {
-    flip(key, flow);
-    if table == FlowTable::HalfOpen {
-        // Replies are looked up in the main table first: what an old flow left hides ours.
-        tables.remove_flow(FlowTable::Main, key);
-    }
-    let inserted = tables.insert_flow(table, key, flow, replace);
-    flip(key, flow);
-    inserted
 }
 
 #[inline(always)]

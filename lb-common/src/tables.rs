@@ -96,6 +96,11 @@ pub trait NodeTables: ServiceTables {
     fn egress(&self) -> u32;
     /// Whether that is [`RouteStatus::Found`], or [`RouteStatus::NoNeighbour`].
     fn neighbour_known(&self) -> bool;
+    /// The same number, of which the kernel's verifier knows nothing any more: it follows what comes
+    /// next once, and not for each value that it has seen.
+    fn forget(&self, value: u32) -> u32 {
+        value
+    }
     /// How many bytes of IP packet fit that route, known after [`RouteStatus::TooBig`].
     fn mtu(&self) -> u32;
 }

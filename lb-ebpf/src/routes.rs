@@ -30,6 +30,7 @@ const VLAN: usize = 12;
 const MACS: usize = 13;
 const ASKED: usize = 16;
 const KNOWN: usize = 17;
+const FORGOTTEN: usize = 18;
 
 /// This CPU's element of `HOP`. A program is not interrupted by another one over packets on its CPU.
 #[derive(Clone, Copy)]
@@ -226,6 +227,13 @@ impl NodeTables for Maps {
     #[inline(always)]
     fn neighbour_known(&self) -> bool {
         Words::get().is_some_and(|words| words.word(KNOWN) != 0)
+    }
+
+    #[inline(always)]
+    fn forget(&self, value: u32) -> u32 {
+        let Some(words) = Words::get() else { return value };
+        words.set(FORGOTTEN, value);
+        words.word(FORGOTTEN)
     }
 
     /// Before kernel 5.12 the answer is only that the packet does not fit the interface.

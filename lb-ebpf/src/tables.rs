@@ -184,7 +184,10 @@ impl<const N: usize> FlowRef<N> for Record<N> {
         };
         // Without branches, each of which the verifier would follow.
         let mut differs = u32::from((sport ^ other.sport) | (dport ^ other.dport));
-        for (own, other) in src.iter().zip(&other.src).chain(dst.iter().zip(&other.dst)) {
+        for (own, other) in src.iter().zip(&other.src) {
+            differs |= own ^ other;
+        }
+        for (own, other) in dst.iter().zip(&other.dst) {
             differs |= own ^ other;
         }
         differs == 0
