@@ -153,7 +153,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         sizes = ?config.sizes,
         "starting"
     );
-    for doubt in arguments.outside.doubts() {
+    for doubt in arguments.outside.doubts().into_iter().chain(arguments.xdp.doubts()) {
         tracing::warn!("{doubt}");
     }
     if !node.names_cgroup() && !cgroup::is_machine_root(&config.cgroup) {

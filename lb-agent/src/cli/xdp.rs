@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::{Args, ValueEnum};
+use lb_agent::datapath::routes;
 use lb_agent::datapath::xdp::{Config, Mode};
 
 use super::error::Error;
@@ -48,6 +49,15 @@ impl XdpArgs {
         }
         Ok(Config { mode, interfaces })
     }
+
+    /// What may be a mistake, as interfaces are at this moment in this thread's network namespace;
+    /// each as a sentence.
+    pub(super) fn doubts(&self) -> Vec<String> {
+        let names = self.xdp_interfaces.iter().flatten();
+        let absent = names.filter(|name| routes::interface_index(name).is_none());
+        let doubt = |name| format!("--xdp-interfaces: there is no interface {name} at the moment");
+        absent.map(doubt).collect()
+    }
 }
 
 /// A name that an interface can have (`dev_valid_name` of the kernel).
@@ -82,6 +92,13 @@ mod tests {
         let named = config(&["--xdp", "generic", "--xdp-interfaces", "eth0,eth1"]).unwrap();
         assert_eq!(named.mode, Mode::Generic);
         assert_eq!(named.interfaces, Some(["eth0".to_owned(), "eth1".to_owned()].into()));
+    }
+
+    #[test]
+    fn names_of_interfaces_that_are_not_there_are_told() {
+        let flags = Flags::try_parse_from(["x", "--xdp-interfaces", "lo,no-such-one"]).unwrap();
+        let doubts = flags.xdp.doubts();
+        assert!(matches!(&doubts[..], [one] if one.contains("no-such-one")), "{doubts:?}");
     }
 
     #[test]

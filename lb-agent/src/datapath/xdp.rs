@@ -67,12 +67,30 @@ impl Config {
     /// are still to be filled in. A veth that is an uplink has to be named. Where there are VLANs,
     /// cards may take tags off before XDP sees a packet, which then looks like one without.
     pub fn wants(&self, interface: &Interface) -> bool {
-        let Interface { name, role, ethernet, device, .. } = interface;
         let chosen = match &self.interfaces {
-            Some(names) => names.contains(name),
-            None => device.kind == Kind::Physical,
+            Some(_) => self.names(interface),
+            None => interface.device.kind == Kind::Physical,
         };
-        self.mode != Mode::Off && *role == Role::Uplink && *ethernet && !device.has_vlan && chosen
+        self.mode != Mode::Off && unfit(interface).is_none() && chosen
+    }
+
+    /// Whether an interface is named as one that is to get XDP.
+    fn names(&self, interface: &Interface) -> bool {
+        self.interfaces.as_ref().is_some_and(|names| names.contains(&interface.name))
+    }
+}
+
+/// Why XDP does not belong on an interface, whoever names it.
+fn unfit(interface: &Interface) -> Option<&'static str> {
+    let Interface { role, ethernet, device, .. } = interface;
+    if *role != Role::Uplink {
+        Some("it is no uplink; if it leads out of the node, say so by --interfaces NAME=uplink")
+    } else if !ethernet {
+        Some("its frames have no Ethernet header")
+    } else if device.has_vlan {
+        Some("there are VLANs on it, whose tags cards may take off before XDP sees a packet")
+    } else {
+        None
     }
 }
 
@@ -211,6 +229,8 @@ pub(super) struct Xdp {
     shared: Arc<Shared>,
     /// Interfaces whose state may not be [`State::Unwanted`].
     known: BTreeSet<u32>,
+    /// Interfaces that are named and do not get it, with the reason as it was told.
+    unfit: BTreeMap<u32, &'static str>,
     thread: Option<JoinHandle<()>>,
     changed: Option<mpsc::Receiver<u32>>,
 }
@@ -237,6 +257,7 @@ impl Xdp {
             folder,
             shared: Arc::new(shared),
             known,
+            unfit: BTreeMap::new(),
             thread: None,
             changed: Some(changed),
         })
@@ -249,8 +270,17 @@ impl Xdp {
         if self.config.wants(interface) {
             self.known.insert(index);
             self.shared.programs.get_or_init(|| Programs::load(ebpf));
-        } else if !self.known.remove(&index) {
-            return;
+        } else {
+            if let Some(reason) = unfit(interface)
+                && self.config.names(interface)
+                && self.unfit.insert(index, reason) != Some(reason)
+            {
+                let name = &interface.name;
+                tracing::warn!(interface = name, reason, "--xdp-interfaces: no XDP here");
+            }
+            if !self.known.remove(&index) {
+                return;
+            }
         }
         self.start();
         self.shared.ask_to_settle(interface.clone());
@@ -258,6 +288,7 @@ impl Xdp {
 
     /// Forgets an interface that is gone, or takes XDP off it.
     pub(super) fn forget(&mut self, index: u32) {
+        self.unfit.remove(&index);
         if self.known.remove(&index) {
             self.start();
             self.shared.ask_to_forget(index);
@@ -353,7 +384,9 @@ mod tests {
     fn a_veth_gets_xdp_when_named_and_never_a_pod_port() {
         let named = Config { interfaces: Some(["veth0".to_owned()].into()), ..Config::default() };
         assert!(named.wants(&interface("veth0", Kind::Veth, Role::Uplink)));
-        assert!(!named.wants(&interface("veth0", Kind::Veth, Role::PodPort)));
+        let pod_port = interface("veth0", Kind::Veth, Role::PodPort);
+        assert!(!named.wants(&pod_port) && named.names(&pod_port));
+        assert!(unfit(&pod_port).unwrap().contains("--interfaces NAME=uplink"));
         assert!(!named.wants(&interface("eth0", Kind::Physical, Role::Uplink)), "not named");
         let off = Config { mode: Mode::Off, ..named };
         assert!(!off.wants(&interface("veth0", Kind::Veth, Role::Uplink)));

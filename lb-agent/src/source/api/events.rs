@@ -11,7 +11,7 @@ use kube::core::params::{ListParams, PostParams};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::request::RequestError;
 use crate::model::ObjectKey;
@@ -19,6 +19,8 @@ use crate::source::Warning;
 
 /// A request that takes longer is given up.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// After each: whoever writes Services chooses how many there are, and every node tells of each.
+const PAUSE: Duration = Duration::from_secs(1);
 /// What the API server takes of a note and of who reports, in bytes.
 const LONGEST_NOTE: usize = 1024;
 const LONGEST_INSTANCE: usize = 128;
@@ -49,6 +51,7 @@ pub(super) async fn write(
             Err(error) => tracing::debug!(%error, "cannot write an Event"),
             Ok(()) => told = false,
         }
+        sleep(PAUSE).await;
     }
 }
 
