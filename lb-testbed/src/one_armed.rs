@@ -179,6 +179,18 @@ impl OneArmed {
     /// A connection and a datagram to the node's port in each family: the backend answers both, and
     /// sees the node.
     pub fn exchange(&mut self) -> Result<()> {
+        let result = self.try_exchange();
+        result.with_context(|| format!("counters: {:?}", self.counters()))
+    }
+
+    /// All counters that are not zero.
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
+        let all = Counter::ALL.iter().map(|&counter| Ok((counter.name(), self.counter(counter)?)));
+        let all: Vec<_> = all.collect::<Result<_>>()?;
+        Ok(all.into_iter().filter(|(_, value)| *value > 0).collect())
+    }
+
+    fn try_exchange(&mut self) -> Result<()> {
         let nodes = sockets(NODE, NODE_PORT)?;
         for to in nodes {
             for reply in [
@@ -206,6 +218,22 @@ pub fn xdp_of(status: &Value, interface: &str) -> Value {
         .map(|one| one["xdp"].clone())
         .next()
         .unwrap_or_default()
+}
+
+/// Waits until XDP runs in the driver of an agent's interface: it is proven after the agent is in
+/// sync, and what fails falls back to tc.
+pub fn wait_for_native_xdp(agent: &Agent, interface: &str) -> Result<()> {
+    let mut last = String::new();
+    wait::until("XDP to run", SETTLED_WITHIN, || {
+        last = match agent.command_any("status", &["--output", "json"]) {
+            Ok((_, text)) => text,
+            Err(error) => format!("{error:#}"),
+        };
+        let status: Value = serde_json::from_str(&last).unwrap_or_default();
+        let xdp = xdp_of(&status, interface);
+        xdp["runs"] == true && xdp["mode"] == "native"
+    })
+    .with_context(|| format!("status said {last}"))
 }
 
 fn sockets(addresses: [&str; 2], port: u16) -> Result<Vec<SocketAddr>> {
