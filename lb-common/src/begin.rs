@@ -28,12 +28,14 @@ enum Client {
 }
 
 /// A packet without a record: fills in where its flow goes, or tells why it does not begin one.
+/// `frontend` is what [`frontend`] says of it.
 #[inline(never)]
 pub(crate) fn begin<const N: usize, P, T>(
     packet: &P,
     tables: &T,
     headers: &Headers<N>,
     flow: &mut Flow<N>,
+    frontend: u64,
 ) -> Option<Verdict>
 where
     P: Packet,
@@ -41,8 +43,7 @@ where
     Ipv<N>: Header<N>,
 {
     let key = &headers.key;
-    let frontend = FrontendKey::new(key.dst, key.dport, key.proto);
-    let found = destination(tables, &frontend, || false);
+    let found = unpacked(frontend);
     if found.is_none() && !AddressFlags::is_services_alone(what_is(tables, &key.dst)) {
         return Some(Verdict::NotService);
     }
@@ -85,6 +86,22 @@ where
     }
     flow.ifindex = if outside || flow.flags != 0 { group(tables.arrival(), interface) } else { 0 };
     None
+}
+
+/// The frontend that a packet is for, as one word; 0 if there is none. A function of its own, for the
+/// sake of the stack.
+#[inline(never)]
+pub(crate) fn frontend<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> u64 {
+    match destination(tables, &FrontendKey::new(key.dst, key.dport, key.proto), || false) {
+        Some(found) => found.id as u64 | (found.flags as u64) << 32 | 1 << 40,
+        None => 0,
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
+const fn unpacked(word: u64) -> Option<Found> {
+    if word == 0 { None } else { Some(Found { id: word as u32, flags: (word >> 32) as u8 }) }
 }
 
 /// What the interface at hand is; a function of its own, for the sake of the stack.

@@ -15,7 +15,7 @@ use crate::abi::{
     Counter, FILTER_NODE, FILTER_VIP, Flow, FlowKey, FlowKind, Ip, Live, V4, V6, node_port_place,
     proto,
 };
-use crate::begin::{answers, begin};
+use crate::begin::{answers, begin, frontend};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
 use crate::packet::Packet;
 use crate::parse::{
@@ -537,7 +537,8 @@ where
     if headers.is_tcp() && !headers.opens() && found(tables, headers, FlowTable::Main, &mut flow) {
         return go_on(stage, packet, tables, headers, &flow, link);
     }
-    if let Some(verdict) = begin(packet, tables, headers, &mut flow) {
+    if let Some(verdict) = begin(packet, tables, headers, &mut flow, frontend(tables, &headers.key))
+    {
         return verdict;
     }
     if flow.flags & Flow::<N>::FORWARDED != 0 {

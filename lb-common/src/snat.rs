@@ -53,17 +53,8 @@ fn seek<const N: usize, T: RouteTables<N>>(
     begin: u32,
 ) -> Port {
     for tried in 0..TRIES {
-        let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
-        if forwarded
-            && tried % TRIES_IN_A_ROW == 0
-            && !set_address(tables, key, tried / TRIES_IN_A_ROW)
-        {
-            return Port::Taken;
-        }
-        let number = begin.wrapping_add(STRIDE.wrapping_mul(tried));
-        // SCTP's checksum covers its ports: it keeps that of the client.
-        if key.proto != proto::SCTP && (forwarded || tried != 0) {
-            key.dport = port(tables, number);
+        if !propose(tables, key, flow, begin, tried) {
+            break;
         }
         let has = who_has(tables, key, flow);
         if has != Port::Taken {
@@ -71,6 +62,28 @@ fn seek<const N: usize, T: RouteTables<N>>(
         }
     }
     Port::Taken
+}
+
+/// Fills in the address and port to be tried next; `false` if there is none. A function of its own: the
+/// verifier forgets by which way it came here.
+#[inline(never)]
+fn propose<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    key: &mut FlowKey<N>,
+    flow: &Flow<N>,
+    begin: u32,
+    tried: u32,
+) -> bool {
+    let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
+    if forwarded && tried % TRIES_IN_A_ROW == 0 && !set_address(tables, key, tried / TRIES_IN_A_ROW)
+    {
+        return false;
+    }
+    // SCTP's checksum covers its ports: it keeps that of the client.
+    if key.proto != proto::SCTP && (forwarded || tried != 0) {
+        key.dport = port(tables, begin.wrapping_add(STRIDE.wrapping_mul(tried)));
+    }
+    true
 }
 
 /// Where among the ports a client's own port lies: those of one client next to each other.

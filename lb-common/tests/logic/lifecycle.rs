@@ -211,14 +211,9 @@ fn case_68_the_entry_of_a_dead_backend_refuses_nobody() {
 }
 
 /// A flow to the second Service, which is answered under a source port of its own.
-fn changed_port(world: &World, net: Net, vip: SocketAddr, wanted: &[u32]) -> u16 {
-    world.tables.push_random(FIRST); // the backend
-    for port in wanted {
-        world.tables.push_random(*port);
-    }
+fn changed_port(world: &World, net: Net, vip: SocketAddr) -> u16 {
     let (verdict, bytes) = world.ingress(&tcp(at(net.client, SPORT), vip, SYN));
     assert_eq!(verdict, Verdict::Translated);
-    world.tables.clear_random();
     ends(&bytes).0.port()
 }
 
@@ -237,8 +232,8 @@ fn case_69_a_changed_source_port_is_not_given_away_while_the_server_waits() {
             }
             // Holds the client's own port.
             world.connect(at(net.client, SPORT), at(net.vip, PORT));
-            let port = changed_port(&world, net, vips[0], &[7]);
-            assert!(port >= 61_000);
+            let port = changed_port(&world, net, vips[0]);
+            assert!((1_024..30_000).contains(&port));
             let client = at(net.client, SPORT);
             let answer = |flags| tcp(pod, at(net.client, port), flags);
             let expected = |flags| crate::setup::readdressed(&answer(flags), vips[0], client);
@@ -253,10 +248,10 @@ fn case_69_a_changed_source_port_is_not_given_away_while_the_server_waits() {
             // server remembers is asked for first.
             world.tables.advance(free_after - 10);
             world.connect(at(net.client, SPORT), at(net.vip, PORT));
-            let other = changed_port(&world, net, vips[1], &[7, 1 << 31]);
+            let other = changed_port(&world, net, vips[1]);
             assert_ne!(other, port, "ended: {ended}");
             world.tables.advance(10);
-            assert_eq!(changed_port(&world, net, vips[2], &[7]), port, "ended: {ended}");
+            assert_eq!(changed_port(&world, net, vips[2]), port, "ended: {ended}");
         }
     }
 }
