@@ -31,7 +31,8 @@ fn a_pair_of_links_carries_flows_on_when_one_is_pulled_out() -> Result<()> {
     let spec = Spec { uplink: Uplink::Pair, ..Spec::default() };
     let mut world = NorthSouth::new(spec)?;
     let services = PLACES.map(|(at, name)| (name, world.expose(&Exposure::new(&[at]))));
-    world.start(&[])?;
+    // A bridge over pairs of interfaces looks like that of a CNI.
+    world.start(&["--interfaces", "eth0=uplink,eth1=uplink"])?;
     let mut client = world.peer(OUTSIDE)?;
     let mut open = Vec::new();
     for case in cases() {
