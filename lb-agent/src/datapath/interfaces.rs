@@ -41,10 +41,15 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// receiver is gone. Where netlink loses messages or fails, everything is read again.
 pub async fn watch(overrides: Overrides, changes: mpsc::Sender<Change>) {
     let mut known = Known::default();
+    let mut told: Option<String> = None;
     while !changes.is_closed() {
-        if let Err(error) = follow(&overrides, &mut known, &changes).await {
-            tracing::warn!(%error, "the watch of interfaces failed and starts again");
+        let failed = follow(&overrides, &mut known, &changes).await.err();
+        let failed = failed.map(|error| error.to_string());
+        // Once for as long as it fails, which may be at every pause.
+        if let Some(error) = failed.as_ref().filter(|error| told.as_ref() != Some(*error)) {
+            tracing::warn!(error, "the watch of interfaces failed; will be tried again");
         }
+        told = failed;
         tokio::time::sleep(PAUSE).await;
     }
 }

@@ -54,14 +54,16 @@ impl SnatAddresses {
         Ok(Self(addresses))
     }
 
-    /// Those that no interface of the node has: answers to them would go to somebody else.
+    /// Those that no interface of the node has: answers to them would go to somebody else. `assigned`
+    /// are those that some interface has, in order.
     pub fn missing(&self, assigned: &[IpAddr]) -> Vec<IpAddr> {
-        self.0.iter().filter(|addr| !assigned.contains(addr)).copied().collect()
+        self.0.iter().filter(|addr| assigned.binary_search(addr).is_err()).copied().collect()
     }
 
     /// The addresses of a family under which packets leave by an interface whose own primary address
     /// is `own` (M-b): those that were asked for; else its own; else that by which others know the
-    /// node; else `last`. Only what is `assigned` to some interface counts.
+    /// node; else `last`. Only what is `assigned` to some interface counts; there may be thousands, so
+    /// they are in order.
     pub fn choose(
         &self,
         family: Family,
@@ -70,7 +72,8 @@ impl SnatAddresses {
         last: Option<IpAddr>,
         assigned: &[IpAddr],
     ) -> Vec<IpAddr> {
-        let is_ours = |addr: &IpAddr| Family::of(*addr) == family && assigned.contains(addr);
+        let is_ours =
+            |addr: &IpAddr| Family::of(*addr) == family && assigned.binary_search(addr).is_ok();
         let asked: Vec<IpAddr> = self.0.iter().copied().filter(is_ours).collect();
         if !asked.is_empty() {
             return asked;
