@@ -234,7 +234,9 @@ fn load_logged(
     license: &CStr,
     log_level: u32,
 ) -> Result<(OwnedFd, String)> {
-    let mut log = vec![0_u8; 1 << 16];
+    let big = std::env::var("CORE_LOG").is_ok();
+    let log_level = if big && code.len() > 7900 { 2 } else { log_level };
+    let mut log = vec![0_u8; if big { 1 << 29 } else { 1 << 16 }];
     let mut attr = LoadAttr {
         prog_type: kind as u32,
         insn_cnt: u32::try_from(code.len()).context("length of a program")?,
@@ -250,6 +252,7 @@ fn load_logged(
     // long as stated.
     let loaded = unsafe { sys::bpf_open(BPF_PROG_LOAD, &mut attr) };
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    if big && code.len() > 7900 { let _ = std::fs::write(format!("/tmp/core_v_{}.log", code.len()), &log[..end]); }
     let log = String::from_utf8_lossy(log.get(..end).unwrap_or_default()).trim().to_owned();
     match loaded {
         Ok(program) => Ok((program, log)),

@@ -223,9 +223,7 @@ fn play(kernel: &mut Kernel, engine: Engine, case: &Case) -> Result<()> {
                 shot.check(&format!("{what} on the host"), verdict, &output)?;
                 // What leaves has no such sum, and without an Ethernet header the test run sums up
                 // from a wrong place.
-                let summed = engine == Engine::TcSummed
-                    && !shot.answered
-                    && is_early(shot);
+                let summed = engine == Engine::TcSummed && !shot.answered && is_early(shot);
                 let ran = if summed {
                     kernel.run_summed(program, &shot.input)
                 } else {

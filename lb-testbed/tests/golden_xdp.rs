@@ -294,9 +294,12 @@ fn xdp_leaves_what_is_not_positively_its_own() -> Result<()> {
                 ensure!((ran.verdict, &ran.data) == (PASS, &group), "a group: {}", ran.verdict);
                 // The last hop.
                 world.left(&Packet { ttl: 1, ..packet(vip) }.build())?;
-                // Cut off anywhere.
+                // Cut off anywhere in its headers.
                 let whole = packet(vip).build();
-                for length in 14..whole.len().min(14 + 60) {
+                let network = if client.is_ipv4() { 20 } else { 40 };
+                // Of TCP, all but the urgent pointer.
+                let transport = if protocol == Protocol::Tcp { 18 } else { 8 };
+                for length in 14..14 + network + transport {
                     world.left(whole.get(..length).context("a part")?)?;
                 }
             }

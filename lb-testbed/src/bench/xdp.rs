@@ -90,7 +90,7 @@ fn measure_here(plan: &Plan, index: u32) -> Result<Vec<Figure>> {
     let flags = InterfaceFlags::OFF_NODE | InterfaceFlags::XDP;
     object.set_interface(index, flags, &ends.each_ref().map(|end| end.node))?;
     // The queues of a veth are only there while a program is attached.
-    let empty = testrun::load_empty(Kind::Xdp, XDP_TX.cast_signed(), 0)?;
+    let empty = testrun::load_empty(Kind::Xdp, XDP_TX.cast_signed(), testrun::ATTACH_XDP)?;
     let _attached = testrun::attach_xdp(empty.as_fd(), index)?;
     let mut bench = Bench { object, empty, index, runs: plan.pick(20_000, 200) };
     let mut figures = bench.single(&ends)?;

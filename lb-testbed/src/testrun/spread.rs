@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Kind, load};
+use super::{ATTACH_XDP, Kind, load};
 use crate::sys;
 
 const BPF_MAP_CREATE: c_int = 0;
@@ -38,7 +38,7 @@ impl Spread {
         let value = target.as_raw_fd();
         update(targets.as_fd(), &value).context("put a program into an array")?;
         let code = code(counter.as_fd(), targets.as_fd(), vip, stride(flows)?, flows);
-        let program = load(Kind::Xdp, &code, 0)?;
+        let program = load(Kind::Xdp, &code, ATTACH_XDP)?;
         Ok(Self { program, _maps: [counter, targets] })
     }
 
