@@ -25,8 +25,9 @@ const BPF_LINK_CREATE: c_int = 28;
 const SUMMED: u32 = 1 << 2;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`
 const LIVE_FRAMES: u32 = 1 << 1;
-/// `BPF_XDP`
-const ATTACH_XDP: u32 = 37;
+/// `BPF_XDP`: what XDP programs are made for. Newer kernels let one go on with another only if both are
+/// made for the same.
+pub const ATTACH_XDP: u32 = 37;
 /// `XDP_FLAGS_DRV_MODE`
 const IN_DRIVER: u32 = 1 << 2;
 /// Programs may grow a packet (XDP head room, encapsulation); the result must have room for it.
@@ -234,9 +235,7 @@ fn load_logged(
     license: &CStr,
     log_level: u32,
 ) -> Result<(OwnedFd, String)> {
-    let big = std::env::var("CORE_LOG").is_ok();
-    let log_level = if big && code.len() > 7900 { 2 } else { log_level };
-    let mut log = vec![0_u8; if big { 1 << 29 } else { 1 << 16 }];
+    let mut log = vec![0_u8; 1 << 16];
     let mut attr = LoadAttr {
         prog_type: kind as u32,
         insn_cnt: u32::try_from(code.len()).context("length of a program")?,
@@ -252,7 +251,6 @@ fn load_logged(
     // long as stated.
     let loaded = unsafe { sys::bpf_open(BPF_PROG_LOAD, &mut attr) };
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-    if big && code.len() > 7900 { let _ = std::fs::write(format!("/tmp/core_v_{}.log", code.len()), &log[..end]); }
     let log = String::from_utf8_lossy(log.get(..end).unwrap_or_default()).trim().to_owned();
     match loaded {
         Ok(program) => Ok((program, log)),
