@@ -158,7 +158,6 @@ impl<D: Datapath> Sync<D> {
         if !found.is_empty() {
             // A run that was killed may have taken things out of use a moment ago.
             datapath.grace().wait().map_err(Error::system("wait for a grace period"))?;
-            log_failures(&datapath.apply(&diff::clear(&retired)));
             tracing::info!(
                 frontends = found.frontends.len(),
                 service_ports = planner.programmed(),
@@ -212,10 +211,13 @@ impl<D: Datapath> Sync<D> {
             grace_done,
             graces,
         };
+        // What fails is tried again: a source range that stays would let somebody in to the next owner
+        // of its id.
+        sync.run_ops(&diff::clear(&retired));
         if !found.frontends.is_empty() {
             sync.attach_all();
-            sync.schedule_retry();
         }
+        sync.schedule_retry();
         Ok(sync)
     }
 

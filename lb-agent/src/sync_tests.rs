@@ -16,7 +16,7 @@ use crate::model::{
     Change, ClusterIps, Conditions, Endpoint, Endpoints, Family, Node, Protocol, Service,
     ServicePort, Slice, SlicePort,
 };
-use crate::plan::{Cidr, FrontKey, Snapshot, self_test};
+use crate::plan::{Cidr, FrontKey, Snapshot, SourceRange, self_test};
 
 const CAPACITY: Capacity = Capacity {
     service_ports: 16,
@@ -27,7 +27,7 @@ const CAPACITY: Capacity = Capacity {
     source_ranges: 16,
 };
 
-/// Maps in memory, in which frontends, interfaces and sockets can be made to fail.
+/// Maps in memory, in which frontends, ranges that go, interfaces and sockets can be made to fail.
 #[derive(Debug)]
 struct Flaky {
     fake: Fake,
@@ -39,7 +39,9 @@ struct Flaky {
 
 impl Datapath for Flaky {
     fn apply(&mut self, ops: &[Op]) -> Vec<(usize, Error)> {
-        let refused = |op: &Op| matches!(op, Op::FrontendPut(..) | Op::FrontendDelete(_));
+        let refused = |op: &Op| {
+            matches!(op, Op::FrontendPut(..) | Op::FrontendDelete(_) | Op::SourceRangeDelete(_))
+        };
         let mut failed = Vec::new();
         for (index, op) in ops.iter().enumerate() {
             if self.refuse && refused(op) {
@@ -291,6 +293,21 @@ fn a_frontend_that_fails_is_tried_again_and_keeps_ids_in_use() {
     assert_eq!(rig.frontends().len(), 0);
     rig.grace();
     assert!(!rig.sync.wants_retry());
+}
+
+#[test]
+fn a_range_that_a_crash_left_over_is_tried_to_be_cleared_until_it_is_gone() {
+    let mut fake = Fake::new(CAPACITY);
+    let range = crate::model::Cidr::of_one([203, 0, 113, 7].into());
+    fake.source_ranges.insert(SourceRange { id: 3, range });
+    let flaky = Flaky { fake, refuse: true, refuse_sockets: false, detaches: Arc::default() };
+    let mut rig = Rig { sync: Sync::new(flaky, CAPACITY).unwrap() };
+    assert!(rig.sync.retry_at.is_some());
+    assert_eq!(rig.fake().source_ranges.len(), 1);
+    rig.sync.datapath.refuse = false;
+    rig.step([]);
+    assert_eq!(rig.fake().source_ranges.len(), 0);
+    assert_eq!(rig.sync.retry_at, None);
 }
 
 #[test]

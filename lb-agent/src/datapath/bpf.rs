@@ -212,9 +212,12 @@ impl Datapath for BpfDatapath {
     fn attach(&mut self, interface: &Interface) -> Result<(), Error> {
         // First, because what stops half-way has to be taken off as well.
         self.attached.insert(interface.index);
-        hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx)?;
-        self.xdp.settle(interface, &mut self.ebpf);
-        Ok(())
+        let attached = hooks::attach_interface(&self.folder, &mut self.ebpf, interface, self.tcx);
+        // XDP goes where it does not belong any more, whatever comes of tc.
+        if attached.is_ok() || !self.xdp.wants(interface) {
+            self.xdp.settle(interface, &mut self.ebpf);
+        }
+        attached
     }
 
     fn detach(&mut self, index: u32) -> Result<(), Error> {

@@ -263,6 +263,11 @@ impl Xdp {
         })
     }
 
+    /// Whether XDP belongs on an interface.
+    pub(super) fn wants(&self, interface: &Interface) -> bool {
+        self.config.wants(interface)
+    }
+
     /// Makes an interface have XDP if that is wanted, and none otherwise; on another thread, in a
     /// while. The first one that is wanted has the programs loaded: to verify them takes time.
     pub(super) fn settle(&mut self, interface: &Interface, ebpf: &mut Ebpf) {
