@@ -1,9 +1,6 @@
 //! The few other system calls: what a file system is, locks, where this process is, how many descriptors
 //! it may have, and how it gives memory back.
-#![expect(
-    unsafe_code,
-    reason = "statfs, flock, setns, interface names, rlimits and mallopt are not in std"
-)]
+#![expect(unsafe_code, reason = "statfs, flock, setns, rlimits and mallopt are not in std")]
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
