@@ -22,6 +22,7 @@ use crate::{
     kube_proxy::{self, KubeProxy, Rules},
     manifest::{Endpoint, EndpointSlice, Manifest, Node, Service},
     matrix::cell::Proxy,
+    one_armed::wait_for_native_xdp,
 };
 
 /// A client's pod on node-0.
@@ -114,7 +115,10 @@ impl Arena {
         };
         let spec = self.cluster.agent(NODE, Source::Manifests(self.manifest.clone()))?;
         let spec = xdp.iter().fold(spec, AgentSpec::arg);
-        self.agent = Some(spec.start()?);
+        let agent = self.agent.insert(spec.start()?);
+        if proxy == Proxy::MillraceXdp {
+            wait_for_native_xdp(agent, UPLINK[0])?;
+        }
         Ok(())
     }
 

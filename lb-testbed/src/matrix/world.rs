@@ -18,6 +18,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     path::PathBuf,
 };
 
@@ -35,6 +36,7 @@ use crate::{
     cluster::{At, Cluster, Family, Place, Spec, Topology},
     kube_proxy::{self, KubeProxy, Rules},
     manifest::Manifest,
+    one_armed::{fit_for_xdp, wait_for_native_xdp},
     oracle::{
         self, View,
         cluster::{
@@ -85,6 +87,8 @@ const FIRST_DAY_S: i64 = render::FIRST_DAY_S;
 pub struct World {
     // Dropped in this order: who is in the cluster before the cluster.
     serving: Option<Serving>,
+    /// What makes the other ends of uplinks fit for XDP.
+    fit: Vec<OwnedFd>,
     plane: Option<ApiServer>,
     _servers: Vec<Peer>,
     clients: Vec<Client>,
@@ -157,6 +161,7 @@ impl World {
         let view = View::new(&objects, &cluster.nodes()[0].name);
         Ok(Self {
             serving: None,
+            fit: Vec::new(),
             plane: None,
             _servers: servers,
             clients,
@@ -183,16 +188,17 @@ impl World {
             }
             None => {}
         }
+        self.fit.clear();
         self.serving = Some(match proxy {
             Proxy::Millrace => Serving::Millrace(self.agents(&[])?),
             Proxy::MillraceXdp => {
-                // What comes out of a virtual cable has no sum of its own where XDP looks at it.
-                for node in 0..NODES {
-                    let interface = format!("n{node}");
-                    self.cluster.fabric().offload_checksums(&interface, false)?;
-                    self.cluster.fabric().aggregate(&interface, true)?;
-                }
-                Serving::Millrace(self.agents(&["--xdp", "native", "--xdp-interfaces", UPLINK])?)
+                let fit = (0..NODES)
+                    .map(|node| fit_for_xdp(self.cluster.fabric(), &format!("n{node}")))
+                    .collect::<Result<_>>()?;
+                self.fit = fit;
+                let agents = self.agents(&["--xdp", "native", "--xdp-interfaces", UPLINK])?;
+                agents.iter().try_for_each(|agent| wait_for_native_xdp(agent, UPLINK))?;
+                Serving::Millrace(agents)
             }
             Proxy::KubeProxy => {
                 if self.plane.is_none() {
