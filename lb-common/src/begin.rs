@@ -4,7 +4,7 @@
 
 use crate::abi::{
     AddressFlags, BackendFlags, FactsFlags, Flow, FlowKey, Found, FrontendFlags, FrontendKey,
-    InterfaceFlags, InterfaceWord, Ip, LOCAL_CIDRS, Scope, ServicePortId,
+    FrontendWord, InterfaceFlags, InterfaceWord, Ip, LOCAL_CIDRS, Scope, ServicePortId,
 };
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, outside_tags};
@@ -35,7 +35,7 @@ pub(crate) fn begin<const N: usize, P, T>(
     tables: &T,
     headers: &Headers<N>,
     flow: &mut Flow<N>,
-    frontend: u64,
+    frontend: u32,
 ) -> Option<Verdict>
 where
     P: Packet,
@@ -66,8 +66,8 @@ where
     if found.flags & FrontendFlags::RANGES != 0 && !is_allowed(tables, found.id, &key.src) {
         return Some(Verdict::SourceRange);
     }
-    let client = client(tables, interface, &key.src);
-    let scope = scope(tables, found, client, &key.src);
+    let plan = Plan(tables.forget(plan(tables, found, interface, &key.src)));
+    let scope = if plan.has(Plan::LOCAL) { Scope::Local } else { Scope::Cluster };
     let choice = match choose_for(tables, found.id, scope, || widen(&key.src)) {
         Ok(choice) => choice,
         Err(NoBackend::Reject) => return Some(Verdict::NoBackend),
@@ -81,27 +81,56 @@ where
     let here = tables.backend_word(choice.id).has(BackendFlags::LOCAL);
     // From outside, whatever the backend's object says of where it is (M-1).
     let itself = flow.dst == key.src;
-    if if itself { outside } else { sent_on(tables, found, client, here, outside) } {
+    let sent_on = if itself {
+        plan.has(Plan::OUTSIDE)
+    } else {
+        plan.has(Plan::ALWAYS) || (plan.has(Plan::ELSEWHERE) && !here)
+    };
+    if sent_on {
         flow.flags = Flow::<N>::FORWARDED;
     }
-    flow.ifindex = if outside || flow.flags != 0 { group(tables.arrival(), interface) } else { 0 };
+    if sent_on || plan.has(Plan::OUTSIDE) {
+        flow.ifindex = group(tables.arrival(), interface);
+    } else {
+        flow.ifindex = 0;
+    }
     None
+}
+
+/// What follows from who sends a packet and what it is for.
+#[derive(Clone, Copy)]
+struct Plan(u32);
+
+impl Plan {
+    /// Only backends of this node count (V-2, V-4, V-8).
+    const LOCAL: u32 = 1;
+    /// It comes from outside.
+    const OUTSIDE: u32 = 1 << 1;
+    /// It gets a source of this node (M-6).
+    const ALWAYS: u32 = 1 << 2;
+    /// The same, if the backend is on another node (M-2, M-7): the design departs from the contract where
+    /// it is here.
+    const ELSEWHERE: u32 = 1 << 3;
+
+    #[inline(always)]
+    const fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
 }
 
 /// The frontend that a packet is for, as one word; 0 if there is none. A function of its own, for the
 /// sake of the stack.
 #[inline(never)]
-pub(crate) fn frontend<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> u64 {
-    match destination(tables, &FrontendKey::new(key.dst, key.dport, key.proto), || false) {
-        Some(found) => found.id as u64 | (found.flags as u64) << 32 | 1 << 40,
-        None => 0,
-    }
+pub(crate) fn frontend<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> u32 {
+    let found = destination(tables, &FrontendKey::new(key.dst, key.dport, key.proto), || false);
+    // An id has 24 bits, and none is 0.
+    tables.forget(found.map_or(0, |found| found.id | (found.flags as u32) << 24))
 }
 
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
-const fn unpacked(word: u64) -> Option<Found> {
-    if word == 0 { None } else { Some(Found { id: word as u32, flags: (word >> 32) as u8 }) }
+const fn unpacked(word: u32) -> Option<Found> {
+    let [_, _, _, flags] = word.to_le_bytes();
+    if word == 0 { None } else { Some(Found { id: word & FrontendWord::MAX_ID, flags }) }
 }
 
 /// What the interface at hand is; a function of its own, for the sake of the stack.
@@ -153,39 +182,35 @@ const fn group(ifindex: u32, interface: InterfaceWord) -> u32 {
     if group == 0 { ifindex } else { group }
 }
 
-/// The list of backends that a client gets (V-1, V-2, V-7 to V-10).
+/// The bits of a [`Plan`] (V-1, V-2, V-7 to V-10).
 #[inline(always)]
-fn scope<const N: usize, T: RouteTables<N>>(
+fn plan<const N: usize, T: RouteTables<N>>(
     tables: &T,
     found: Found,
-    client: Client,
+    interface: InterfaceWord,
     source: &Ip<N>,
-) -> Scope {
+) -> u32 {
+    let outside = interface.has(InterfaceFlags::OFF_NODE);
+    let client = client(tables, interface, source);
     let facts = tables.facts(found.id).flags();
-    let local = if found.flags & FrontendFlags::EXTERNAL == 0 {
-        facts & FactsFlags::INTERNAL_LOCAL != 0
-    } else {
-        facts & FactsFlags::EXTERNAL_LOCAL != 0
-            && client != Client::Pod
-            && what_is(tables, source) & AddressFlags::HOST == 0
-    };
-    if local { Scope::Local } else { Scope::Cluster }
-}
-
-/// Whether a flow gets a source of this node (M-2, M-6, M-7), and is sent on by us: the design departs
-/// from the contract where the backend or the client is here.
-#[inline(always)]
-fn sent_on<const N: usize, T: RouteTables<N>>(
-    tables: &T,
-    found: Found,
-    client: Client,
-    here: bool,
-    outside: bool,
-) -> bool {
-    let internal = found.flags & FrontendFlags::EXTERNAL == 0;
-    (!here && outside)
-        || (internal && tables.masquerade_all())
-        || (internal && !here && client == Client::Other)
+    let mut plan = if outside { Plan::OUTSIDE | Plan::ELSEWHERE } else { 0 };
+    if found.flags & FrontendFlags::EXTERNAL == 0 {
+        if facts & FactsFlags::INTERNAL_LOCAL != 0 {
+            plan |= Plan::LOCAL;
+        }
+        if client == Client::Other {
+            plan |= Plan::ELSEWHERE;
+        }
+        if tables.masquerade_all() {
+            plan |= Plan::ALWAYS;
+        }
+    } else if facts & FactsFlags::EXTERNAL_LOCAL != 0
+        && client != Client::Pod
+        && what_is(tables, source) & AddressFlags::HOST == 0
+    {
+        plan |= Plan::LOCAL;
+    }
+    plan
 }
 
 #[inline(always)]
