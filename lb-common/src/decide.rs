@@ -183,10 +183,36 @@ where
     if !flows && !tables.own() {
         return Err(Verdict::NotService);
     }
+    look_out(packet, tables, link, flows, tables.own())
+}
+
+/// [`look_at_egress`] where packets leave the node: also what it only passes on may leave as its own, by
+/// somebody's masquerade.
+#[inline(always)]
+pub fn look_at_uplink<P, T>(packet: &mut P, tables: &T, link: Link) -> Result<Next, Verdict>
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    look_out(packet, tables, link, FlowTables::<V4>::has_flows(tables), true)
+}
+
+#[inline(always)]
+fn look_out<P, T>(
+    packet: &mut P,
+    tables: &T,
+    link: Link,
+    flows: bool,
+    own: bool,
+) -> Result<Next, Verdict>
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
     packet.make_reachable();
     match network(packet, link)? {
-        Network::V4(l3) => look_back::<V4, P, T>(packet, tables, l3, flows),
-        Network::V6(l3) => look_back::<V6, P, T>(packet, tables, l3, flows),
+        Network::V4(l3) => look_back::<V4, P, T>(packet, tables, l3, flows, own),
+        Network::V6(l3) => look_back::<V6, P, T>(packet, tables, l3, flows, own),
     }
 }
 
@@ -196,6 +222,7 @@ fn look_back<const N: usize, P, T>(
     tables: &T,
     l3: usize,
     flows: bool,
+    own: bool,
 ) -> Result<Next, Verdict>
 where
     P: Packet,
@@ -208,7 +235,7 @@ where
     if flows && (tables.has_flows_to(&ip) || shape == Some(Shape::Icmp)) {
         return next(shape);
     }
-    if shape == Some(Shape::Whole) && tables.own() {
+    if shape == Some(Shape::Whole) && own && tables.filter(&ip) & FILTER_NODE != 0 {
         let (proto, ports) = Ipv::<N>::ports(packet, l3).ok_or(Verdict::Unparsed)?;
         let (sport, _) = split_ports(ports);
         if answers_are_foreign(tables, proto, sport, &ip) {
@@ -337,9 +364,7 @@ where
         return forward::back(packet, tables, &parsed);
     }
     let key = &parsed.key;
-    if verdict == Verdict::NotService
-        && tables.own()
-        && answers_are_foreign(tables, key.proto, key.sport, &key.src)
+    if verdict == Verdict::NotService && answers_are_foreign(tables, key.proto, key.sport, &key.src)
     {
         leave_answers_alone(tables, key);
     }
@@ -373,6 +398,7 @@ fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &Flow
 
 /// A packet that arrives, of a flow in the main table.
 #[inline(never)]
+#[expect(clippy::needless_pass_by_value, reason = "the kernel's is a pointer in a register")]
 fn known<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
@@ -430,6 +456,7 @@ fn stands<const N: usize, T: RouteTables<N>>(
 /// A packet that only passes this node: of a flow that is sent on, or an answer to what the node itself
 /// has asked.
 #[inline(never)]
+#[expect(clippy::needless_pass_by_value, reason = "the kernel's is a pointer in a register")]
 fn passing<const N: usize, S: Stage, P, T>(
     stage: S,
     packet: &mut P,

@@ -130,7 +130,7 @@ where
 {
     let Some(flow) = recorded(tables, &headers.key) else { return Verdict::NotService };
     let flow = &flow;
-    let status = tables.route(&flow.src, &flow.dst, flow.ifindex, true, length(packet, headers));
+    let status = out_of(tables, flow, length(packet, headers));
     if apply(packet, headers, flow).is_none() {
         return Verdict::Rewrite;
     }
@@ -162,11 +162,27 @@ pub(crate) fn way<const N: usize, T: RouteTables<N>>(
     if flow.flags & Flow::<N>::REPLY == 0 {
         return tables.route(&key.src, &flow.dst, flow.ifindex, false, length);
     }
-    let status = tables.route(&flow.src, &flow.dst, flow.ifindex, true, length);
+    let status = out_of(tables, flow, length);
     if matches!(status, RouteStatus::Local | RouteStatus::NoRoute) {
         return tables.route(&flow.src, &flow.dst, tables.arrival(), false, length);
     }
     status
+}
+
+/// The route of a reply out of the interface that its flow came in by. Policy routes often go by the
+/// interface's own address, which a VIP is not: they are asked for as well.
+#[inline(never)]
+fn out_of<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    flow: &Flow<N>,
+    length: u32,
+) -> RouteStatus {
+    let status = tables.route(&flow.src, &flow.dst, flow.ifindex, true, length);
+    if !matches!(status, RouteStatus::Local | RouteStatus::NoRoute) {
+        return status;
+    }
+    let own = tables.snat_address(flow.ifindex, 0);
+    tables.route(&own, &flow.dst, flow.ifindex, true, length)
 }
 
 /// Whether XDP may send a packet out of the interface that its route leads to.
@@ -193,6 +209,13 @@ where
     } else {
         8
     };
-    let before = headers.l4().wrapping_sub(headers.l3()) as u32 & 0xffff;
+    let before = short(headers.l4().wrapping_sub(headers.l3()));
     before.wrapping_add(transport).wrapping_add(segment)
+}
+
+/// The distance of two headers of one packet.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "masked")]
+const fn short(length: usize) -> u32 {
+    (length & 0xffff) as u32
 }

@@ -10,7 +10,8 @@ use crate::tables::{FlowRef, FlowTable, NodeTables, RouteTables};
 /// Ports tried: as many of the first address, then of the next one, as in a row.
 const TRIES: u32 = 16;
 /// Ports of one address before the next one has its turn.
-const TRIES_IN_A_ROW: u32 = TRIES / SNAT_ADDRESSES as u32;
+const TRIES_IN_A_ROW: u32 = 4;
+const _: () = assert!(TRIES_IN_A_ROW as usize * SNAT_ADDRESSES == TRIES as usize);
 /// From one port to the next that is tried: a prime, so that all are reached, and far enough to leave
 /// the ports of one client behind.
 const STRIDE: u32 = 7_919;
@@ -75,7 +76,9 @@ fn propose<const N: usize, T: RouteTables<N>>(
     tried: u32,
 ) -> bool {
     let forwarded = flow.flags & Flow::<N>::FORWARDED != 0;
-    if forwarded && tried % TRIES_IN_A_ROW == 0 && !set_address(tables, key, tried / TRIES_IN_A_ROW)
+    if forwarded
+        && tried.is_multiple_of(TRIES_IN_A_ROW)
+        && !set_address(tables, key, tried / TRIES_IN_A_ROW)
     {
         return false;
     }

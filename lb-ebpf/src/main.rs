@@ -164,7 +164,7 @@ pub fn tc_refuse_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_uplink_egress(ctx: TcContext) -> i32 {
     tc::guard(&ctx, Link::Ethernet, ProgramSlot::RefuseEgress);
-    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_uplink(p, t, link))
 }
 
 #[classifier]
@@ -172,7 +172,7 @@ pub fn tc_refuse_egress(ctx: TcContext) -> i32 {
     match tc::leaving(&ctx, Link::Ethernet) {
         Some(action) => action,
         None => tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| {
-            decide::look_at_egress(p, t, link)
+            decide::look_at_uplink(p, t, link)
         }),
     }
 }
@@ -180,7 +180,7 @@ pub fn tc_refuse_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_uplink_egress_l3(ctx: TcContext) -> i32 {
     tc::guard(&ctx, Link::None, ProgramSlot::RefuseEgressL3);
-    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_uplink(p, t, link))
 }
 
 #[classifier]
@@ -188,7 +188,7 @@ pub fn tc_refuse_egress_l3(ctx: TcContext) -> i32 {
     match tc::leaving(&ctx, Link::None) {
         Some(action) => action,
         None => tc::look(ctx, Link::None, next_egress_l3, |p, t, link| {
-            decide::look_at_egress(p, t, link)
+            decide::look_at_uplink(p, t, link)
         }),
     }
 }

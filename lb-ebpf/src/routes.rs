@@ -172,7 +172,7 @@ impl NodeTables for Maps {
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord> {
-        let value = maps::INTERFACES.get_ptr(&ifindex)?;
+        let value = maps::INTERFACES.get_ptr(ifindex)?;
         // SAFETY: a looked-up element, checked below.
         let (flags, group) = unsafe {
             (
@@ -244,7 +244,7 @@ impl NodeTables for Maps {
         if told < words.word(ASKED) {
             return told;
         }
-        let Some(value) = maps::INTERFACES.get_ptr(&words.word(IFINDEX)) else { return 0 };
+        let Some(value) = maps::INTERFACES.get_ptr(words.word(IFINDEX)) else { return 0 };
         // SAFETY: a looked-up element; a wrong size costs a packet or two.
         unsafe { (&raw const (*value).mtu).read_volatile() }
     }

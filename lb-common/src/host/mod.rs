@@ -25,8 +25,8 @@ use crate::tables::{FlowTable, RefusalTables, ServiceTables, SocketTables};
 pub use builder::{READY, Words, words};
 use family::Family;
 pub use family::{HostFlow, OfFamily};
-pub use node::HostRoute;
 use node::Node;
+pub use node::{AskedRoute, HostRoute};
 pub use packet::HostPacket;
 
 /// How many entries each table holds; more is refused, or evicts what was used longest ago.

@@ -25,10 +25,13 @@ pub struct HostRoute {
     pub mtu: u32,
 }
 
+/// A question about a route: source, destination, interface, whether the packet leaves by it, length.
+pub type AskedRoute = (IpAddr, IpAddr, u32, bool, u32);
+
 /// What is set for the node, and where it sends packets to.
 pub(super) struct Node {
     interfaces: RefCell<HashMap<u32, Interface>>,
-    node_ports: RefCell<Vec<u64>>,
+    ports: RefCell<Vec<u64>>,
     own: Cell<bool>,
     local_mode: Cell<LocalMode>,
     masquerade_all: Cell<bool>,
@@ -37,14 +40,14 @@ pub(super) struct Node {
     routes: RefCell<HashMap<(IpAddr, u32), HostRoute>>,
     /// What was found last.
     hop: Cell<Option<HostRoute>>,
-    asked: RefCell<Vec<(IpAddr, IpAddr, u32, bool, u32)>>,
+    asked: RefCell<Vec<AskedRoute>>,
 }
 
 impl Node {
     pub(super) fn new() -> Self {
         Self {
             interfaces: RefCell::default(),
-            node_ports: RefCell::new(std::vec![0; NODE_PORT_WORDS as usize]),
+            ports: RefCell::new(std::vec![0; NODE_PORT_WORDS as usize]),
             own: Cell::new(true),
             local_mode: Cell::new(LocalMode::Interface),
             masquerade_all: Cell::new(false),
@@ -71,14 +74,14 @@ impl HostTables {
     /// Sets the bit of a port of `NODE_PORTS`, in host order.
     pub fn add_node_port(&self, protocol: u8, port: u16) {
         let Some((word, mask)) = node_port_place(protocol, port) else { return };
-        if let Some(bits) = self.node.node_ports.borrow_mut().get_mut(word as usize) {
+        if let Some(bits) = self.node.ports.borrow_mut().get_mut(word as usize) {
             *bits |= mask;
         }
     }
 
     /// `NODE_PORTS`, from index 0.
     pub fn all_node_ports(&self) -> Vec<u64> {
-        self.node.node_ports.borrow().clone()
+        self.node.ports.borrow().clone()
     }
 
     /// Whether packets that leave come from sockets of this node; they do to begin with.
@@ -107,9 +110,8 @@ impl HostTables {
         self.node.routes.borrow_mut().insert((to, out), route);
     }
 
-    /// Which routes were asked for: source, destination, interface, whether the packet leaves by it,
-    /// length.
-    pub fn asked_routes(&self) -> Vec<(IpAddr, IpAddr, u32, bool, u32)> {
+    /// Which routes were asked for.
+    pub fn asked_routes(&self) -> Vec<AskedRoute> {
         self.node.asked.borrow().clone()
     }
 
@@ -188,7 +190,7 @@ impl NodeTables for HostTables {
     }
 
     fn node_ports(&self, index: u32) -> u64 {
-        self.node.node_ports.borrow().get(index as usize).copied().unwrap_or(0)
+        self.node.ports.borrow().get(index as usize).copied().unwrap_or(0)
     }
 
     fn local_mode(&self) -> LocalMode {
