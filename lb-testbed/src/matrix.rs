@@ -3,6 +3,7 @@
 
 pub mod cell;
 pub mod compare;
+mod objects;
 pub mod run;
 pub mod seen;
 pub mod table;

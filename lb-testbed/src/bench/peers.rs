@@ -22,6 +22,7 @@ use crate::{
     address::{node_v4, node_v6},
     apiserver::BINARIES,
     cluster::At,
+    kube_proxy::{self, PROGRAM},
     process::{Launch, Process},
     wait,
 };
@@ -29,7 +30,6 @@ use crate::{
 pub(super) const IDS: [&str; 2] = ["kube_proxy_sync_10k_s", "kube_proxy_change_10k_ms"];
 
 const UNITS: [&str; 2] = ["s", "ms"];
-const PROGRAM: &str = "kube-proxy";
 /// The node that it is on; Millrace's agent is on the other one.
 const NODE: usize = 1;
 const METRICS: u16 = 10249;
@@ -95,8 +95,8 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
             "{what}; {} Services with {ENDPOINTS} endpoints each, told by kube-apiserver; {PROGRAM} {} in \
              nftables mode with its defaults and nft {}, in a namespace of its own",
             api.services,
-            version(&api::assets().unwrap_or_default().join(PROGRAM)),
-            version(Path::new("nft"))
+            kube_proxy::version(&api::assets().unwrap_or_default().join(PROGRAM)),
+            kube_proxy::version(Path::new("nft"))
         )
     };
     Ok(vec![
@@ -181,14 +181,4 @@ fn metric(api: &Api, name: &str) -> Result<f64> {
     let line = lines.iter().find(|line| line.contains(FAMILY)).or(lines.first());
     line.and_then(|line| value(line))
         .with_context(|| format!("no {name} in the metrics of {PROGRAM}"))
-}
-
-/// The version that a program tells, as the first word with a digit behind a `v`.
-fn version(program: &Path) -> String {
-    let said = Command::new(program).arg("--version").output().map(|output| output.stdout);
-    let said = String::from_utf8_lossy(&said.unwrap_or_default()).into_owned();
-    let is_version = |word: &&str| {
-        word.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    };
-    said.split_whitespace().find(is_version).unwrap_or("of some version").to_owned()
 }
