@@ -169,20 +169,23 @@ pub(crate) fn way<const N: usize, T: RouteTables<N>>(
     status
 }
 
-/// The route of a reply out of the interface that its flow came in by. Policy routes often go by the
-/// interface's own address, which a VIP is not: they are asked for as well.
-#[inline(never)]
+/// The route of a reply out of the interface that its flow came in by. Policy routes often go by that
+/// interface's own address, which a VIP is not: then it is asked what would become of a packet that
+/// came from there with that source. (Asked for what leaves, the kernel minds no rule about sources in
+/// IPv6, and may name another interface.)
+#[inline(always)]
 fn out_of<const N: usize, T: RouteTables<N>>(
     tables: &T,
     flow: &Flow<N>,
     length: u32,
 ) -> RouteStatus {
     let status = tables.route(&flow.src, &flow.dst, flow.ifindex, true, length);
-    if !matches!(status, RouteStatus::Local | RouteStatus::NoRoute) {
+    let nowhere = matches!(status, RouteStatus::Local | RouteStatus::NoRoute);
+    if !nowhere && tables.egress() == flow.ifindex {
         return status;
     }
     let own = tables.snat_address(flow.ifindex, 0);
-    tables.route(&own, &flow.dst, flow.ifindex, true, length)
+    tables.route(&own, &flow.dst, flow.ifindex, false, length)
 }
 
 /// Whether XDP may send a packet out of the interface that its route leads to.
