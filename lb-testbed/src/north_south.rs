@@ -57,6 +57,8 @@ pub const STRANGER: At = At::Pod(1, 1);
 pub const PORT: u16 = 80;
 /// The port that servers listen on.
 pub const TARGET: u16 = 8080;
+/// The port of the kubelet.
+pub const KUBELET: u16 = 10_250;
 /// The `NodePort` of the first Service; the others follow.
 pub const FIRST_NODE_PORT: u16 = 30_100;
 /// Addresses of load balancers.
@@ -243,7 +245,9 @@ impl NorthSouth {
             let addresses = [node_v4(node).into(), node_v6(node).into()];
             let ranges = [pod_net_v4(node), pod_net_v6(node)];
             let node = Node::new(&cluster.nodes()[node].name, &addresses);
-            manifest.set(node.pod_cidrs(&[&ranges[0], &ranges[1]]));
+            let mut node = Value::from(node.pod_cidrs(&[&ranges[0], &ranges[1]]));
+            node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"] = KUBELET.into();
+            manifest.set(node);
         }
         let path = cluster.scratch().join("state.json");
         Ok(Self { agents: Vec::new(), servers, manifest, cluster, path, count: 0 })

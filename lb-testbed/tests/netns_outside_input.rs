@@ -10,8 +10,8 @@ use lb_testbed::{
     cluster::{At, Family, Spec},
     matrix::Transport,
     north_south::{
-        AT_ONCE, ENTRY, Exposure, HERE, NorthSouth, OUTSIDE, PORT, SECOND, SILENCE, SOON, TARGET,
-        THERE, Way, cases, told,
+        AT_ONCE, ENTRY, Exposure, HERE, KUBELET, NorthSouth, OUTSIDE, PORT, SECOND, SILENCE, SOON,
+        TARGET, THERE, Way, cases, told,
     },
     packet::{Packet, TcpFlags},
     require,
@@ -83,7 +83,6 @@ fn cve_2020_8554_addresses_of_pods_and_services_and_the_kubelets_port_are_not_ca
     if !require::root_or_skip(test) {
         return Ok(());
     }
-    const KUBELET: u16 = 10_250;
     let mut world = NorthSouth::new(Spec::default())?;
     let victim = world.expose(&Exposure::new(&[THERE]));
     let thieves =

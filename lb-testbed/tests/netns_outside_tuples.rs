@@ -272,6 +272,8 @@ fn two_snat_addresses_serve_twice_as_many_connections() -> Result<()> {
         flags.extend(["--snat-address", address]);
     }
     world.start(&flags)?;
+    // The ports of the client lie next to each other, so that it is known where those for SNAT lie.
+    world.cluster.netns(OUTSIDE).sysctls(&[("net.ipv4.ip_local_port_range", "30000 31999")])?;
     let mut server = world.peer(THERE)?;
     let mut client = world.peer(OUTSIDE)?;
     let router = world.cluster.fabric().mac(world.cluster.client_side())?;
