@@ -147,6 +147,7 @@ fn v_8_v_9_v_10_the_local_policy_binds_only_who_is_not_on_this_node() {
 /// Contract 4.3: whether the source of a pod's packet to a clusterIP is kept.
 #[test]
 fn m_6_m_7_m_8_m_9_who_is_masqueraded_to_a_cluster_ip() {
+    use LocalMode::{Interface, None, Range};
     let asked = |mode, all, range: bool, here: bool| {
         let mut outside = Outside::with_flags(V4, Protocol::Udp, 0);
         if here {
@@ -166,7 +167,6 @@ fn m_6_m_7_m_8_m_9_who_is_masqueraded_to_a_cluster_ip() {
         };
         (by(POD, V4.client), by(POD, V4.foreign), by(UPLINK, V4.pod2))
     };
-    use LocalMode::{Interface, None, Range};
     // M-8: a pod's is kept; M-7: not who comes from outside.
     assert_eq!(asked(Interface, false, false, false), (true, true, false));
     assert_eq!(asked(Range, false, true, false), (true, false, false));
