@@ -141,6 +141,8 @@ pub mod map {
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Per-CPU array of one word: how many refusals were answered in this tick.
     pub const REJECTS: &str = "REJECTS";
+    /// Per-CPU array of one element: the question to the kernel's routes at hand, and its answer.
+    pub const HOP: &str = "HOP";
     /// Per-CPU array of counters.
     pub const COUNTERS: &str = "COUNTERS";
 }
