@@ -31,6 +31,7 @@ pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;
+pub mod look;
 pub mod packet;
 pub mod parse;
 pub mod refuse;

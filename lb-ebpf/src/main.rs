@@ -18,7 +18,8 @@ mod tables;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use lb_common::abi::{FlowKind, ProgramSlot, V4, V6};
-use lb_common::decide::{self, Next};
+use lb_common::decide;
+use lb_common::look::{self, Next};
 use lb_common::parse::Link;
 use lb_common::{fragment, icmp};
 
@@ -73,7 +74,7 @@ fn next_egress_l3(next: Next) -> ProgramSlot {
 
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::Ethernet, next_ingress, |p, t, link| decide::look_at_ingress(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_ingress, |p, t, link| look::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -93,7 +94,7 @@ pub fn tc_fragment_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::None, next_ingress_l3, |p, t, link| decide::look_at_ingress(p, t, link))
+    tc::look(ctx, Link::None, next_ingress_l3, |p, t, link| look::look_at_ingress(p, t, link))
 }
 
 #[classifier]
@@ -113,7 +114,7 @@ pub fn tc_fragment_ingress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| look::look_at_egress(p, t, link))
 }
 
 #[classifier]
@@ -133,7 +134,7 @@ pub fn tc_fragment_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_egress_l3(ctx: TcContext) -> i32 {
-    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_egress(p, t, link))
+    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| look::look_at_egress(p, t, link))
 }
 
 #[classifier]
@@ -164,7 +165,7 @@ pub fn tc_refuse_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_uplink_egress(ctx: TcContext) -> i32 {
     tc::guard(&ctx, Link::Ethernet, ProgramSlot::RefuseEgress);
-    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| decide::look_at_uplink(p, t, link))
+    tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| look::look_at_uplink(p, t, link))
 }
 
 #[classifier]
@@ -172,7 +173,7 @@ pub fn tc_refuse_egress(ctx: TcContext) -> i32 {
     match tc::leaving(&ctx, Link::Ethernet) {
         Some(action) => action,
         None => tc::look(ctx, Link::Ethernet, next_egress, |p, t, link| {
-            decide::look_at_uplink(p, t, link)
+            look::look_at_uplink(p, t, link)
         }),
     }
 }
@@ -180,16 +181,16 @@ pub fn tc_refuse_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_uplink_egress_l3(ctx: TcContext) -> i32 {
     tc::guard(&ctx, Link::None, ProgramSlot::RefuseEgressL3);
-    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| decide::look_at_uplink(p, t, link))
+    tc::look(ctx, Link::None, next_egress_l3, |p, t, link| look::look_at_uplink(p, t, link))
 }
 
 #[classifier]
 pub fn tc_refuse_egress_l3(ctx: TcContext) -> i32 {
     match tc::leaving(&ctx, Link::None) {
         Some(action) => action,
-        None => tc::look(ctx, Link::None, next_egress_l3, |p, t, link| {
-            decide::look_at_uplink(p, t, link)
-        }),
+        None => {
+            tc::look(ctx, Link::None, next_egress_l3, |p, t, link| look::look_at_uplink(p, t, link))
+        }
     }
 }
 

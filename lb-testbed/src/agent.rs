@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How long a debug build on a busy machine may take to be in sync.
-pub const SYNC_WITHIN: Duration = Duration::from_secs(30);
+pub const SYNC_WITHIN: Duration = Duration::from_mins(2);
 /// How long one of the agent's short commands may take.
 const COMMAND_WITHIN: Duration = Duration::from_secs(30);
 /// How long the agent may take to end when asked to.

@@ -12,8 +12,8 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Counter, ProgramSlot};
 use lb_common::csum;
-use lb_common::decide::Next;
 use lb_common::guard;
+use lb_common::look::Next;
 use lb_common::packet::{ChecksumChange, Packet, Renew};
 use lb_common::parse::Link;
 use lb_common::refuse::{self, Reason, Refusal};

@@ -13,9 +13,10 @@ use aya::{
     programs::Program,
 };
 use lb_common::abi::{
-    AddressFlags, AddressWord, Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_NODE, FILTER_VIP, FILTER_WORDS, FactsFlags,
-    FactsWord, Flow, FlowKey, FlowKind, Interface, FrontendKey, FrontendWord, Ip, Scope, ServicePortId,
-    SetWord, V4, V6, filter_place, flow_port, map, proto,
+    AddressFlags, AddressWord, Backend, BackendFlags, BackendId, BackendWord, Counter, FILTER_NODE,
+    FILTER_VIP, FILTER_WORDS, FactsFlags, FactsWord, Flow, FlowKey, FlowKind, FrontendKey,
+    FrontendWord, Interface, Ip, Scope, ServicePortId, SetWord, V4, V6, filter_place, flow_port,
+    map, proto,
 };
 use lb_object::Settings;
 
@@ -43,7 +44,16 @@ macro_rules! plain {
     };
 }
 
-plain!(Interface, Backend, FrontendKey<V4>, FrontendKey<V6>, FlowKey<V4>, FlowKey<V6>, Flow<V4>, Flow<V6>);
+plain!(
+    Interface,
+    Backend,
+    FrontendKey<V4>,
+    FrontendKey<V6>,
+    FlowKey<V4>,
+    FlowKey<V6>,
+    Flow<V4>,
+    Flow<V6>
+);
 
 /// The loaded object. Everything is gone when it is dropped: nothing is pinned.
 #[derive(Debug)]

@@ -93,8 +93,11 @@ fn shapes(net: Net, protocol: Protocol) -> Case {
         case = case.refused(Hook::Ingress, &shape, verdict, &answer_to(&shape));
     }
     // V-4: silence, so that somebody else may answer.
-    case.change(|tables| tables.set_empty(1, Scope::Cluster, SetWord::DROP))
-        .stays(Hook::Ingress, &opening, Verdict::NoLocalBackend)
+    case.change(|tables| tables.set_empty(1, Scope::Cluster, SetWord::DROP)).stays(
+        Hook::Ingress,
+        &opening,
+        Verdict::NoLocalBackend,
+    )
 }
 
 fn bare(net: Net, protocol: Protocol) -> Case {
