@@ -219,9 +219,10 @@ where
     let outer_at = quote.l3().wrapping_add(Ipv::<N>::ADDRESSES);
     let src: Ip<N> = packet.words(outer_at)?;
     let mut outer = Diff::default().words(&key.dst, &flow.dst);
-    // A backend that is reached from here hears of nobody else.
-    let from_here = flow.flags & (Flow::<N>::FORWARDED | Flow::<N>::REPLY) == Flow::<N>::FORWARDED;
-    if src == key.src || from_here {
+    // Either end of a flow that is sent on hears of this node only, as netfilter has it: routers on the
+    // way to the client may drop what claims to come from an address within the cluster.
+    let sent_on = flow.flags & Flow::<N>::FORWARDED != 0;
+    if src == key.src || sent_on {
         packet.set_words(outer_at, &flow.src)?;
         outer = outer.words(&src, &flow.src);
     }

@@ -25,21 +25,6 @@ fn hostile(topology: Topology, overlay: Overlay) -> Result<(NorthSouth, Vec<(Str
     let services = PLACES.map(|(at, name)| (name.to_owned(), world.expose(&Exposure::new(&[at]))));
     for node in 0..world.cluster.nodes().len() {
         firewall::apply(&world.cluster, node, &Rules::ALL)?;
-        // XXX
-        firewall::run(
-            &world.cluster,
-            node,
-            "table inet xxx {
-            chain output {
-                type filter hook output priority -2;
-                ct state invalid tcp flags & rst != 0 counter
-                ct state invalid tcp flags & rst == 0 counter
-                ct state invalid meta l4proto udp counter
-                ct state invalid meta l4proto icmp counter
-                ct state invalid meta l4proto ipv6-icmp counter
-            }
-        }",
-        )?;
     }
     world.start_everywhere(&[])?;
     Ok((world, services.into()))
@@ -48,7 +33,6 @@ fn hostile(topology: Topology, overlay: Overlay) -> Result<(NorthSouth, Vec<(Str
 /// Whether netfilter took anything for invalid, or for coming by the wrong way.
 fn unharmed(cluster: &Cluster) -> Result<()> {
     for node in 0..cluster.nodes().len() {
-        eprintln!("XXX {}", firewall::list(cluster, node)?);
         for table in ["invalid", "rpfilter"] {
             let dropped = firewall::counted(cluster, node, table)?;
             ensure!(dropped == 0, "node {node}: {}", firewall::list(cluster, node)?);

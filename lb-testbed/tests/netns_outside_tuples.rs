@@ -251,12 +251,12 @@ fn case_38_two_clients_with_one_port_stay_apart_behind_one_address() -> Result<(
 /// When all are, what is new is dropped and counted, and what there is goes on.
 #[test]
 fn two_snat_addresses_serve_twice_as_many_connections() -> Result<()> {
-    if !require::root_or_skip("two_snat_addresses_serve_twice_as_many_connections") {
-        return Ok(());
-    }
     // Of two times 1024.
     const CONNECTIONS: usize = 1_500;
     const MANY: u16 = TARGET + 1;
+    if !require::root_or_skip("two_snat_addresses_serve_twice_as_many_connections") {
+        return Ok(());
+    }
     let mut world = NorthSouth::new(Spec::default())?;
     let one = world.expose(&Exposure::new(&[THERE]));
     let many = world.expose(&Exposure::new(&[THERE]).target(MANY));

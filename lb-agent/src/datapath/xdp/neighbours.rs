@@ -153,15 +153,15 @@ async fn next_hops(handle: &Handle, index: u32) -> io::Result<Vec<IpAddr>> {
         RouteMessageBuilder::<Ipv4Addr>::new().build(),
         RouteMessageBuilder::<Ipv6Addr>::new().build(),
     ];
-    let mut found: BTreeMap<(u8, IpAddr), ()> = BTreeMap::new();
+    let mut found = BTreeSet::new();
     for message in messages {
         let mut routes = std::pin::pin!(handle.route().get(message).execute());
         while let Some(route) = routes.try_next().await.map_err(io::Error::other)? {
             let length = route.header.destination_prefix_length;
-            found.extend(gateways(&route, index).into_iter().map(|via| ((length, via), ())));
+            found.extend(gateways(&route, index).into_iter().map(|via| (length, via)));
         }
     }
-    Ok(found.into_keys().map(|(_, via)| via).collect())
+    Ok(found.into_iter().map(|(_, via)| via).collect())
 }
 
 fn gateways(route: &RouteMessage, index: u32) -> Vec<IpAddr> {

@@ -139,6 +139,7 @@ impl Sum {
         self.0 += words.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum::<u32>();
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "folded")]
     fn checksum(&self) -> u16 {
         let folded = (self.0 & 0xffff) + (self.0 >> 16);
         !(((folded & 0xffff) + (folded >> 16)) as u16)

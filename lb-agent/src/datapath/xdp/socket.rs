@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 /// Longer than any answer; what is beyond is cut off.
 const FRAME: usize = 256;
 
-/// linux/if_packet.h, kernel 4.20.
+/// `linux/if_packet.h`, kernel 4.20.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
 const fn op(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {

@@ -24,7 +24,7 @@ use crate::datapath::hooks;
 use crate::datapath::roles::Interface;
 use crate::datapath::sys::{self, Target};
 
-/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`, linux/if_link.h.
+/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`, `linux/if_link.h`.
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
 
@@ -161,11 +161,10 @@ impl Worker {
             retry: passing.then_some(tried + MIN_PAUSE.saturating_mul(1 << failures.min(8))),
         };
         self.seats.insert(index, seat);
-        match state {
-            State::Demoted(reason) => {
-                tracing::warn!(interface = name, %reason, "no XDP here: tc does its work");
-            }
-            _ => tracing::info!(interface = name, xdp = %state, "XDP"),
+        if let State::Demoted(reason) = state {
+            tracing::warn!(interface = name, %reason, "no XDP here: tc does its work");
+        } else {
+            tracing::info!(interface = name, xdp = %state, "XDP");
         }
         self.shared.tell(index, state).await;
     }
@@ -195,10 +194,10 @@ impl Worker {
         let index = interface.index;
         let native = self.config.mode == Mode::Native;
         let failed = |error: io::Error| Refusal::of(Reason::failed(&error));
-        if !neighbours::link(&self.handle, index).await.map_err(failed)?.running {
-            if sys::object_get(&pin(&self.folder, index)).is_err() {
-                return Ok(State::Down);
-            }
+        if !neighbours::link(&self.handle, index).await.map_err(failed)?.running
+            && sys::object_get(&pin(&self.folder, index)).is_err()
+        {
+            return Ok(State::Down);
         }
         let master = interface.device.master;
         let questions = neighbours::questions(&self.handle, index, master).await.map_err(failed)?;
