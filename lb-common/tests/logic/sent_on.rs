@@ -242,11 +242,12 @@ fn c_7_icmp_errors_are_sent_on_to_who_sent_the_packet() {
             let asks = outside.asks(SYN);
             let source = outside.sent_on(&asks);
             let sent = readdressed(&asks, source, outside.pod()).ttl(63);
-            // A router on the way to the backend: the client hears of it.
+            // A router on the way to the backend: the client hears of it, from the VIP.
             let (verdict, bytes) =
                 outside.arrives(SECOND, &error(net.foreign, &source.ip().to_string(), v4, &sent));
             assert_eq!(verdict, Verdict::Forwarded);
-            let seen = error(net.foreign, net.client, v4, &asks.clone().ttl(63)).ttl(63);
+            let vip = outside.vip().ip().to_string();
+            let seen = error(&vip, net.client, v4, &asks.clone().ttl(63)).ttl(63);
             let diff = built::diff(&seen.build(), &bytes, built::Link::Ethernet);
             assert!(diff.is_empty(), "{diff}");
             // A router on the way to the client: the backend hears of it, from this node.
