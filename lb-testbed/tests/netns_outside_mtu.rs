@@ -41,7 +41,7 @@ fn connections_learn_what_fits(
                 world.counters(0),
                 route(world, to)?
             );
-            let route = route(&world, to)?;
+            let route = route(world, to)?;
             ensure!(route.contains(&format!("mtu {}", overlay.mtu())), "{what}: {route}");
         }
     }
