@@ -138,7 +138,8 @@ fn snat_addresses_are_used_once_they_are_assigned_and_a_detector_is_told_to_prog
         &format!("--pod-interface-name-prefix={}", pods[0].host_interface),
         "--masquerade-all",
     ];
-    let agent = args.iter().fold(rig.agent(0, source)?, |spec, arg| spec.arg(arg)).start()?;
+    let agent =
+        args.iter().fold(rig.agent(0, source)?, lb_testbed::agent::AgentSpec::arg).start()?;
     let (node4, node6) = (node_v4(0).to_string(), node_v6(0).to_string());
     let eth0 = netns.ifindex("eth0")?;
     told.wait(eth0, "the interface's own", |r| sends_as(r, &[&node4, &node6]))?;

@@ -179,11 +179,11 @@ fn c_4_a_vip_that_is_the_nodes_own_address_takes_its_ports_only() -> Result<()> 
 /// filter in it, and the Service beside it is as it was.
 #[test]
 fn r_2_source_ranges_of_nonsense_filter_nothing_and_harm_nobody() -> Result<()> {
+    const NONSENSE: [&str; 7] =
+        ["", "nonsense", "300.1.2.3/8", "192.0.2.10/33", "2001:db8::/129", "10.0.0.0", "-1/0"];
     if !require::root_or_skip("r_2_source_ranges_of_nonsense_filter_nothing_and_harm_nobody") {
         return Ok(());
     }
-    const NONSENSE: [&str; 7] =
-        ["", "nonsense", "300.1.2.3/8", "192.0.2.10/33", "2001:db8::/129", "10.0.0.0", "-1/0"];
     let mut world = NorthSouth::new(Spec::default())?;
     let other = world.expose(&Exposure::new(&[HERE]));
     let nonsense = world.expose(&Exposure::new(&[THERE]).ranges(&NONSENSE));
