@@ -161,6 +161,11 @@ pub(crate) fn agree(
         let endpoints = expected.endpoints().len();
         let allowed = at_the_engine(&expected, question);
         let became = decider.all(way, &client, question.to, question.protocol, endpoints);
+        if way == Way::Early && question.protocol == Protocol::Sctp && became.is_subset(&allowed) {
+            // XDP leaves a choice that it would have to refuse to tc, which chooses anew.
+            prop_assert!(!became.is_empty());
+            continue;
+        }
         prop_assert_eq!(
             &became,
             &allowed,

@@ -21,7 +21,7 @@ use crate::sh::{self, Finished, say};
 use crate::{build, setup, workspace};
 
 /// From start to power-off; emulated machines here take a tenth of it.
-const LIMIT: Duration = Duration::from_mins(3);
+const LIMIT: Duration = Duration::from_mins(15);
 const MEMORY_MIB: u32 = 2048;
 const CPUS: u32 = 2;
 
