@@ -81,7 +81,7 @@ fn start() -> Result<(NorthSouth, Exposed)> {
     let exposure = Exposure::new(&[HERE]).local();
     let service = world.expose(&exposure);
     with_port(&mut world, service, &exposure, HEALTH_PORT);
-    world.start(&[])?;
+    world.start_everywhere(&[])?;
     Ok((world, service))
 }
 

@@ -184,8 +184,9 @@ fn case_42_n_2_n_4_v_11_which_addresses_answer_on_node_ports() -> Result<()> {
                     })?;
                 } else {
                     // Nobody listens: the node's kernel says so.
-                    let errno = told(&mut client, case, to, AT_ONCE)?;
-                    ensure!(errno == Some(libc::ECONNREFUSED), "{what}: {errno:?}");
+                    wait::until(&format!("{what} to be refused"), IN_FORCE_WITHIN, || {
+                        Ok(told(&mut client, case, to, AT_ONCE)? == Some(libc::ECONNREFUSED))
+                    })?;
                 }
                 let to = SocketAddr::new(service.load_balancer(case.family), service.node_port());
                 let before = world.counter(0, Counter::DropUndefinedPort)?;
