@@ -274,6 +274,13 @@ fn xdp_sends_out_of_another_link_only_if_that_has_xdp() -> Result<()> {
 
 #[test]
 fn xdp_leaves_what_is_not_positively_its_own() -> Result<()> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    if release.starts_with("5.10.") {
+        println!(
+            "skipped: test runs of kernel 5.10 do not keep frames that are cut off as they are"
+        );
+        return Ok(());
+    }
     in_world("xdp_leaves_what_is_not_positively_its_own", |world| {
         for net in &NETS {
             for protocol in Protocol::BOTH {
