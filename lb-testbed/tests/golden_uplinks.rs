@@ -207,6 +207,10 @@ fn in_world(
     test: &str,
     work: impl Fn(&mut World, &Net, Protocol) -> Result<()> + Sync,
 ) -> Result<()> {
+    if std::fs::read_to_string("/proc/sys/kernel/osrelease")?.starts_with("5.10.") {
+        println!("skipped: route lookups of kernel 5.10 tell no MTU, and its test runs pad frames");
+        return Ok(());
+    }
     if !require::root_or_skip(test) || !require::bpf_or_skip(test) {
         return Ok(());
     }
