@@ -163,6 +163,14 @@ impl OneArmed {
         found.with_context(|| format!("status said of {interface}: {last}"))
     }
 
+    /// The same of XDP that runs and was probed: it runs before the agent has noted what it found.
+    pub fn wait_xdp_probed(&self, interface: &str) -> Result<Value> {
+        self.wait_xdp(interface, |xdp| {
+            let probed = xdp["state"].as_str().is_some_and(|state| state.contains("proven"));
+            probed && xdp["runs"] == true
+        })
+    }
+
     /// How often XDP was demoted.
     pub fn demotions(&self) -> Result<u64> {
         self.status()?["xdp_demotions"].as_u64().context("status counts demotions")

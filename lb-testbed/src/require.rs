@@ -4,7 +4,7 @@
 //! test that passes, and a skipped test passes.
 
 use std::{
-    env,
+    env, fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
@@ -56,6 +56,26 @@ pub fn bpf_or_skip(test: &str) -> bool {
         return false;
     }
     true
+}
+
+/// True from this version of the kernel on, by its release; otherwise says that `test` is skipped.
+/// `lacks` tells what the older ones do not have.
+#[must_use]
+pub fn kernel_or_skip(test: &str, (major, minor): (u32, u32), lacks: &str) -> bool {
+    let there = is_kernel(major, minor);
+    if !there {
+        skip(test, &format!("{lacks}: this kernel is below {major}.{minor}"));
+    }
+    there
+}
+
+/// Whether the running kernel's release is at least this version.
+#[must_use]
+pub fn is_kernel(major: u32, minor: u32) -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    let mut next = || numbers.next().flatten().unwrap_or(0_u32);
+    (next(), next()) >= (major, minor)
 }
 
 /// The folder with etcd, kube-apiserver, kube-controller-manager and kubectl, or says that `test`

@@ -74,7 +74,7 @@ fn xdp_forwards_on_a_card_whose_driver_takes_it() -> Result<()> {
         plug(WORLD, world)
     })?;
     rig.start(&[])?;
-    let xdp = rig.wait_xdp("eth0", |xdp| xdp["runs"] == true)?;
+    let xdp = rig.wait_xdp_probed("eth0")?;
     println!("XDP: {xdp}");
     ensure!(xdp["mode"] == "native" && xdp["demoted"] == false, "{xdp}");
     ensure!(xdp["state"].as_str().is_some_and(|state| state.ends_with(", proven")), "{xdp}");

@@ -112,7 +112,7 @@ fn case_52_arp_and_ndp_pass_under_xdp() -> Result<()> {
     }
     let mut rig = OneArmed::by_veth()?;
     rig.start(&XDP)?;
-    let xdp = rig.wait_xdp("eth0", |xdp| xdp["runs"] == true)?;
+    let xdp = rig.wait_xdp_probed("eth0")?;
     ensure!(xdp["mode"] == "native", "{xdp}");
     ensure!(xdp["state"].as_str().is_some_and(|state| state.ends_with(", proven")), "{xdp}");
     for round in 0..3 {
@@ -167,7 +167,7 @@ fn cleanup_takes_xdp_off_and_a_node_without_names_has_none() -> Result<()> {
     }
     let mut rig = OneArmed::by_veth()?;
     rig.start(&XDP)?;
-    rig.wait_xdp("eth0", |xdp| xdp["runs"] == true)?;
+    rig.wait_xdp_probed("eth0")?;
     let shown = |rig: &OneArmed| rig.node.ip_output(&["-d", "link", "show", "dev", "eth0"]);
     ensure!(shown(&rig)?.contains("prog/xdp"), "{}", shown(&rig)?);
     rig.agent()?.stop()?;
@@ -180,7 +180,7 @@ fn cleanup_takes_xdp_off_and_a_node_without_names_has_none() -> Result<()> {
     rig.exchange()?;
     rig.agent()?.stop()?;
     rig.start(&XDP)?;
-    rig.wait_xdp("eth0", |xdp| xdp["runs"] == true)?;
+    rig.wait_xdp_probed("eth0")?;
     rig.agent()?.stop()?;
     rig.agent()?.command("cleanup", &[])?;
     ensure!(!shown(&rig)?.contains("prog/xdp"), "{}", shown(&rig)?);
@@ -206,7 +206,7 @@ fn case_50_what_refuses_xdp_is_demoted_and_the_agent_goes_on() -> Result<()> {
     rig.world.ip("link set q1 up")?;
     let roles = ["--interfaces", "mv0=uplink,q0=uplink", "--xdp-interfaces", "eth0,mv0,q0"];
     rig.start(&roles)?;
-    rig.wait_xdp("eth0", |xdp| xdp["runs"] == true)?;
+    rig.wait_xdp_probed("eth0")?;
     for (interface, reason) in [("mv0", "the driver has no XDP"), ("q0", "too few queues")] {
         let xdp = rig.wait_xdp(interface, |xdp| xdp["demoted"] == true)?;
         ensure!(xdp["state"].as_str().is_some_and(|state| state.contains(reason)), "{xdp}");
@@ -262,7 +262,7 @@ fn xdp_without_a_neighbour_is_kept_and_called_unproven() -> Result<()> {
     rig.world.sysctls(&[("net.ipv4.conf.eth0.arp_ignore", "8")])?;
     rig.node.sysctls(&[("net.ipv6.conf.eth0.disable_ipv6", "1")])?;
     rig.start(&XDP)?;
-    let xdp = rig.wait_xdp("eth0", |xdp| xdp["runs"] == true)?;
+    let xdp = rig.wait_xdp_probed("eth0")?;
     ensure!(xdp["state"].as_str().is_some_and(|state| state.contains("unproven")), "{xdp}");
     Ok(())
 }

@@ -24,12 +24,16 @@ use lb_common::{
 use lb_object::Settings;
 
 use super::Output;
+use crate::require;
 
 /// The interface of a test run: the loopback one of this namespace.
 const INTERFACE: u32 = 1;
 /// Room for a case. An LRU hash gives each CPU a share, so it needs more than it holds.
 const ENTRIES: u32 = 256;
 const LRU_ENTRIES: u32 = 1 << 13;
+
+/// For packets in several buffers, from kernel 5.18 on.
+const FRAGS: &str = "xdp_ingress_frags";
 
 /// A key or value of a map.
 #[repr(transparent)]
@@ -119,9 +123,11 @@ impl Kernel {
         Ok(Self { ebpf, filter: Vec::new(), node_ports: Vec::new() })
     }
 
-    /// Names of all programs, in order.
+    /// Names of all programs that this kernel can have, in order.
     pub fn names(&self) -> Vec<String> {
+        let frags = require::is_kernel(5, 18);
         let mut names: Vec<_> = self.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+        names.retain(|name| frags || name != FRAGS);
         names.sort();
         names
     }
