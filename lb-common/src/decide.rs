@@ -11,7 +11,7 @@
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
 use crate::begin::{answers, begin, frontend};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
-use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress};
+use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, look_ip};
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::rewrite::{apply, swap_ethernet};
@@ -20,7 +20,7 @@ use crate::tables::{
     FlowRef, FlowTable, FlowTables, Insert, RouteStatus, RouteTables, ServiceTables,
 };
 use crate::verdict::Verdict;
-use crate::{forward, fragment, icmp};
+use crate::{forward, fragment, hop, icmp};
 
 /// A packet that arrives from an interface.
 #[inline(always)]
@@ -70,17 +70,25 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    match look_at_ingress(packet, tables, link) {
-        Err(verdict) => return verdict,
-        Ok(Next::Icmp | Next::Fragment) => return Verdict::Left,
-        Ok(Next::Translate) => {}
-    }
     let verdict = match network(packet, link) {
-        Ok(Network::V4(l3)) => ingress_ip::<V4, Early, P, T>(Early, packet, tables, l3, link),
-        Ok(Network::V6(l3)) => ingress_ip::<V6, Early, P, T>(Early, packet, tables, l3, link),
-        Err(verdict) => return verdict,
+        Ok(Network::V4(l3)) => early_ip::<V4, P, T>(packet, tables, l3, link),
+        Ok(Network::V6(l3)) => early_ip::<V6, P, T>(packet, tables, l3, link),
+        Err(verdict) => verdict,
     };
     if verdict == Verdict::Forwarded { verdict } else { Verdict::Left }
+}
+
+#[inline(always)]
+fn early_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    match look_ip::<N, P, T>(packet, tables, l3) {
+        Ok(Next::Translate) => ingress_ip::<N, Early, P, T>(Early, packet, tables, l3, link),
+        _ => Verdict::Left,
+    }
 }
 
 /// A packet that leaves by an interface.
@@ -157,7 +165,15 @@ where
     let known = match tables.flow(FlowTable::Main, &parsed.key) {
         None => None,
         Some(record) if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) != 0 => {
-            passing(stage, packet, tables, &mut parsed, record)
+            let again = if S::EARLY {
+                forward::again::<N, Early, P, T>(packet, tables, &parsed, &record)
+            } else {
+                forward::again_apart(packet, tables, &parsed, &record)
+            };
+            match again {
+                None => passing(stage, packet, tables, &mut parsed, record),
+                sent => sent,
+            }
         }
         Some(_) if S::EARLY => Some(Verdict::Left),
         Some(record) => known(packet, tables, &parsed, record, link),
@@ -308,7 +324,7 @@ where
             tend(tables, &mut headers.key, &mut flow, reset);
         }
     }
-    Some(forward::send(stage, packet, tables, headers, &flow))
+    Some(forward::send(stage, packet, tables, headers, &flow, Some(&record)))
 }
 
 /// How a packet that only passes is met.
@@ -412,8 +428,10 @@ where
     }
     if flow.flags & Flow::<N>::FORWARDED != 0 {
         // Not asked for again, and not kept: the verifier would follow all of the above for each.
-        let known = tables.neighbour_known();
-        let status = if known { RouteStatus::Found } else { RouteStatus::NoNeighbour };
+        if tables.neighbour_known() {
+            hop::settle(tables, flow.tag, S::EARLY);
+        }
+        let status = forward::now_known(tables);
         return forward::sent::<N, S, P, T>(packet, tables, headers, &flow, status);
     }
     go_on(stage, packet, tables, headers, &flow, link)
@@ -435,7 +453,7 @@ where
     Ipv<N>: Header<N>,
 {
     if flow.flags & Flow::<N>::FORWARDED != 0 {
-        return forward::send(stage, packet, tables, headers, flow);
+        return forward::send(stage, packet, tables, headers, flow, None);
     }
     if S::EARLY {
         return Verdict::Left;

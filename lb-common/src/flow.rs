@@ -88,10 +88,11 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
         }
     }
     let new = Live::new(now, state);
-    if new != live {
+    let changes = new != live.without_hop();
+    if changes {
         record.set_live(new);
     }
-    new != live
+    changes
 }
 
 /// The record under a key, whole, from the table that has it; only TCP has flows in both.
@@ -307,8 +308,11 @@ pub(crate) fn tend<const N: usize, T: FlowTables<N>>(
             made = (inserted == Insert::Done) as u32;
         }
         Some(record) if record.tag() == flow.tag => {
-            let state = record.live().state() | if reset { Live::RST } else { 0 };
-            record.set_live(Live::new(now, state));
+            let old = record.live();
+            let new = Live::new(now, old.state() | if reset { Live::RST } else { 0 });
+            if new != old.without_hop() {
+                record.set_live(new);
+            }
         }
         // Another flow has its key.
         Some(_) => {}

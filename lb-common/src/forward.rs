@@ -2,17 +2,73 @@
 //!
 //! The route is asked for before anything is written: what cannot go there stays as it is.
 
-use crate::abi::{AddressFlags, Counter, Flow, FlowKey, InterfaceFlags, proto};
-use crate::decide::Stage;
+use crate::abi::{AddressFlags, Counter, Flow, FlowKey, Live, proto};
+use crate::decide::{Final, Stage};
 use crate::flow::recorded;
+use crate::hop;
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv};
+use crate::parse::{Header, Headers, Ipv, tcp};
 use crate::rewrite::apply;
-use crate::select::address_flags;
-use crate::tables::{NodeTables, RouteStatus, RouteTables};
+use crate::select::{address_flags, still_serves};
+use crate::tables::{FlowRef, NodeTables, RouteStatus, RouteTables};
 use crate::verdict::Verdict;
 
-/// A packet of a flow that is sent on, either way.
+/// The usual packet of a flow that is sent on: the record says where, and it changes nothing. `None`: it
+/// takes more looking, and is untouched.
+#[inline(always)]
+pub(crate) fn again<const N: usize, S: Stage, P, T>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    record: &T::Ref,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let flow = record.read();
+    let live = Live(flow.live);
+    let usual = live.seen() == tables.now()
+        && live.state() == 0
+        && headers.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+        && flow.flags & Flow::<N>::FORWARDED != 0
+        && flow.is_for(&headers.key);
+    if !usual {
+        return None;
+    }
+    // As a first look would have it (U-2).
+    let asks = headers.key.proto == proto::UDP && flow.flags & Flow::<N>::REPLY == 0;
+    if asks && !still_serves(tables, flow.backend, flow.generation) {
+        return None;
+    }
+    let length = length(packet, headers);
+    if !hop::take(tables, live, flow.tag, length, S::EARLY)
+        || (S::EARLY && !leaves_whole(packet, tables, headers, length))
+        || !matches!(Ipv::<N>::hops(packet, headers.l3()), Some(2..))
+    {
+        return None;
+    }
+    Some(written(packet, headers, &flow))
+}
+
+/// [`again`] at tc as a function of its own: what else the program does leaves no room on its stack.
+#[inline(never)]
+pub(crate) fn again_apart<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    record: &T::Ref,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    again::<N, Final, P, T>(packet, tables, headers, record)
+}
+
+/// A packet of a flow that is sent on, either way; its record is to remember the next hop.
 #[inline(always)]
 pub(crate) fn send<const N: usize, S: Stage, P, T>(
     _: S,
@@ -20,14 +76,30 @@ pub(crate) fn send<const N: usize, S: Stage, P, T>(
     tables: &T,
     headers: &Headers<N>,
     flow: &Flow<N>,
+    record: Option<&T::Ref>,
 ) -> Verdict
 where
     P: Packet,
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    let status = way(tables, &headers.key, flow, length(packet, headers));
+    let mut status = way(tables, &headers.key, flow, length(packet, headers));
+    if status == RouteStatus::Found {
+        let name = hop::settle(tables, flow.tag, S::EARLY);
+        if let Some(record) = record
+            && name != 0
+        {
+            record.set_live(record.live().with_hop(name));
+        }
+        status = now_known(tables);
+    }
     sent::<N, S, P, T>(packet, tables, headers, flow, status)
+}
+
+/// What a route comes to that was found.
+#[inline(always)]
+pub(crate) fn now_known<T: NodeTables>(tables: &T) -> RouteStatus {
+    if tables.neighbour_known() { RouteStatus::Found } else { RouteStatus::NoNeighbour }
 }
 
 /// Where the first packet of a flow that is to be sent on would go. A backend whose address is the
@@ -70,7 +142,11 @@ where
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    if S::EARLY && (status != RouteStatus::Found || !leaves_early(tables)) {
+    let may_leave = || {
+        hop::leaves_early(tables, tables.egress())
+            && leaves_whole(packet, tables, headers, length(packet, headers))
+    };
+    if S::EARLY && (status != RouteStatus::Found || !may_leave()) {
         if matches!(status, RouteStatus::Found | RouteStatus::NoNeighbour) {
             tables.count(Counter::XdpLeft);
         }
@@ -84,7 +160,20 @@ where
     if let Some(verdict) = refused::<N, P>(status, packet, headers.l3()) {
         return verdict;
     }
-    // At XDP nothing was written when this fails: the checksum comes first, and lies last.
+    written(packet, headers, flow)
+}
+
+/// A packet as it is sent on. At XDP nothing was written when this fails: the checksum comes first, and
+/// lies last.
+#[inline(always)]
+fn written<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+) -> Verdict
+where
+    Ipv<N>: Header<N>,
+{
     if apply(packet, headers, flow).is_none()
         || Ipv::<N>::pass_router(packet, headers.l3()).is_none()
     {
@@ -188,12 +277,17 @@ fn out_of<const N: usize, T: RouteTables<N>>(
     tables.route(&own, &flow.dst, flow.ifindex, false, length)
 }
 
-/// Whether XDP may send a packet out of the interface that its route leads to.
+/// Whether XDP may send all of a packet: what lies in several buffers goes back out of its own interface
+/// only, as others may drop it without a word.
 #[inline(always)]
-fn leaves_early<T: NodeTables>(tables: &T) -> bool {
-    let egress = tables.egress();
-    egress == tables.arrival()
-        || tables.interface(egress).is_some_and(|interface| interface.has(InterfaceFlags::XDP))
+fn leaves_whole<const N: usize, P: Packet, T: NodeTables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+    length: u32,
+) -> bool {
+    tables.egress() == tables.arrival()
+        || packet.is_linear_until(headers.l3().wrapping_add(length as usize))
 }
 
 /// Bytes of the IP packet, or of each one that it will be cut into; 0: whatever fits.

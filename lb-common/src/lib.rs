@@ -28,6 +28,7 @@ pub mod flow;
 mod forward;
 pub mod fragment;
 pub mod guard;
+mod hop;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;

@@ -40,8 +40,13 @@ where
     }
 }
 
+/// The same of an IP packet whose header is at `l3`.
 #[inline(always)]
-fn look_ip<const N: usize, P, T>(packet: &P, tables: &T, l3: usize) -> Result<Next, Verdict>
+pub(crate) fn look_ip<const N: usize, P, T>(
+    packet: &P,
+    tables: &T,
+    l3: usize,
+) -> Result<Next, Verdict>
 where
     P: Packet,
     T: RouteTables<N>,

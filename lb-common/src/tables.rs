@@ -4,7 +4,7 @@
 use crate::abi::{
     AddressWord, AffinityKey, AffinityRecord, Backend, BackendId, BackendWord, Counter, FactsWord,
     Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey, FrontendWord, InterfaceWord, Ip, Live,
-    NetnsRecord, RefusalWord, ServiceCidr, ServicePortId, SetWord, SocketKey, SocketLink,
+    NetnsRecord, NextHop, RefusalWord, ServiceCidr, ServicePortId, SetWord, SocketKey, SocketLink,
     SocketPeer, SocketRecord,
 };
 use crate::select::Choice;
@@ -103,6 +103,20 @@ pub trait NodeTables: ServiceTables {
     }
     /// How many bytes of IP packet fit that route, known after [`RouteStatus::TooBig`].
     fn mtu(&self) -> u32;
+    /// The next hop of the route that was found last, if its neighbour is known: all but tag and time.
+    fn found_hop(&self) -> Option<NextHop>;
+    /// Element of `NEXT_HOPS`; `None` out of range.
+    fn next_hop(&self, place: u32) -> Option<NextHop>;
+    /// Its tag, and when it was seen.
+    fn next_hop_seen(&self, place: u32) -> Option<(u32, u32)> {
+        self.next_hop(place).map(|hop| (hop.tag, hop.seen))
+    }
+    /// Stores it.
+    fn set_next_hop(&self, place: u32, hop: &NextHop);
+    /// Makes a next hop that of the route found last.
+    fn take_hop(&self, hop: &NextHop);
+    /// Makes its neighbour unknown: the kernel looks for it when the packet is sent.
+    fn forget_neighbour(&self);
 }
 
 /// Where a packet would go.

@@ -8,9 +8,9 @@ use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
     COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS,
     FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
-    Interface, Ip, LOCAL_CIDRS as PODS, META_WORDS, NODE_PORT_WORDS, Name, NetnsRecord,
-    ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr, SocketKey, SocketPeer,
-    SocketRecord, V4, V6,
+    Interface, Ip, LOCAL_CIDRS as PODS, META_WORDS, NEXT_HOPS as NEXT_HOP_COUNT, NODE_PORT_WORDS,
+    Name, NetnsRecord, NextHop, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS,
+    ServiceCidr, SocketKey, SocketPeer, SocketRecord, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -121,6 +121,8 @@ pub static SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entr
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
 #[map]
 pub static REJECTS: PerCpuArray<RefusalWord> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(NEXT_HOP_COUNT, 0);
 #[map]
 pub static HOP: PerCpuArray<Hop> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]

@@ -1,12 +1,14 @@
 //! What is set for this node, its interfaces, and the kernel's routes.
 #![expect(unsafe_code, reason = "helpers are foreign functions, map values are shared")]
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
     BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh};
-use lb_common::abi::{Interface, InterfaceWord, Ip, SNAT_ADDRESSES, ServiceCidr, V4, V6};
+use lb_common::abi::{Interface, InterfaceWord, Ip, NextHop, SNAT_ADDRESSES, ServiceCidr, V4, V6};
 use lb_common::select::widen;
 use lb_common::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
 
@@ -247,6 +249,66 @@ impl NodeTables for Maps {
         let Some(value) = maps::INTERFACES.get_ptr(words.word(IFINDEX)) else { return 0 };
         // SAFETY: a looked-up element; a wrong size costs a packet or two.
         unsafe { (&raw const (*value).mtu).read_volatile() }
+    }
+
+    /// What fits is what the kernel tells (5.12), or before that what was asked for: so much fits.
+    #[inline(always)]
+    fn found_hop(&self) -> Option<NextHop> {
+        let words = Words::get()?;
+        let ethernet = self.ethernet()?;
+        let (egress, limits) = (words.word(IFINDEX), second_half(words.word(LENGTH)));
+        (limits != 0).then(|| NextHop { egress, ethernet, limits, ..NextHop::default() })
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, place: u32) -> Option<NextHop> {
+        let from = maps::NEXT_HOPS.get_ptr(place)?.cast::<u64>();
+        let mut hop = MaybeUninit::<NextHop>::uninit();
+        let to = hop.as_mut_ptr().cast::<u64>();
+        for index in 0..size_of::<NextHop>() / 8 {
+            // SAFETY: words of the element, whose index the verifier proved, and of the copy. Another
+            // CPU may write it meanwhile, which its tag tells.
+            unsafe { to.add(index).write(from.add(index).read_volatile()) };
+        }
+        // SAFETY: all words were written, and any bytes are a next hop.
+        Some(unsafe { hop.assume_init() })
+    }
+
+    #[inline(always)]
+    fn next_hop_seen(&self, place: u32) -> Option<(u32, u32)> {
+        let hop = maps::NEXT_HOPS.get_ptr(place)?;
+        // SAFETY: as above.
+        Some(unsafe {
+            ((&raw const (*hop).tag).read_volatile(), (&raw const (*hop).seen).read_volatile())
+        })
+    }
+
+    #[inline(always)]
+    fn set_next_hop(&self, place: u32, hop: &NextHop) {
+        if let Some(element) = maps::NEXT_HOPS.get_ptr_mut(place) {
+            // SAFETY: the verifier proved the index; what another CPU reads or writes meanwhile is
+            // told by the tag.
+            unsafe { element.write_volatile(*hop) };
+        }
+    }
+
+    #[inline(always)]
+    fn take_hop(&self, hop: &NextHop) {
+        let Some(words) = Words::get() else { return };
+        let [to, both, from] = hop.ethernet.map(u32::to_ne_bytes);
+        let ([d0, d1, d2, d3], [d4, d5, s0, s1], [s2, s3, s4, s5]) = (to, both, from);
+        words.set(IFINDEX, hop.egress);
+        words.set(MACS, u32::from_ne_bytes([s0, s1, s2, s3]));
+        words.set(MACS + 1, u32::from_ne_bytes([s4, s5, d0, d1]));
+        words.set(MACS + 2, u32::from_ne_bytes([d2, d3, d4, d5]));
+        words.set(KNOWN, 1);
+    }
+
+    #[inline(always)]
+    fn forget_neighbour(&self) {
+        if let Some(words) = Words::get() {
+            words.set(KNOWN, 0);
+        }
     }
 }
 

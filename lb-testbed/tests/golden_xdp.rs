@@ -150,8 +150,24 @@ impl<'a> World<'a> {
                 }
             }
         }
+        self.tables.keep_neighbours();
+        self.look_after_neighbours()?;
         self.kernel.reset()?;
         self.kernel.fill(&self.tables)
+    }
+
+    /// Gives the kernel a packet for each next hop; XDP leaves what goes to others.
+    fn look_after_neighbours(&mut self) -> Result<()> {
+        self.kernel.fill(&self.tables)?;
+        for net in &NETS {
+            for port in [PORT, PORT + 1] {
+                let from = at(net.client, SPORT - 1);
+                let packet = frame(Protocol::Udp, from, at(net.vip, port), SYN).build();
+                let ran = self.kernel.run_at("tc_ingress", &packet, self.links[0])?;
+                ensure!(ran.verdict == TC_REDIRECT, "tc returned {}", ran.verdict);
+            }
+        }
+        Ok(())
     }
 
     /// What XDP does to a packet, in the kernel as on the host, with the records that both make.

@@ -181,7 +181,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 36] = [
+pub(super) const PINNED: [&str; 37] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
@@ -217,6 +217,7 @@ pub(super) const PINNED: [&str; 36] = [
     map::SOCKETS,
     map::SOCKET_PEERS,
     map::REJECTS,
+    map::NEXT_HOPS,
     map::COUNTERS,
 ];
 

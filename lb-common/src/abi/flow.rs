@@ -127,7 +127,8 @@ impl<const N: usize> Flow<N> {
 }
 
 /// The word of a flow that changes: when it was last seen in the low half, in ticks of 256 jiffies
-/// (0.26 s to 2.56 s, by the kernel's HZ), TCP state bits in the high one.
+/// (0.26 s to 2.56 s, by the kernel's HZ); in the high one TCP state bits, and which next hop it has in
+/// this tick.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Live(pub u64);
@@ -137,8 +138,12 @@ impl Live {
     pub const FIN: u32 = 1;
     /// This direction sent RST and nothing since.
     pub const RST: u32 = 1 << 1;
+    /// All state bits.
+    const STATE: u32 = 0xf;
+    /// Where the next hop begins.
+    const HOP: u32 = 36;
 
-    /// A word.
+    /// A word without a next hop.
     #[inline(always)]
     pub const fn new(seen: u32, state: u32) -> Self {
         Self(seen as u64 | ((state as u64) << 32))
@@ -154,6 +159,26 @@ impl Live {
     /// TCP state bits.
     #[inline(always)]
     pub const fn state(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> 32) as u32 & Self::STATE
+    }
+
+    /// The same word with a next hop ([`super::NextHop::name_for`], 28 bits).
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_hop(self, name: u32) -> Self {
+        Self(self.without_hop().0 | (name as u64) << Self::HOP)
+    }
+
+    /// The same word without one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without_hop(self) -> Self {
+        Self(self.0 & ((1 << Self::HOP) - 1))
+    }
+
+    /// The next hop that was found in the tick in which the flow was last seen; 0: none.
+    #[inline(always)]
+    pub const fn hop(self) -> u32 {
+        (self.0 >> Self::HOP) as u32
     }
 }

@@ -14,6 +14,7 @@ mod filter;
 mod flow;
 mod fragment;
 mod frontend;
+mod hop;
 mod interface;
 mod meta;
 mod programs;
@@ -37,6 +38,7 @@ pub use fragment::{FragmentKey, FragmentRecord};
 pub use frontend::{
     Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId, SourceRangeKey,
 };
+pub use hop::{NEXT_HOPS, NextHop};
 pub use interface::{Interface, InterfaceFlags, InterfaceWord, SNAT_ADDRESSES};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use programs::ProgramSlot;
@@ -141,32 +143,40 @@ pub mod map {
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Per-CPU array of one word: how many refusals were answered in this tick.
     pub const REJECTS: &str = "REJECTS";
+    /// Array of next hops of flows that are sent on.
+    pub const NEXT_HOPS: &str = "NEXT_HOPS";
     /// Per-CPU array of one element: the question to the kernel's routes at hand, and its answer.
     pub const HOP: &str = "HOP";
     /// Per-CPU array of counters.
     pub const COUNTERS: &str = "COUNTERS";
 }
 
-/// Mixes 64-bit words into a tag: a multiply and a fold for each, no 128-bit arithmetic.
+/// Mixes 64-bit words into a tag: a multiply for each, in two chains that take turns, so that a word
+/// waits only for the one before the last; no 128-bit arithmetic.
 ///
 /// A tag tells a record of this key from one that a reused element holds by now; it is no defence
 /// against an adversary, who cannot choose what a reused element holds.
 #[derive(Clone, Copy)]
-pub struct Mix(u64);
+pub struct Mix {
+    next: u64,
+    last: u64,
+}
 
 impl Mix {
+    const FACTOR: u64 = 0xff51_afd7_ed55_8ccd;
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
     /// A fresh state.
     #[inline(always)]
     pub const fn new() -> Self {
-        Self(0x9e37_79b9_7f4a_7c15)
+        Self { next: 1, last: Self::GOLDEN }
     }
 
     /// Adds one word.
     #[inline(always)]
     #[must_use]
     pub const fn word(self, word: u64) -> Self {
-        let x = (self.0 ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        Self(x ^ (x >> 32))
+        Self { next: self.last, last: self.next.wrapping_mul(Self::FACTOR).wrapping_add(word) }
     }
 
     /// Adds an address.
@@ -187,9 +197,11 @@ impl Mix {
 
     /// The tag: never zero, so that zeroed memory never matches.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "a tag is the low half")]
+    #[expect(clippy::cast_possible_truncation, reason = "a tag is the high half")]
     pub const fn tag(self) -> u32 {
-        (self.0 as u32) | 1
+        let sum = self.last.wrapping_mul(Self::GOLDEN).wrapping_add(self.next);
+        let mixed = (sum ^ (sum >> 32)).wrapping_mul(Self::FACTOR);
+        (mixed >> 32) as u32 | 1
     }
 }
 

@@ -9,10 +9,10 @@ use super::HostTables;
 use super::builder::{Words, words};
 use super::family::OfFamily;
 use crate::abi::{
-    Interface, InterfaceWord, Ip, LOCAL_CIDRS, NODE_PORT_WORDS, ServiceCidr, SourceRangeKey,
-    node_port_place,
+    Interface, InterfaceWord, Ip, LOCAL_CIDRS, NEXT_HOPS, NODE_PORT_WORDS, NextHop, ServiceCidr,
+    SourceRangeKey, node_port_place,
 };
-use crate::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
+use crate::tables::{LocalMode, NodeTables, RouteStatus, RouteTables, ServiceTables as _};
 
 /// Where packets to some address go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,9 @@ pub(super) struct Node {
     routes: RefCell<HashMap<(IpAddr, u32), HostRoute>>,
     /// What was found last.
     hop: Cell<Option<HostRoute>>,
+    next_hops: RefCell<HashMap<u32, NextHop>>,
+    /// Whether the kernel looks after every neighbour all the time.
+    neighbours_kept: Cell<bool>,
     asked: RefCell<Vec<AskedRoute>>,
 }
 
@@ -54,6 +57,8 @@ impl Node {
             snat_ports: Cell::new((1_024, 28_976)),
             routes: RefCell::default(),
             hop: Cell::new(None),
+            next_hops: RefCell::default(),
+            neighbours_kept: Cell::new(false),
             asked: RefCell::default(),
         }
     }
@@ -108,6 +113,11 @@ impl HostTables {
     /// interface.
     pub fn add_route(&self, to: IpAddr, out: u32, route: HostRoute) {
         self.node.routes.borrow_mut().insert((to, out), route);
+    }
+
+    /// The kernel has just looked after every neighbour, and goes on to do so.
+    pub fn keep_neighbours(&self) {
+        self.node.neighbours_kept.set(true);
     }
 
     /// Which routes were asked for.
@@ -223,6 +233,41 @@ impl NodeTables for HostTables {
 
     fn mtu(&self) -> u32 {
         self.node.hop.get().map_or(0, |hop| hop.mtu)
+    }
+
+    /// One neighbour for each interface.
+    fn found_hop(&self) -> Option<NextHop> {
+        let hop = self.node.hop.get().filter(|hop| hop.status == RouteStatus::Found)?;
+        let limits = if hop.mtu == 0 { 0xffff } else { hop.mtu };
+        let found = NextHop { egress: hop.egress, limits, ..NextHop::default() };
+        if self.node.neighbours_kept.get() {
+            for limits in [limits, limits | NextHop::EARLY] {
+                let seen = self.now();
+                let mut kept = NextHop { limits, seen, ..found };
+                kept.tag = kept.tag_for();
+                self.set_next_hop(kept.place(), &kept);
+            }
+        }
+        Some(found)
+    }
+
+    fn next_hop(&self, place: u32) -> Option<NextHop> {
+        let hops = self.node.next_hops.borrow();
+        (place < NEXT_HOPS).then(|| hops.get(&place).copied().unwrap_or_default())
+    }
+
+    fn set_next_hop(&self, place: u32, hop: &NextHop) {
+        self.node.next_hops.borrow_mut().insert(place, *hop);
+    }
+
+    fn take_hop(&self, hop: &NextHop) {
+        let (egress, mtu) = (hop.egress, hop.limits & !NextHop::EARLY);
+        self.node.hop.set(Some(HostRoute { status: RouteStatus::Found, egress, mtu }));
+    }
+
+    fn forget_neighbour(&self) {
+        let unknown = |hop| HostRoute { status: RouteStatus::NoNeighbour, ..hop };
+        self.node.hop.set(self.node.hop.get().map(unknown));
     }
 }
 

@@ -35,6 +35,10 @@ pub trait Packet {
     fn for_others(&self) -> bool {
         false
     }
+    /// Whether it lies in one piece, up to this byte: what does not may not leave by every interface.
+    fn is_linear_until(&self, _end: usize) -> bool {
+        true
+    }
     /// Whether it came with a VLAN tag that lies outside of it: an interface of the VLAN will see it
     /// without.
     fn tagged(&self) -> bool {

@@ -303,6 +303,7 @@ fn xdp_sends_on_and_leaves_all_else_as_it_came() {
                 0,
                 HostRoute { status: RouteStatus::Found, egress: UPLINK, mtu: MTU },
             );
+            outside.tables().keep_neighbours();
             let (verdict, bytes) = outside.early(UPLINK, &outside.asks(SYN));
             assert_eq!(verdict, Verdict::Forwarded);
             let (source, to) = crate::setup::ends(&bytes);
@@ -310,18 +311,25 @@ fn xdp_sends_on_and_leaves_all_else_as_it_came() {
             built::checksums_ok(&bytes, built::Link::Ethernet).unwrap();
             let answer = packet(protocol, outside.pod(), source, SYN_ACK);
             assert_eq!(outside.early(UPLINK, &answer).0, Verdict::Forwarded);
-            assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
+            for _ in 0..2 {
+                assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
+            }
             // An egress without XDP, or a neighbour that is still to be asked for, is tc's.
             for (status, egress) in
                 [(RouteStatus::Found, SECOND), (RouteStatus::NoNeighbour, UPLINK)]
             {
                 route(outside.tables(), net.pod, 0, status, egress);
+                // Until then the flow goes where it went.
+                assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
+                outside.tables().advance(1);
                 assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Left);
                 assert_eq!(outside.arrives(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
+                route(outside.tables(), net.pod, 0, RouteStatus::Found, UPLINK);
+                outside.tables().advance(1);
+                assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
             }
             assert_eq!(outside.world.count(Counter::XdpLeft), 2);
             let short = outside.asks(ACK).ttl(1);
-            route(outside.tables(), net.pod, 0, RouteStatus::Found, UPLINK);
             assert_eq!(outside.early(UPLINK, &short).0, Verdict::Left);
         }
     }

@@ -73,6 +73,11 @@ impl Packet for Buffer {
         }
     }
 
+    #[inline(always)]
+    fn is_linear_until(&self, end: usize) -> bool {
+        self.data().wrapping_add(end) <= self.data_end()
+    }
+
     /// A frame to a group is meant for more than this machine. A card hands over no other machine's
     /// frames, unless somebody listens to all of them.
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The node: by which interface does the packet arrive, who may its client be, and where would it be
 //! sent on?
 
-use lb_common::abi::{InterfaceFlags, InterfaceWord, Ip, ServiceCidr};
+use lb_common::abi::{InterfaceFlags, InterfaceWord, Ip, NextHop, ServiceCidr};
 use lb_common::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
 
 use super::{Recorder, ip_of};
@@ -76,6 +76,21 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
     fn egress(&self) -> u32 {
         self.egress.get()
     }
+
+    /// What is asked for is the route.
+    fn found_hop(&self) -> Option<NextHop> {
+        None
+    }
+
+    fn next_hop(&self, _: u32) -> Option<NextHop> {
+        None
+    }
+
+    fn set_next_hop(&self, _: u32, _: &NextHop) {}
+
+    fn take_hop(&self, _: &NextHop) {}
+
+    fn forget_neighbour(&self) {}
 
     /// Packets that are explained are short.
     fn neighbour_known(&self) -> bool {
