@@ -92,6 +92,12 @@ pub const fn updated(old: u16, diff: u32) -> u16 {
     !fold((!old as u64).wrapping_add(diff as u64))
 }
 
+/// The checksum after two differences.
+#[inline(always)]
+pub const fn updated_twice(old: u16, one: u32, other: u32) -> u16 {
+    !fold((!old as u64).wrapping_add(one as u64).wrapping_add(other as u64))
+}
+
 /// The transport checksum after a rewrite, for a packet that carries a complete one; `None` leaves
 /// it as it is.
 #[inline(always)]
@@ -99,8 +105,7 @@ pub const fn adjusted(old: u16, change: &ChecksumChange) -> Option<u16> {
     if change.udp && old == 0 {
         return None;
     }
-    let new =
-        !fold((!old as u64).wrapping_add(change.pseudo as u64).wrapping_add(change.header as u64));
+    let new = updated_twice(old, change.pseudo, change.header);
     if change.udp && new == 0 { Some(0xffff) } else { Some(new) }
 }
 

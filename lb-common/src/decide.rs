@@ -254,6 +254,7 @@ fn known<const N: usize, P, T>(
 where
     P: Packet,
     T: RouteTables<N>,
+    Ipv<N>: Header<N>,
 {
     let flow = record.read();
     if !flow.is_for(&headers.key) {
@@ -468,7 +469,10 @@ fn translate_apart<const N: usize, P: Packet>(
     headers: &Headers<N>,
     flow: &Flow<N>,
     link: Link,
-) -> Verdict {
+) -> Verdict
+where
+    Ipv<N>: Header<N>,
+{
     translate(packet, headers, flow, link)
 }
 
@@ -527,6 +531,7 @@ where
     P: Packet,
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
+    Ipv<N>: Header<N>,
 {
     let record = match tables.flow(FlowTable::Main, &headers.key) {
         Some(record) => record,
@@ -573,7 +578,10 @@ fn translate<const N: usize, P: Packet>(
     headers: &Headers<N>,
     flow: &Flow<N>,
     link: Link,
-) -> Verdict {
+) -> Verdict
+where
+    Ipv<N>: Header<N>,
+{
     if apply(packet, headers, flow).is_none() {
         return Verdict::Rewrite;
     }

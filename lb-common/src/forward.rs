@@ -8,7 +8,7 @@ use crate::flow::recorded;
 use crate::hop;
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, tcp};
-use crate::rewrite::apply;
+use crate::rewrite::{apply, apply_routed};
 use crate::select::{address_flags, still_serves};
 use crate::tables::{FlowRef, NodeTables, RouteStatus, RouteTables};
 use crate::verdict::Verdict;
@@ -174,12 +174,8 @@ fn written<const N: usize, P: Packet>(
 where
     Ipv<N>: Header<N>,
 {
-    if apply(packet, headers, flow).is_none()
-        || Ipv::<N>::pass_router(packet, headers.l3()).is_none()
-    {
-        return Verdict::Rewrite;
-    }
-    Verdict::Forwarded
+    let made = apply_routed(packet, headers, flow).is_some();
+    if made { Verdict::Forwarded } else { Verdict::Rewrite }
 }
 
 /// Why a packet cannot be sent on; its route is known, and it is untouched.

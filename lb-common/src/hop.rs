@@ -21,8 +21,8 @@ pub(crate) fn settle<T: NodeTables>(tables: &T, flow: u32, early: bool) -> u32 {
     if leaves_early(tables, hop.egress) {
         hop.limits |= NextHop::EARLY;
     }
-    hop.tag = hop.tag_for();
     hop.seen = tables.now();
+    let hop = hop.tagged();
     let Some((tag, seen)) = tables.next_hop_seen(hop.place()) else { return 0 };
     let name = hop.name_for(flow, tables.arrival());
     let same = tag == hop.tag;

@@ -4,7 +4,7 @@
 //! masked or bounded so that the verifier can see it, and no loop depends on the packet.
 
 use crate::abi::{FlowKey, Ip, V4, V6, proto};
-use crate::csum::{Diff, updated};
+use crate::csum::{Diff, updated, updated_twice};
 use crate::packet::Packet;
 use crate::verdict::Verdict;
 
@@ -188,6 +188,16 @@ pub trait Header<const N: usize> {
     /// One router less.
     fn pass_router<P: Packet>(packet: &mut P, l3: usize) -> Option<()>;
 
+    /// Writes addresses, whose change has the difference `change`, with what the header itself sums up;
+    /// and with one router less, if `routed`.
+    fn address<P: Packet>(
+        packet: &mut P,
+        l3: usize,
+        change: u32,
+        to: [&Ip<N>; 2],
+        routed: bool,
+    ) -> Option<()>;
+
     /// Whether an address is that of one host that may be reached.
     fn is_host(ip: &Ip<N>) -> bool;
 
@@ -307,6 +317,22 @@ impl Header<V4> for Ipv<V4> {
     }
 
     #[inline(always)]
+    fn address<P: Packet>(
+        packet: &mut P,
+        l3: usize,
+        change: u32,
+        [[src], [dst]]: [&Ip<V4>; 2],
+        routed: bool,
+    ) -> Option<()> {
+        let at = l3.wrapping_add(8);
+        let [word] = packet.words(at)?;
+        let (old, sum) = split_ports(word);
+        let new = u16::from_be(old).wrapping_sub(if routed { 0x0100 } else { 0 }).to_be();
+        let hop = if routed { Diff::default().half(old, new).sum() } else { 0 };
+        packet.set_words(at, &[join_ports(new, updated_twice(sum, change, hop)), *src, *dst])
+    }
+
+    #[inline(always)]
     fn is_host(ip: &Ip<V4>) -> bool {
         let [ip] = *ip;
         let first = u32::from_be(ip) >> 24;
@@ -407,6 +433,21 @@ impl Header<V6> for Ipv<V6> {
         let new = u16::from_be(old).wrapping_sub(1).to_be();
         packet.note_change(Diff::default().half(old, new).sum());
         packet.set_u16(at, new)
+    }
+
+    #[inline(always)]
+    fn address<P: Packet>(
+        packet: &mut P,
+        l3: usize,
+        _: u32,
+        [src, dst]: [&Ip<V6>; 2],
+        routed: bool,
+    ) -> Option<()> {
+        if routed {
+            Self::pass_router(packet, l3)?;
+        }
+        packet.set_words(l3.wrapping_add(8), src)?;
+        packet.set_words(l3.wrapping_add(24), dst)
     }
 
     /// Neither multicast, nor unspecified, nor loopback.

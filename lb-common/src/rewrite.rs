@@ -2,9 +2,9 @@
 //! ports.
 
 use crate::abi::{Flow, V4, proto};
-use crate::csum::{Diff, updated};
+use crate::csum::Diff;
 use crate::packet::{ChecksumChange, Packet};
-use crate::parse::{Headers, join_ports};
+use crate::parse::{Header, Headers, Ipv, join_ports};
 
 /// Replaces the packet's tuple by the flow's; `None` if the packet ends inside its headers.
 #[inline(always)]
@@ -12,7 +12,36 @@ pub fn apply<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
     flow: &Flow<N>,
-) -> Option<()> {
+) -> Option<()>
+where
+    Ipv<N>: Header<N>,
+{
+    write(packet, headers, flow, false)
+}
+
+/// The same as by a router, which counts hops too.
+#[inline(always)]
+pub fn apply_routed<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+) -> Option<()>
+where
+    Ipv<N>: Header<N>,
+{
+    write(packet, headers, flow, true)
+}
+
+#[inline(always)]
+fn write<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+    routed: bool,
+) -> Option<()>
+where
+    Ipv<N>: Header<N>,
+{
     let key = &headers.key;
     let addresses = Diff::default().words(&key.src, &flow.src).words(&key.dst, &flow.dst).sum();
     let ports = if key.sport == flow.sport && key.dport == flow.dport {
@@ -29,16 +58,7 @@ pub fn apply<const N: usize, P: Packet>(
         _ if N == V4 => {}
         _ => packet.note_change(addresses),
     }
-    let addresses_at = if N == V4 {
-        let at = headers.l3().wrapping_add(10);
-        let old = packet.u16(at)?;
-        packet.set_u16(at, updated(old, addresses))?;
-        headers.l3().wrapping_add(12)
-    } else {
-        headers.l3().wrapping_add(8)
-    };
-    packet.set_words(addresses_at, &flow.src)?;
-    packet.set_words(addresses_at.wrapping_add(size_of::<[u32; N]>()), &flow.dst)?;
+    Ipv::<N>::address(packet, headers.l3(), addresses, [&flow.src, &flow.dst], routed)?;
     packet.set_words(headers.l4(), &[join_ports(flow.sport, flow.dport)])
 }
 

@@ -243,8 +243,7 @@ impl NodeTables for HostTables {
         if self.node.neighbours_kept.get() {
             for limits in [limits, limits | NextHop::EARLY] {
                 let seen = self.now();
-                let mut kept = NextHop { limits, seen, ..found };
-                kept.tag = kept.tag_for();
+                let kept = NextHop { limits, seen, ..found }.tagged();
                 self.set_next_hop(kept.place(), &kept);
             }
         }
