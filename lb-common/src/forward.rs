@@ -244,12 +244,17 @@ pub(crate) fn way<const N: usize, T: RouteTables<N>>(
     flow: &Flow<N>,
     length: u32,
 ) -> RouteStatus {
-    if flow.flags & Flow::<N>::REPLY == 0 {
-        return tables.route(&key.src, &flow.dst, flow.ifindex, false, length);
-    }
-    let status = out_of(tables, flow, length);
+    let asks = flow.flags & Flow::<N>::REPLY == 0;
+    // A client's packet goes by its own source's rules, a reply by those of whom it seems to come from.
+    let from = if asks { &key.src } else { &flow.src };
+    let status = if asks {
+        tables.route(from, &flow.dst, flow.ifindex, false, length)
+    } else {
+        out_of(tables, flow, length)
+    };
+    // The flow may outlive the interface that it came in by.
     if matches!(status, RouteStatus::Local | RouteStatus::NoRoute) {
-        return tables.route(&flow.src, &flow.dst, tables.arrival(), false, length);
+        return tables.route(from, &flow.dst, tables.arrival(), false, length);
     }
     status
 }

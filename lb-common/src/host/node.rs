@@ -38,6 +38,8 @@ pub(super) struct Node {
     snat_ports: Cell<(u32, u32)>,
     /// By destination, and by interface that they have to leave by, 0 for any.
     routes: RefCell<HashMap<(IpAddr, u32), HostRoute>>,
+    /// Interfaces that are gone: nothing is found over them.
+    gone: RefCell<HashSet<u32>>,
     /// What was found last.
     hop: Cell<Option<HostRoute>>,
     next_hops: RefCell<HashMap<u32, NextHop>>,
@@ -56,6 +58,7 @@ impl Node {
             masquerade_all: Cell::new(false),
             snat_ports: Cell::new((1_024, 28_976)),
             routes: RefCell::default(),
+            gone: RefCell::default(),
             hop: Cell::new(None),
             next_hops: RefCell::default(),
             neighbours_kept: Cell::new(false),
@@ -113,6 +116,11 @@ impl HostTables {
     /// interface.
     pub fn add_route(&self, to: IpAddr, out: u32, route: HostRoute) {
         self.node.routes.borrow_mut().insert((to, out), route);
+    }
+
+    /// An interface is gone: no route is found over it.
+    pub fn lose_interface(&self, ifindex: u32) {
+        self.node.gone.borrow_mut().insert(ifindex);
     }
 
     /// The kernel has just looked after every neighbour, and goes on to do so.
@@ -296,6 +304,10 @@ where
     fn route(&self, from: &Ip<N>, to: &Ip<N>, over: u32, out: bool, length: u32) -> RouteStatus {
         let (source, destination) = (address(from), address(to));
         self.node.asked.borrow_mut().push((source, destination, over, out, length));
+        if self.node.gone.borrow().contains(&over) {
+            self.node.hop.set(None);
+            return RouteStatus::NoRoute;
+        }
         let key = (destination, if out { over } else { 0 });
         let found = self.node.routes.borrow().get(&key).copied();
         self.node.hop.set(found);

@@ -6,7 +6,7 @@ use lb_common::{
     abi::{AddressFlags, BackendFlags, Counter, FrontendFlags, Scope},
     host::HostRoute,
     socket::{Address, Outcome, connect},
-    tables::{LocalMode, RouteStatus},
+    tables::{LocalMode, NodeTables as _, RouteStatus},
     verdict::Verdict,
 };
 use lb_testbed::packet::{self as built};
@@ -332,6 +332,55 @@ fn xdp_sends_on_and_leaves_all_else_as_it_came() {
             let short = outside.asks(ACK).ttl(1);
             assert_eq!(outside.early(UPLINK, &short).0, Verdict::Left);
         }
+    }
+}
+
+/// The kernel looks after the neighbours of its own packets only: it gets one every few ticks, and XDP
+/// leaves its packets to tc until it did.
+#[test]
+fn the_kernel_looks_after_neighbours_of_what_is_sent_on() {
+    for net in NETS {
+        let outside = Outside::new(net, Protocol::Tcp);
+        let tables = outside.tables();
+        route(tables, net.pod, 0, RouteStatus::Found, UPLINK);
+        let by_kernel = |packet: &built::Packet| {
+            assert_eq!(outside.arrives(UPLINK, packet).0, Verdict::Forwarded);
+            !tables.neighbour_known()
+        };
+        assert!(by_kernel(&outside.asks(SYN)));
+        assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
+        let mut looked_after = 0;
+        for _ in 0..27 {
+            tables.advance(1);
+            let early = outside.early(UPLINK, &outside.asks(ACK)).0;
+            let late = by_kernel(&outside.asks(ACK));
+            assert_eq!(early == Verdict::Left, late);
+            looked_after += u32::from(late);
+            // The next one in the same tick goes by what is noted.
+            assert!(!by_kernel(&outside.asks(ACK)));
+            assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
+        }
+        assert_eq!(looked_after, 3);
+        // Another next hop at another interface is another neighbour.
+        tables.advance(1);
+        route(tables, net.pod, 0, RouteStatus::Found, SECOND);
+        assert!(by_kernel(&outside.asks(ACK)));
+        assert!(!by_kernel(&outside.asks(ACK)));
+    }
+}
+
+/// A bond is made of the uplink, or a card is replaced: what was sent on goes on by what is there.
+#[test]
+fn f_1_a_flow_that_is_sent_on_outlives_the_interface_it_came_in_by() {
+    for net in NETS {
+        let outside = Outside::new(net, Protocol::Tcp);
+        let source = outside.sent_on(&outside.asks(SYN));
+        outside.tables().lose_interface(UPLINK);
+        route(outside.tables(), net.pod, 0, RouteStatus::Found, SECOND);
+        route(outside.tables(), net.client, 0, RouteStatus::Found, SECOND);
+        let answer = packet(Protocol::Tcp, outside.pod(), source, SYN_ACK);
+        assert_eq!(outside.arrives(SECOND, &answer).0, Verdict::Forwarded);
+        assert_eq!(outside.arrives(SECOND, &outside.asks(ACK)).0, Verdict::Forwarded);
     }
 }
 
