@@ -105,7 +105,7 @@ pub trait NodeTables: ServiceTables {
     fn mtu(&self) -> u32;
     /// The next hop of the route that was found last, if its neighbour is known: all but tag and time.
     fn found_hop(&self) -> Option<NextHop>;
-    /// Element of `NEXT_HOPS`; `None` out of range.
+    /// Element of `NEXT_HOPS`; `None` out of range, and where packets have no Ethernet header.
     fn next_hop(&self, place: u32) -> Option<NextHop>;
     /// Its tag, and when it was seen.
     fn next_hop_seen(&self, place: u32) -> Option<(u32, u32)> {

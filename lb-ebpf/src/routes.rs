@@ -262,6 +262,9 @@ impl NodeTables for Maps {
 
     #[inline(always)]
     fn next_hop(&self, place: u32) -> Option<NextHop> {
+        if !self.framed {
+            return None;
+        }
         let from = maps::NEXT_HOPS.get_ptr(place)?.cast::<u64>();
         let mut hop = MaybeUninit::<NextHop>::uninit();
         let to = hop.as_mut_ptr().cast::<u64>();
@@ -276,6 +279,9 @@ impl NodeTables for Maps {
 
     #[inline(always)]
     fn next_hop_seen(&self, place: u32) -> Option<(u32, u32)> {
+        if !self.framed {
+            return None;
+        }
         let hop = maps::NEXT_HOPS.get_ptr(place)?;
         // SAFETY: as above.
         Some(unsafe {

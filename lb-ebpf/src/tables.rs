@@ -33,6 +33,8 @@ pub struct Maps {
     pub ifindex: u32,
     /// Of the program; only programs over packets need it.
     pub context: *mut c_void,
+    /// Whether packets have an Ethernet header, in which a next hop's addresses can be written.
+    pub framed: bool,
 }
 
 /// One load of an array element; user space changes elements by single stores of a word.

@@ -21,7 +21,7 @@ use crate::tables::Maps;
 use crate::{config, maps};
 
 /// No interface is at hand before a packet exists.
-const MAPS: Maps = Maps { ifindex: 0, context: ptr::null_mut() };
+const MAPS: Maps = Maps { ifindex: 0, context: ptr::null_mut(), framed: false };
 
 /// `TCP_ESTABLISHED`, which the kernel says of connected UDP sockets too.
 const ESTABLISHED: u32 = 1;

@@ -269,7 +269,7 @@ pub fn look(
     look: impl FnOnce(&mut Skb, &Maps, Link) -> Result<Next, Verdict>,
 ) -> i32 {
     let mut skb = Skb(ctx);
-    let maps = maps_of(&skb);
+    let maps = maps_of(&skb, link);
     match look(&mut skb, &maps, link) {
         Ok(next) => {
             go_on(&skb.0, slot(next));
@@ -281,9 +281,11 @@ pub fn look(
 }
 
 #[inline(always)]
-fn maps_of(skb: &Skb) -> Maps {
+fn maps_of(skb: &Skb, link: Link) -> Maps {
+    let context = skb.0.skb.skb;
     // SAFETY: a field of this program's context.
-    Maps { ifindex: unsafe { (*skb.0.skb.skb).ifindex }, context: skb.0.skb.skb.cast() }
+    let ifindex = unsafe { (*context).ifindex };
+    Maps { ifindex, context: context.cast(), framed: link == Link::Ethernet }
 }
 
 /// Runs a decision and does what it says.
@@ -294,7 +296,7 @@ pub fn run(
     decide: impl FnOnce(&mut Skb, &Maps, Link) -> Verdict,
 ) -> i32 {
     let mut skb = Skb(ctx);
-    let maps = maps_of(&skb);
+    let maps = maps_of(&skb, link);
     let ifindex = maps.ifindex;
     let verdict = decide(&mut skb, &maps, link);
     #[cfg(feature = "log")]
@@ -375,7 +377,7 @@ fn go_on(ctx: &TcContext, slot: ProgramSlot) {
 #[inline(always)]
 pub fn refuse(ctx: TcContext, link: Link) -> i32 {
     let mut skb = Skb(ctx);
-    let maps = maps_of(&skb);
+    let maps = maps_of(&skb, link);
     let reason = Reason::of(note(&skb.0));
     refused(&mut skb, &maps, link, 0, reason)
 }
@@ -394,7 +396,7 @@ fn refused(skb: &mut Skb, maps: &Maps, link: Link, direction: u64, reason: Reaso
 #[inline(always)]
 pub fn guard(ctx: &TcContext, link: Link, next: ProgramSlot) {
     let mut skb = Skb(TcContext::new(ctx.skb.skb));
-    let maps = maps_of(&skb);
+    let maps = maps_of(&skb, link);
     if guard::suspects(&mut skb, &maps, link) {
         go_on(ctx, next);
         maps.count(Counter::ProgramMissing);
@@ -410,7 +412,7 @@ pub fn leaving(ctx: &TcContext, link: Link) -> Option<i32> {
         return Some(NEXT);
     }
     let mut skb = Skb(TcContext::new(ctx.skb.skb));
-    let maps = maps_of(&skb);
+    let maps = maps_of(&skb, link);
     let verdict = guard::leaving(&skb, &maps, link)?;
     if verdict.is_reject() {
         return Some(refused(&mut skb, &maps, link, u64::from(BPF_F_INGRESS), Reason::Port));

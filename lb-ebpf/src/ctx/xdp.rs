@@ -94,7 +94,7 @@ pub fn run(ctx: XdpContext) -> u32 {
     // SAFETY: a field of this program's context.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
     let mut buffer = Buffer(ctx);
-    let maps = Maps { ifindex, context };
+    let maps = Maps { ifindex, context, framed: true };
     if decide::early(&mut buffer, &maps, Link::Ethernet) != Verdict::Forwarded {
         return XDP_PASS;
     }
