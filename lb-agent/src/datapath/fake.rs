@@ -117,6 +117,17 @@ pub fn steps(op: &Op) -> Vec<Step> {
     }
 }
 
+/// Sizes with which hardly anything fits, for tests.
+#[cfg(test)]
+pub(crate) const SMALL: Capacity = Capacity {
+    service_ports: 16,
+    backends: 16,
+    slots: 16,
+    frontends: 16,
+    addresses: 16,
+    source_ranges: 16,
+};
+
 impl Fake {
     /// Empty maps.
     pub fn new(capacity: Capacity) -> Self {

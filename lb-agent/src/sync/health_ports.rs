@@ -136,25 +136,15 @@ impl<D: Datapath> Sync<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::fake::Fake;
+    use crate::datapath::fake::{Fake, SMALL};
     use crate::datapath::interfaces;
     use crate::model::{
         Change, ClusterIps, Conditions, Endpoint, Endpoints, External, Family, Protocol, Service,
         ServicePort, Slice, SlicePort,
     };
-    use crate::plan::Capacity;
     use crate::source::SourceEvent;
     use crate::sync::Event;
     use lb_common::abi::MetaWord;
-
-    const CAPACITY: Capacity = Capacity {
-        service_ports: 16,
-        backends: 16,
-        slots: 16,
-        frontends: 16,
-        addresses: 16,
-        source_ranges: 16,
-    };
 
     fn service(name: &str, created_s: i64, port: u16) -> Change {
         let external =
@@ -210,7 +200,7 @@ mod tests {
 
     #[test]
     fn h_13_what_is_told_follows_each_sync_and_nothing_is_told_before_the_first() {
-        let mut sync = Sync::new(Fake::new(CAPACITY), CAPACITY).unwrap();
+        let mut sync = Sync::new(Fake::new(SMALL), SMALL).unwrap();
         sync.step([batch(vec![service("web", 1, 32_000), slice("web", 2)])]);
         assert_eq!(at(&sync, 32_000), None, "L-3");
         sync.step([Event::Source(SourceEvent::Synced)]);
@@ -226,7 +216,7 @@ mod tests {
     #[test]
     fn h_12_who_cannot_have_a_port_is_counted_and_warned_of_once() {
         let (tell, mut warnings) = mpsc::channel(4);
-        let sync = Sync::new(Fake::new(CAPACITY), CAPACITY).unwrap();
+        let sync = Sync::new(Fake::new(SMALL), SMALL).unwrap();
         let mut sync = sync.with_warnings(tell);
         let mut next =
             move || warnings.try_recv().ok().map(|w| (w.service.name.to_string(), w.note));
@@ -253,7 +243,7 @@ mod tests {
         let health = Health::default();
         crate::health::server::start(None, false, health.clone()).unwrap();
         let (tell, mut warnings) = mpsc::channel(4);
-        let mut sync = Sync::new(Fake::new(CAPACITY), CAPACITY)
+        let mut sync = Sync::new(Fake::new(SMALL), SMALL)
             .unwrap()
             .with_health(health.clone())
             .with_warnings(tell)
