@@ -11,6 +11,7 @@ mod load;
 mod maps;
 pub mod mmap;
 pub mod namespaces;
+mod netlink;
 pub mod outside;
 mod process;
 #[cfg(feature = "program-log")]

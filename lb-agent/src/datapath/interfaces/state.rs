@@ -1,19 +1,20 @@
 //! What has netlink told of links, routes and addresses so far?
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
+use rtnetlink::Handle;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::addresses::{Addresses, Primary};
 use crate::datapath::Error;
+use crate::datapath::netlink::each_route;
 use crate::datapath::roles::{Device, Interface, Kind, Link, Overrides, role};
 
 /// What a message means for what is known, in the order of what has to be done.
@@ -53,7 +54,7 @@ struct Seen {
 impl State {
     pub(super) async fn read(handle: &Handle) -> Result<Self, Error> {
         let links = handle.link().get().execute().map_ok(|message| seen(&message));
-        let links: Vec<_> = links.try_collect().await.map_err(netlink("list links"))?;
+        let links: Vec<_> = links.try_collect().await.map_err(failed("list links"))?;
         Ok(Self {
             links: links.into_iter().map(|seen| (seen.link.index, seen)).collect(),
             default_routes: default_routes(handle).await?,
@@ -220,25 +221,19 @@ fn kind_of(kind: &InfoKind) -> Kind {
 /// All addresses of all interfaces.
 async fn addresses(handle: &Handle) -> Result<Addresses, Error> {
     let all: Vec<_> =
-        handle.address().get().execute().try_collect().await.map_err(netlink("list addresses"))?;
+        handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
     Ok(Addresses::listed(&all))
 }
 
 /// The interfaces by which a default route of any table leaves.
 async fn default_routes(handle: &Handle) -> Result<BTreeSet<u32>, Error> {
-    let messages = [
-        RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    ];
     let mut found = BTreeSet::new();
-    for message in messages {
-        let mut routes = std::pin::pin!(handle.route().get(message).execute());
-        while let Some(route) = routes.try_next().await.map_err(netlink("list routes"))? {
-            if is_default(&route) {
-                found.extend(outputs(&route));
-            }
+    let take = |route: &RouteMessage| {
+        if is_default(route) {
+            found.extend(outputs(route));
         }
-    }
+    };
+    each_route(handle, take).await.map_err(failed("list routes"))?;
     Ok(found)
 }
 
@@ -255,7 +250,7 @@ fn outputs(route: &RouteMessage) -> Vec<u32> {
     each.collect()
 }
 
-fn netlink(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
+fn failed(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |error| Error::system(what)(std::io::Error::other(error))
 }
 
