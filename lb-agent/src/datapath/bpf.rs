@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use lb_common::abi::{self, map};
+use lb_common::abi::{self, MetaWord, map};
 use tokio::sync::mpsc;
 
 use super::batch::Hash;
@@ -96,7 +96,9 @@ impl BpfDatapath {
         let cgroup = hooks::open_cgroup(&config.cgroup)?;
         let lock = load::prepare(&config.bpffs)?;
         let folder = load::folder(&config.bpffs);
-        let mut ebpf = load::load(&folder, config)?;
+        let seed = load::seed(&folder)?;
+        #[expect(clippy::cast_possible_truncation, reason = "the low half")]
+        let mut ebpf = load::load(&folder, config, seed as u32)?;
         #[cfg(feature = "program-log")]
         super::program_log::follow(&mut ebpf);
         let mut lacking = Vec::new();
@@ -114,6 +116,7 @@ impl BpfDatapath {
         lb_object::fill_program_array(&mut ebpf)
             .map_err(|source| Error::Program { name: "tc_translate", source: Box::new(source) })?;
         let maps = Arc::new(Maps::open(&folder)?);
+        maps.set_meta(MetaWord::SnatSeed, seed);
         let outside = OutsideMaps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
         let xdp = Xdp::new(config.xdp.clone(), folder.clone())
