@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use lb_common::abi::{self, MetaWord, map};
+use lb_common::abi::{self, InterfaceFlags, MetaWord, map};
 use tokio::sync::mpsc;
 
 use super::batch::Hash;
@@ -119,7 +119,10 @@ impl BpfDatapath {
         maps.set_meta(MetaWord::SnatSeed, seed);
         let outside = OutsideMaps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
-        let xdp = Xdp::new(config.xdp.clone(), folder.clone())
+        let told = outside.interfaces()?.into_iter();
+        let senders = told.filter(|(_, told)| told.flags & InterfaceFlags::XDP != 0);
+        let senders = senders.map(|(index, _)| index).collect();
+        let xdp = Xdp::new(config.xdp.clone(), folder.clone(), senders)
             .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
         // From an earlier run; those that are gone by now are found out by the first list.
         let attached = hooks::pinned_interfaces(&folder)
@@ -255,7 +258,12 @@ impl Datapath for BpfDatapath {
         if let Some(interface) = interface {
             self.maps.note_own_addresses(sources(interface));
         }
-        self.outside.tell(index, interface)
+        let told = self.outside.tell(index, interface);
+        if told.is_ok() {
+            let may_send = interface.is_some_and(|told| told.flags & InterfaceFlags::XDP != 0);
+            self.xdp.told(index, may_send);
+        }
+        told
     }
 
     fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]) {
