@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use lb_common::abi::{self, InterfaceFlags, MetaWord, map};
 use tokio::sync::mpsc;
 
 use super::batch::Hash;
+use super::flows::Flows;
 use super::hooks::{self, RELEASE, SOCKET_HOOKS, SocketHook};
 use super::outside::{Forwarding, OutsideMaps, sources};
 use super::roles::Interface;
@@ -76,6 +78,7 @@ pub struct BpfDatapath {
     ebpf: Ebpf,
     maps: Arc<Maps>,
     outside: OutsideMaps,
+    flows: Flows,
     grace: Grace,
     /// Indices of the interfaces that have programs, or a part of them.
     attached: BTreeSet<u32>,
@@ -119,6 +122,7 @@ impl BpfDatapath {
         maps.set_meta(MetaWord::SnatSeed, seed);
         let outside = OutsideMaps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
+        let flows = Flows::open(&folder, grace.clone())?;
         let told = outside.interfaces()?.into_iter();
         let senders = told.filter(|(_, told)| told.flags & InterfaceFlags::XDP != 0);
         let senders = senders.map(|(index, _)| index).collect();
@@ -133,6 +137,7 @@ impl BpfDatapath {
             ebpf,
             maps,
             outside,
+            flows,
             grace,
             attached: attached.into_iter().collect(),
             sockets: BTreeSet::new(),
@@ -268,6 +273,10 @@ impl Datapath for BpfDatapath {
 
     fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]) {
         self.outside.set_local_cidrs(family, list);
+    }
+
+    fn end_flows(&mut self, gone: &[IpAddr]) {
+        self.flows.end(gone);
     }
 
     fn xdp_flags(&self, index: u32) -> u32 {

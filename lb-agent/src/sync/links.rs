@@ -3,7 +3,7 @@
 //! Told before a program is attached that asks for it, and only when it changes: links, masters and
 //! addresses come and go, and the Node object may be read late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_common::abi::{self, InterfaceFlags, MetaWord, SNAT_ADDRESSES, V4};
@@ -12,6 +12,7 @@ use lb_common::select::narrow;
 use super::Sync;
 use super::apply::log_failures;
 use crate::datapath::interfaces::Primary;
+use crate::datapath::outside::sources;
 use crate::datapath::roles::{Reason, Role};
 use crate::datapath::{Datapath, Interface};
 use crate::diff::Op;
@@ -43,6 +44,8 @@ pub(super) struct Links {
     primaries: BTreeMap<u32, Primary>,
     /// What `INTERFACES` holds.
     written: BTreeMap<u32, abi::Interface>,
+    /// Addresses that it has held: flows may be sent on under them.
+    used: BTreeSet<IpAddr>,
     /// Something changed that records depend on.
     pub(super) changed: bool,
     /// Why a record could not be written when that was last tried.
@@ -57,7 +60,9 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn new(written: impl IntoIterator<Item = (u32, abi::Interface)>) -> Self {
-        Self { written: written.into_iter().collect(), changed: true, ..Self::default() }
+        let written: BTreeMap<u32, abi::Interface> = written.into_iter().collect();
+        let used = written.values().flat_map(sources).collect();
+        Self { written, used, changed: true, ..Self::default() }
     }
 
     pub(super) fn wants_retry(&self) -> bool {
@@ -100,7 +105,28 @@ impl<D: Datapath> Sync<D> {
         self.tell_ranges();
         self.tell_missing();
         self.tell_records();
+        self.end_flows();
         Ok(())
+    }
+
+    /// Ends what is sent on under addresses that went: the packets of clients would keep such flows,
+    /// whose answers go astray. An address that the node still has may be in use, whatever new flows get.
+    fn end_flows(&mut self) {
+        let Some(assigned) = &self.addresses else { return };
+        let links = &mut self.links;
+        let went = |addr: &&IpAddr| assigned.binary_search(addr).is_err();
+        let mut gone: BTreeSet<IpAddr> = links.used.iter().filter(went).copied().collect();
+        if gone.is_empty() {
+            return;
+        }
+        // Where a record could not be written, programs still use what it has.
+        for addr in links.written.values().flat_map(sources) {
+            gone.remove(&addr);
+        }
+        links.used.retain(|addr| !gone.contains(addr));
+        if !gone.is_empty() {
+            self.datapath.end_flows(&Vec::from_iter(gone));
+        }
     }
 
     fn check_ranges(&mut self) -> Result<(), WrongFamily> {
@@ -204,7 +230,10 @@ impl<D: Datapath> Sync<D> {
                 continue;
             }
             match self.datapath.tell_interface(index, Some(&record)) {
-                Ok(()) => drop(written.insert(index, record)),
+                Ok(()) => {
+                    self.links.used.extend(sources(&record));
+                    written.insert(index, record);
+                }
                 Err(error) => failed = Some(error.to_string()),
             }
         }

@@ -273,3 +273,26 @@ fn ports_for_snat_and_masquerading_are_told_to_tools() {
     assert_eq!(meta[MetaWord::LocalDetector as usize], 1 | 1 << 8);
     assert_eq!(meta[MetaWord::SnatPorts as usize], 2048 | 7952 << 32);
 }
+
+#[test]
+fn flows_end_with_the_address_that_they_are_sent_on_under_and_not_before() {
+    let mut sync = start(Outside::default());
+    let eth0: &[&str] = &["192.0.2.2", "fd00::2"];
+    sync.step([is(2, "eth0", Role::Uplink, 0), listed()]);
+    sync.step(addresses(&[(2, eth0)], &[]));
+    assert_eq!(sources(&sync, 2), ips(eth0));
+    // Another one is the first now; the node still answers to the one before.
+    sync.step(addresses(&[(2, &["192.0.2.3", "fd00::2"])], &["192.0.2.2"]));
+    assert_eq!(sources(&sync, 2), ips(&["192.0.2.3", "fd00::2"]));
+    assert_eq!(sync.datapath().ended_flows, ips(&[]));
+    sync.step(addresses(&[(2, &["192.0.2.3"])], &[]));
+    assert_eq!(sync.datapath().ended_flows, ips(&["192.0.2.2", "fd00::2"]));
+    // What went while no agent looked ends with the next start, once.
+    let mut sync = Sync::new(sync.datapath().clone(), SMALL).unwrap();
+    sync.step([is(2, "eth0", Role::Uplink, 0)]);
+    sync.step(addresses(&[(2, &["192.0.2.4"])], &[]));
+    sync.step(addresses(&[(2, &["192.0.2.4"])], &["192.0.2.5"]));
+    sync.step([listed()]);
+    let ended = ips(&["192.0.2.2", "fd00::2", "192.0.2.3"]);
+    assert_eq!(sync.datapath().ended_flows, ended);
+}
