@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use tokio::sync::mpsc;
 
 use super::Sync;
+use super::apply::Element;
 use super::tell::MOST_NAMES;
 use crate::datapath::Datapath;
 use crate::health::{Failure, Health};
@@ -37,10 +38,16 @@ impl HealthCheckPorts {
         self.lost.len() + self.failing.len()
     }
 
-    /// Tells load balancers what is in force of these Services.
-    fn publish(&mut self, store: &Store, health: &Health) {
+    /// Tells load balancers what is in force of these Services. That one has endpoints here is told once
+    /// it is reached, and not as long as `is_failing` says that something of it could not be written;
+    /// that it has none any more, at once.
+    fn publish(&mut self, store: &Store, health: &Health, is_failing: impl Fn(&ObjectKey) -> bool) {
         let (mut ports, mut services) = (BTreeSet::new(), BTreeSet::new());
         for key in std::mem::take(&mut self.pending) {
+            if HealthPorts::has_endpoints(store, &key) && is_failing(&key) {
+                self.pending.insert(key);
+                continue;
+            }
             let touched = self.ports.update(store, &key);
             ports.extend(touched.ports);
             services.extend(touched.services);
@@ -108,14 +115,21 @@ impl<D: Datapath> Sync<D> {
         self.health_ports.pending.extend(services.into_iter().cloned());
     }
 
-    /// After a sync that succeeded, load balancers are told what is in force (H-13), and what could
-    /// not be listened on is tried again (H-12). `committed` says that there was one.
+    /// After a sync, load balancers are told what is in force (H-13), and what could not be listened on is
+    /// tried again (H-12). `committed` says that there was one. What fails for one Service keeps nobody
+    /// else from being told.
     pub(super) fn tell_health_ports(&mut self, committed: bool) {
-        if !self.failed.is_empty() {
-            return;
-        }
         if !self.health_ports.pending.is_empty() {
-            self.health_ports.publish(&self.store, &self.health);
+            let (failed, planner) = (&self.failed, &self.planner);
+            let is_failing = |key: &ObjectKey| {
+                let mut fronts = planner.frontends_of(&key.namespace, &key.name);
+                !failed.is_empty()
+                    && fronts.any(|front| {
+                        failed.contains_key(&Element::Frontend(*front))
+                            || failed.contains_key(&Element::Address(front.addr()))
+                    })
+            };
+            self.health_ports.publish(&self.store, &self.health, is_failing);
         }
         if committed {
             self.health.ports().try_again();
@@ -138,10 +152,12 @@ mod tests {
     use super::*;
     use crate::datapath::fake::{Fake, SMALL};
     use crate::datapath::interfaces;
+    use crate::diff::Op;
     use crate::model::{
         Change, ClusterIps, Conditions, Endpoint, Endpoints, External, Family, Protocol, Service,
         ServicePort, Slice, SlicePort,
     };
+    use crate::plan::FrontKey;
     use crate::source::SourceEvent;
     use crate::sync::Event;
     use lb_common::abi::MetaWord;
@@ -211,6 +227,31 @@ mod tests {
         assert_eq!((at(&sync, 32_000), at(&sync, 32_001)), (None, told("web", 1)));
         sync.step([batch(vec![Change::DropService(ObjectKey::new("shop", "web"))])]);
         assert_eq!(at(&sync, 32_001), None);
+    }
+
+    #[test]
+    fn h_13_what_fails_for_one_service_keeps_nobody_else_from_being_told() {
+        let mut sync = Sync::new(Fake::new(SMALL), SMALL).unwrap();
+        let both = [("web", 1, 32_000), ("api", 2, 32_001)];
+        let mut all: Vec<Change> =
+            both.map(|(name, created, port)| service(name, created, port)).into();
+        all.push(slice("web", 2));
+        sync.step([batch(all), Event::Source(SourceEvent::Synced)]);
+        assert_eq!((at(&sync, 32_000), at(&sync, 32_001)), (told("web", 2), told("api", 0)));
+        let vip = |octet: u8| move |key: &&FrontKey| key.addr() == IpAddr::from([10, 96, 0, octet]);
+        let fails = |sync: &mut Sync<Fake>, octet| {
+            let key = *sync.datapath().frontends.keys().find(vip(octet)).unwrap();
+            sync.failed.insert(Element::Frontend(key), Op::FrontendDelete(key));
+        };
+        fails(&mut sync, 2);
+        sync.step([batch(vec![slice("web", 3), slice("api", 1)])]);
+        assert_eq!(at(&sync, 32_000), told("web", 3), "somebody else fails");
+        assert_eq!(at(&sync, 32_001), told("api", 0), "nobody is reached there");
+        fails(&mut sync, 1);
+        sync.step([batch(vec![slice("web", 0)])]);
+        assert_eq!(at(&sync, 32_000), told("web", 0), "at once");
+        sync.step([]);
+        assert_eq!(at(&sync, 32_001), told("api", 1), "what failed is done");
     }
 
     #[test]
