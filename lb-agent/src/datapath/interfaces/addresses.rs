@@ -104,6 +104,15 @@ impl Addresses {
         all.into_iter().collect()
     }
 
+    /// Whether an interface has one that means something beyond its link.
+    pub(super) fn has_any(&self, index: u32) -> bool {
+        let mut held = self.held.get(&index).into_iter().flatten();
+        held.any(|held| match held.addr {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        })
+    }
+
     /// The primary ones of all interfaces that have one.
     pub(super) fn primaries(&self) -> BTreeMap<u32, Primary> {
         let each = self.held.iter().map(|(&index, list)| {

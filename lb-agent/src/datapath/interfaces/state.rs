@@ -130,6 +130,7 @@ impl State {
             let link = Link {
                 in_bridge: master.is_some_and(|master| master.is_bridge),
                 has_vlan: parents.contains(&index),
+                has_address: self.addresses.has_any(index),
                 default_route: self.default_routes.contains(&index),
                 ..seen.link.clone()
             };
@@ -182,6 +183,7 @@ fn seen(message: &LinkMessage) -> Seen {
             peer_elsewhere,
             in_bridge: false,
             has_vlan: false,
+            has_address: false,
             default_route: false,
         },
         master,
@@ -259,6 +261,7 @@ mod tests {
     use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
     use super::*;
+    use crate::datapath::roles::{Reason, Role};
 
     #[test]
     fn lost_messages_are_heard_of_whatever_else_a_burst_has() {
@@ -330,5 +333,28 @@ mod tests {
         assert_eq!(state.take_gone(), [].into());
         let masters = state.interfaces(&Overrides::default()).into_iter().map(|i| i.device.master);
         assert_eq!(masters.collect::<Vec<_>>(), [0, 0, 2, 0], "ports of a VRF are on their own");
+    }
+    #[test]
+    fn a_card_with_vlans_is_an_uplink_while_it_has_an_address() {
+        let mut state = State::default();
+        let mut card = LinkMessage::default();
+        card.header.index = 2;
+        let mut vlan = LinkMessage::default();
+        vlan.header.index = 3;
+        vlan.attributes = vec![
+            LinkAttribute::Link(2),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)]),
+        ];
+        let mut role = |message| {
+            state.take(NetlinkPayload::InnerMessage(message));
+            state.interfaces(&Overrides::default())[0].role
+        };
+        let ignored = Role::Ignored(Reason::VlanParent);
+        let with = |addr: &str| address(2, &[AddressAttribute::Address(addr.parse().unwrap())]);
+        assert_eq!(role(RouteNetlinkMessage::NewLink(card)), Role::Uplink);
+        assert_eq!(role(RouteNetlinkMessage::NewLink(vlan)), ignored);
+        assert_eq!(role(RouteNetlinkMessage::NewAddress(with("fe80::1"))), ignored);
+        assert_eq!(role(RouteNetlinkMessage::NewAddress(with("10.1.0.5"))), Role::Uplink);
+        assert_eq!(role(RouteNetlinkMessage::DelAddress(with("10.1.0.5"))), ignored);
     }
 }
