@@ -42,6 +42,9 @@ pub(super) struct OutsideArgs {
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     snat_address: Vec<IpAddr>,
     /// Source ports for what this node sends on, off those that others choose for themselves
+    ///
+    /// With another range than that of the run before, connections that are sent on already lose their
+    /// answers, unless their ports are in both: change it on a node that is drained.
     #[arg(long, value_name = "FIRST-LAST", default_value_t)]
     snat_ports: SnatPorts,
 }

@@ -37,6 +37,8 @@ pub struct Outside {
 /// Masters of masters that are followed: more than anybody stacks.
 const DEPTH: usize = 8;
 
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
 /// What is known of links, and what of it was told.
 #[derive(Debug, Default)]
 pub(super) struct Links {
@@ -63,6 +65,14 @@ impl Links {
         let written: BTreeMap<u32, abi::Interface> = written.into_iter().collect();
         let used = written.values().flat_map(sources).collect();
         Self { written, used, changed: true, ..Self::default() }
+    }
+
+    fn primary(&self, index: u32, family: Family) -> Option<IpAddr> {
+        let primary = self.primaries.get(&index)?;
+        match family {
+            Family::V4 => primary.v4.map(IpAddr::from),
+            Family::V6 => primary.v6.map(IpAddr::from),
+        }
     }
 
     pub(super) fn wants_retry(&self) -> bool {
@@ -209,10 +219,11 @@ impl<D: Datapath> Sync<D> {
 
     /// Writes the records that differ, and removes those of interfaces that are gone.
     fn tell_records(&mut self) {
+        let last = FAMILIES.map(|family| self.last_source(family));
         let wanted: BTreeMap<u32, abi::Interface> = self
             .interfaces
             .keys()
-            .filter_map(|&index| Some((index, self.record(index)?)))
+            .filter_map(|&index| Some((index, self.record(index, last)?)))
             .collect();
         let mut failed = None;
         let written = &mut self.links.written;
@@ -251,8 +262,9 @@ impl<D: Datapath> Sync<D> {
         self.links.failed = failed;
     }
 
-    /// What programs are told of an interface.
-    fn record(&self, index: u32) -> Option<abi::Interface> {
+    /// What programs are told of an interface; `last` are the sources of both families where it has
+    /// none itself, and the node tells none.
+    fn record(&self, index: u32, last: [Option<IpAddr>; 2]) -> Option<abi::Interface> {
         let links = &self.links;
         // Itself, its master, and so on.
         let chain: Vec<&Interface> = std::iter::successors(self.interfaces.get(&index), |port| {
@@ -283,10 +295,11 @@ impl<D: Datapath> Sync<D> {
             mtu: own.device.mtu,
             ..abi::Interface::default()
         };
-        for (to, addr) in record.v4.iter_mut().zip(self.sources(Family::V4, &chain)) {
+        let [v4, v6] = [0, 1].map(|at| self.sources(FAMILIES[at], &chain, last[at]));
+        for (to, addr) in record.v4.iter_mut().zip(v4) {
             [*to] = narrow::<V4>(&words(addr));
         }
-        for (to, addr) in record.v6.iter_mut().zip(self.sources(Family::V6, &chain)) {
+        for (to, addr) in record.v6.iter_mut().zip(v6) {
             *to = words(addr);
         }
         record.tag = record.tag_for(index);
@@ -295,27 +308,23 @@ impl<D: Datapath> Sync<D> {
 
     /// The addresses of a family under which packets leave by the first of these interfaces, each of
     /// which is the master of the one before it: a port has none, its bridge or bond has.
-    fn sources(&self, family: Family, chain: &[&Interface]) -> Vec<IpAddr> {
+    fn sources(&self, family: Family, chain: &[&Interface], last: Option<IpAddr>) -> Vec<IpAddr> {
         let links = &self.links;
-        let primary = |index: u32| {
-            let primary = links.primaries.get(&index)?;
-            match family {
-                Family::V4 => primary.v4.map(IpAddr::from),
-                Family::V6 => primary.v6.map(IpAddr::from),
-            }
-        };
-        let own = chain.iter().find_map(|interface| primary(interface.index));
-        // Where the Node object tells none of the node's addresses, that of an uplink.
-        let uplinks = self.interfaces.values().filter(|i| i.role == Role::Uplink);
-        let last = uplinks
-            .flat_map(|uplink| [uplink.index, uplink.device.master])
-            .chain(links.primaries.keys().copied())
-            .find_map(primary);
+        let own = chain.iter().find_map(|interface| links.primary(interface.index, family));
         let assigned = self.addresses.as_deref().unwrap_or_default();
         let node: Option<&Node> = self.store.node();
         let mut found = links.outside.snat_addresses.choose(family, own, node, last, assigned);
         found.truncate(SNAT_ADDRESSES);
         found
+    }
+
+    /// Where the Node object tells none of the node's addresses, that of an uplink.
+    fn last_source(&self, family: Family) -> Option<IpAddr> {
+        let uplinks = self.interfaces.values().filter(|i| i.role == Role::Uplink);
+        uplinks
+            .flat_map(|uplink| [uplink.index, uplink.device.master])
+            .chain(self.links.primaries.keys().copied())
+            .find_map(|index| self.links.primary(index, family))
     }
 }
 
