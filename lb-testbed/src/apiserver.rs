@@ -4,7 +4,7 @@
 //! No kubelet runs: a test registers Nodes, and creates Pods or `EndpointSlices` itself.
 
 use std::{
-    fs,
+    env, fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
@@ -45,6 +45,24 @@ pub struct ApiServer {
     own_netns: Option<Netns>,
     cgroup: Cgroup,
     scratch: Scratch,
+}
+
+/// `KUBEBUILDER_ASSETS`.
+pub fn assets() -> Option<PathBuf> {
+    env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from)
+}
+
+/// Why these programs cannot be run here, if they cannot.
+pub fn lacking(programs: &[&str]) -> Option<String> {
+    let Some(folder) = assets() else {
+        return Some(format!(
+            "KUBEBUILDER_ASSETS is not set; let it name a folder that holds {}",
+            programs.join(", ")
+        ));
+    };
+    let missing: Vec<&str> =
+        programs.iter().copied().filter(|name| !folder.join(name).is_file()).collect();
+    (!missing.is_empty()).then(|| format!("{} holds no {}", folder.display(), missing.join(", ")))
 }
 
 impl ApiServer {

@@ -162,14 +162,7 @@ impl Cluster {
             bpffs: Bpffs::new()?,
             scratch: Scratch::new()?,
         };
-        cluster.fabric.ip(&format!(
-            "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-             addr add {}/24 dev br0\n\
-             addr add {}/64 dev br0 nodad\n\
-             link set br0 up",
-            fabric_v4(1),
-            fabric_v6(1)
-        ))?;
+        cluster.fabric.ip(&wire::bridge("br0", fabric_v4(1), fabric_v6(1)))?;
         for index in 0..usize::from(spec.nodes) {
             cluster.add_node(index).with_context(|| format!("make node {index}"))?;
             for _ in 0..spec.pods_per_node {

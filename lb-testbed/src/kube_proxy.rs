@@ -4,10 +4,9 @@
 //! it: they are the rules that it made.
 
 use std::{
-    env,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    apiserver::{ApiServer, BINARIES},
+    apiserver::{self, ApiServer, BINARIES, assets},
     cluster::Node,
     manifest::Manifest,
     netns::Netns,
@@ -28,32 +27,18 @@ pub const PROGRAM: &str = "kube-proxy";
 const METRICS: u16 = 10249;
 const SYNC_WITHIN: Duration = Duration::from_mins(1);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
-const LAST_SYNC: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+pub(crate) const LAST_SYNC: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
 /// The tables of its rules, one for each family.
 const TABLES: [[&str; 2]; 2] = [["ip", PROGRAM], ["ip6", PROGRAM]];
 
 /// Why it cannot be run here, if it cannot.
 pub fn lacking() -> Option<String> {
-    let Some(folder) = assets() else {
-        return Some(
-            "needs etcd, kube-apiserver and kube-proxy; set KUBEBUILDER_ASSETS to a folder with \
-             them"
-                .into(),
-        );
+    let programs: Vec<&str> = BINARIES.into_iter().chain([PROGRAM]).collect();
+    let no_nft = || {
+        let nft = Command::new("nft").arg("--version").output();
+        nft.is_err().then(|| "there is no `nft`; `apt install nftables`".into())
     };
-    let programs = BINARIES.iter().chain([&PROGRAM]);
-    let missing: Vec<&str> =
-        programs.filter(|name| !folder.join(name).is_file()).copied().collect();
-    if !missing.is_empty() {
-        return Some(format!("{} holds no {}", folder.display(), missing.join(", ")));
-    }
-    let nft = Command::new("nft").arg("--version").output();
-    nft.is_err().then(|| "there is no `nft`; `apt install nftables`".into())
-}
-
-/// `KUBEBUILDER_ASSETS`.
-pub fn assets() -> Option<PathBuf> {
-    env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from)
+    apiserver::lacking(&programs).or_else(no_nft)
 }
 
 /// The versions of kube-proxy and nft, for people.
@@ -83,18 +68,7 @@ impl KubeProxy {
     /// Starts it as the proxy of a node, which the API server has to know, and waits until all that
     /// the API server tells is in force. It knows its node's pods by the Node's ranges.
     pub fn start(plane: &ApiServer, node: &Node) -> Result<Self> {
-        let program = assets().context("KUBEBUILDER_ASSETS is not set")?.join(PROGRAM);
-        let process = Launch::new(PROGRAM, program)
-            .netns(&node.netns)?
-            .cgroup(&node.cgroup)?
-            .arg("--kubeconfig")
-            .arg(plane.proxy_kubeconfig())
-            .args(["--proxy-mode=nftables", "--detect-local-mode=NodeCIDR"])
-            .arg(format!("--hostname-override={}", node.name))
-            // Those are the machine's, not the namespace's.
-            .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
-            .args(["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"])
-            .spawn()?;
+        let process = launch(plane, node)?.arg("--detect-local-mode=NodeCIDR").spawn()?;
         let mut proxy = Self { process };
         let synced = proxy.wait_synced(&node.netns);
         synced.with_context(|| proxy.process.stderr().tail(20))?;
@@ -147,6 +121,22 @@ impl Rules {
     }
 }
 
+/// As the proxy of a node, which the API server has to know; how it knows the node's pods is left to
+/// say.
+pub(crate) fn launch(plane: &ApiServer, node: &Node) -> Result<Launch> {
+    let program = assets().context("KUBEBUILDER_ASSETS is not set")?.join(PROGRAM);
+    Ok(Launch::new(PROGRAM, program)
+        .netns(&node.netns)?
+        .cgroup(&node.cgroup)?
+        .arg("--kubeconfig")
+        .arg(plane.proxy_kubeconfig())
+        .arg("--proxy-mode=nftables")
+        .arg(format!("--hostname-override={}", node.name))
+        // Those are the machine's, not the namespace's.
+        .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
+        .args(["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"]))
+}
+
 /// Sets the addresses of load balancers and nodes, which are status and so not applied with the rest.
 pub fn publish(plane: &ApiServer, manifest: &Manifest) -> Result<()> {
     plane.apply(manifest)?;
@@ -191,7 +181,8 @@ fn delete(netns: &Netns) -> Result<()> {
     nft_file(netns, &lines.concat())
 }
 
-fn metrics(netns: &Netns) -> Result<String> {
+/// What it tells of itself in a namespace.
+pub(crate) fn metrics(netns: &Netns) -> Result<String> {
     netns.run(|| -> Result<String> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS))?;
         stream.set_read_timeout(Some(SYNC_WITHIN))?;

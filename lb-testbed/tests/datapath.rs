@@ -24,7 +24,7 @@ use lb_agent::{
     model::{Cidr, DesiredBackend, DesiredPort, Family, Frontend, FrontendKind, PortKey, Protocol},
     plan::{Capacity, NodeFacts, Planner, Snapshot},
 };
-use lb_common::abi::BackendFlags;
+use lb_common::abi::{BackendFlags, MetaWord};
 use lb_testbed::{bpffs::Bpffs, cgroup::Cgroup, netns::Netns, require};
 
 #[path = "datapath/hooks.rs"]
@@ -147,8 +147,9 @@ fn node(round: u8) -> NodeFacts {
     }
 }
 
-/// The same in no matter which order frontends and addresses are read.
+/// The same in no matter which order frontends and addresses are read, and whatever is drawn at random.
 fn sorted(mut snapshot: Snapshot) -> Snapshot {
+    snapshot.meta[MetaWord::SnatSeed as usize] = 0;
     snapshot.frontends.sort_by_key(|&(key, _)| key);
     snapshot.addresses.sort_by_key(|&(addr, _)| addr);
     snapshot.source_ranges.sort_unstable();
@@ -390,5 +391,22 @@ fn interfaces_are_followed_as_they_come_and_go() -> Result<()> {
             Ok(())
         })
     })??;
+    Ok(())
+}
+
+/// Which source ports clients get is not to be guessed: the seed is drawn, and kept for who comes after.
+#[test]
+fn the_seed_of_source_ports_is_drawn_once_for_each_node() -> Result<()> {
+    if !require::root_or_skip("the_seed_of_source_ports_is_drawn_once_for_each_node") {
+        return Ok(());
+    }
+    let seed = |rig: &Rig| -> Result<u64> {
+        rig.netns.run(|| Ok(rig.open()?.maps().meta()[MetaWord::SnatSeed as usize]))?
+    };
+    let (one, other) = (Rig::new()?, Rig::new()?);
+    let drawn = seed(&one)?;
+    ensure!(drawn >> 32 == 1, "{drawn:#x}");
+    ensure!(seed(&one)? == drawn, "another one after a restart");
+    ensure!(seed(&other)? != drawn, "the same on another node");
     Ok(())
 }

@@ -6,14 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::Counter;
 use lb_testbed::{
-    cluster::{At, Spec, Topology, overlay::Overlay},
+    cluster::{At, Family, Spec, Topology, overlay::Overlay},
     matrix::{Case, Transport},
     north_south::{
-        ENTRY, Exposed, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, PORT, STRANGER, TARGET, THERE,
-        Way, cases,
+        ENTRY, Exposed, Exposure, HERE, NorthSouth, OTHER, OUTSIDE, PORT, SILENCE, SOON, STRANGER,
+        TARGET, THERE, Way, cases,
     },
     peer::{Close, Peer, STEP},
-    require,
+    require, wait,
 };
 
 /// Where forwarded flows get their ports from, unless told otherwise.
@@ -180,4 +180,38 @@ fn m_6_cluster_ips_asked_from_outside_are_masqueraded_if_all_are() -> Result<()>
     let services = [HERE, THERE].map(|at| world.expose(&Exposure::new(&[at])));
     world.start(&["--masquerade-all"])?;
     cluster_ips(&world, services, true)
+}
+
+/// A client that goes on sending does not keep a flow under an address that moved elsewhere: it gets
+/// another one.
+#[test]
+fn flows_do_not_outlive_the_address_that_they_are_sent_on_under() -> Result<()> {
+    if !require::root_or_skip("flows_do_not_outlive_the_address_that_they_are_sent_on_under") {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let service = world.expose(&Exposure::new(&[THERE]));
+    let lent = ["172.18.0.50", "fd00:172:18::50"];
+    let node = world.cluster.netns(ENTRY);
+    node.ip(&format!("addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad", lent[0], lent[1]))?;
+    world.start(&["--snat-address", &lent.join(",")])?;
+    let mut client = world.peer(OUTSIDE)?;
+    let mut socks = Vec::new();
+    for (family, lent) in Family::ALL.into_iter().zip(lent) {
+        let sock = client.udp_connected(world.to(service, Way::NodePort, family))?;
+        let reply = client.ask(&sock, "under an address that it has")?;
+        ensure!(reply.client.ip().to_string() == lent, "{family}: {reply:?}");
+        socks.push((family, sock));
+    }
+    let node = world.cluster.netns(ENTRY);
+    node.ip(&format!("addr del {}/24 dev eth0\naddr del {}/64 dev eth0", lent[0], lent[1]))?;
+    for (family, sock) in socks {
+        let own = world.cluster.address(ENTRY, family);
+        wait::until(&format!("the client to be seen as {own}"), SOON, || {
+            let reply = client.ask_within(&sock, "and under another one", SILENCE);
+            reply.is_ok_and(|(reply, _)| reply.client.ip() == own)
+        })
+        .with_context(|| format!("{family}: {:?}", world.counters(0)))?;
+    }
+    Ok(())
 }

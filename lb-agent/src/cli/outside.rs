@@ -3,8 +3,6 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 
 use clap::{ArgAction, Args, ValueEnum};
 use lb_agent::datapath::outside::Forwarding;
@@ -12,7 +10,6 @@ use lb_agent::model::Cidr;
 use lb_agent::policy::local::{LocalDetector, Ranges};
 use lb_agent::policy::snat::{self, SnatAddresses, SnatPorts};
 use lb_agent::sync::Outside;
-use lb_common::abi::Mix;
 
 use super::error::Error;
 
@@ -45,6 +42,9 @@ pub(super) struct OutsideArgs {
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     snat_address: Vec<IpAddr>,
     /// Source ports for what this node sends on, off those that others choose for themselves
+    ///
+    /// With another range than that of the run before, connections that are sent on already lose their
+    /// answers, unless their ports are in both: change it on a node that is drained.
     #[arg(long, value_name = "FIRST-LAST", default_value_t)]
     snat_ports: SnatPorts,
 }
@@ -149,14 +149,13 @@ impl OutsideArgs {
     }
 }
 
-/// What of it programs have as constants. `bpffs` is the node's folder for pins.
-pub(super) fn forwarding(outside: &Outside, bpffs: &Path) -> Forwarding {
+/// What of it programs have as constants.
+pub(super) fn forwarding(outside: &Outside) -> Forwarding {
     Forwarding {
         local_mode: outside.detector.mode(),
         masquerade_all: outside.masquerade_all,
         snat_first: outside.snat_ports.first(),
         snat_count: outside.snat_ports.count(),
-        seed: seed(bpffs),
     }
 }
 
@@ -168,17 +167,6 @@ pub(super) fn overlaps(ports: SnatPorts) -> Vec<String> {
         snat::kernel_ranges(&text)
     };
     ports.overlaps(read("ip_local_port_range").first(), &read("ip_local_reserved_ports"))
-}
-
-/// A number that other machines do not know: the same after a restart of the agent, because flows
-/// outlive it, another after one of the machine, and another for each node that it is.
-fn seed(bpffs: &Path) -> u32 {
-    let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_else(|error| {
-        tracing::warn!(%error, "which boot this is cannot be told: source ports may be guessed");
-        Vec::new()
-    });
-    let bytes = boot.iter().chain(bpffs.as_os_str().as_bytes());
-    bytes.fold(Mix::new(), |mix, byte| mix.word(u64::from(*byte))).tag()
 }
 
 fn range(text: &str) -> Result<Cidr, String> {
@@ -295,16 +283,11 @@ mod tests {
     }
 
     #[test]
-    fn programs_have_what_the_flags_say_and_a_seed_that_outlives_the_agent() {
-        let told = |args: &[&str], bpffs: &str| {
-            forwarding(&parse(args).unwrap().outside().unwrap(), Path::new(bpffs))
-        };
-        let found = told(&[], "/sys/fs/bpf/a");
-        assert_eq!(Forwarding { seed: 0, ..found }, Forwarding::default());
-        assert_eq!(found, told(&[], "/sys/fs/bpf/a"));
-        assert_ne!(found.seed, told(&[], "/sys/fs/bpf/b").seed);
+    fn programs_have_what_the_flags_say() {
+        let told = |args: &[&str]| forwarding(&parse(args).unwrap().outside().unwrap());
+        assert_eq!(told(&[]), Forwarding::default());
         let args = ["--snat-ports=1024-65535", "--detect-local-mode=NodeCIDR", "--masquerade-all"];
-        let found = told(&args, "/sys/fs/bpf/a");
+        let found = told(&args);
         assert_eq!((found.snat_first, found.snat_count), (1024, 64_512));
         assert_eq!((found.local_mode, found.masquerade_all), (LocalMode::Range, true));
     }

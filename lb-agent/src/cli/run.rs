@@ -134,7 +134,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<Exit, Error> {
         scope: arguments.sockets.scope(),
         node_netns: arguments.sockets.node_netns()?,
         xdp: arguments.xdp.config()?,
-        forwarding: outside::forwarding(&outside, &node.bpffs),
+        forwarding: outside::forwarding(&outside),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -16,6 +16,9 @@ pub(super) struct Hash<'a> {
     value_size: usize,
 }
 
+/// Elements that [`Hash::for_each`] reads by one call.
+const CHUNK: usize = 1024;
+
 /// Bytes of a value of [`Hash`].
 pub(super) const VALUE_SIZE: usize = 8;
 
@@ -136,6 +139,35 @@ impl<'a> Hash<'a> {
         Ok(next)
     }
 
+    /// Shows all elements, a part at a time. Those that are deleted meanwhile may be shown or not.
+    pub(super) fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let mut cursor = Cursor::default();
+        let mut chunk = CHUNK;
+        loop {
+            let mut keys = vec![0; chunk * self.key_size];
+            let mut values = vec![0; chunk * self.value_size];
+            let before = cursor;
+            let (read, result) =
+                self.batch(Batch::Lookup, &mut keys, &mut values, Some(&mut cursor));
+            let ended = match result {
+                Ok(()) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // One bucket holds more than there is room for; the cursor has not moved.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
+                    cursor = before;
+                    chunk *= 2;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
+            pairs.take(read).for_each(|(key, value)| each(key, value));
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
     /// Inserts, deletes or looks up `count` elements at once; see [`Batch`].
     pub(super) fn batch(
         &self,
@@ -173,7 +205,7 @@ impl<'a> Hash<'a> {
         if kind == Batch::Lookup && output == 0 {
             return (0, Err(io::ErrorKind::InvalidInput.into()));
         }
-        if output != 0 && self.key_size > size_of::<[u64; 4]>() {
+        if output != 0 && self.key_size > size_of::<[u64; POSITION]>() {
             return (0, Err(io::ErrorKind::InvalidInput.into()));
         }
         // SAFETY: `keys` and `values` hold `count` elements of the map's own sizes; the cursor holds
@@ -195,10 +227,13 @@ pub(super) enum Batch {
     Lookup,
 }
 
+/// Words of a position: no key is longer than that of a flow of IPv6.
+const POSITION: usize = 5;
+
 /// Where a batched lookup goes on.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cursor {
-    position: [u64; 4],
+    position: [u64; POSITION],
     started: bool,
 }
 

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use lb_common::abi::{self, map};
+use lb_common::abi::{self, InterfaceFlags, MetaWord, map};
 use tokio::sync::mpsc;
 
 use super::batch::Hash;
+use super::flows::Flows;
 use super::hooks::{self, RELEASE, SOCKET_HOOKS, SocketHook};
 use super::outside::{Forwarding, OutsideMaps, sources};
 use super::roles::Interface;
@@ -76,6 +78,7 @@ pub struct BpfDatapath {
     ebpf: Ebpf,
     maps: Arc<Maps>,
     outside: OutsideMaps,
+    flows: Flows,
     grace: Grace,
     /// Indices of the interfaces that have programs, or a part of them.
     attached: BTreeSet<u32>,
@@ -96,7 +99,9 @@ impl BpfDatapath {
         let cgroup = hooks::open_cgroup(&config.cgroup)?;
         let lock = load::prepare(&config.bpffs)?;
         let folder = load::folder(&config.bpffs);
-        let mut ebpf = load::load(&folder, config)?;
+        let seed = load::seed(&folder)?;
+        #[expect(clippy::cast_possible_truncation, reason = "the low half")]
+        let mut ebpf = load::load(&folder, config, seed as u32)?;
         #[cfg(feature = "program-log")]
         super::program_log::follow(&mut ebpf);
         let mut lacking = Vec::new();
@@ -114,9 +119,14 @@ impl BpfDatapath {
         lb_object::fill_program_array(&mut ebpf)
             .map_err(|source| Error::Program { name: "tc_translate", source: Box::new(source) })?;
         let maps = Arc::new(Maps::open(&folder)?);
+        maps.set_meta(MetaWord::SnatSeed, seed);
         let outside = OutsideMaps::open(&folder)?;
         let grace = Grace::probe().map_err(Error::system("wait for a grace period"))?;
-        let xdp = Xdp::new(config.xdp.clone(), folder.clone())
+        let flows = Flows::open(&folder, grace.clone())?;
+        let told = outside.interfaces()?.into_iter();
+        let senders = told.filter(|(_, told)| told.flags & InterfaceFlags::XDP != 0);
+        let senders = senders.map(|(index, _)| index).collect();
+        let xdp = Xdp::new(config.xdp.clone(), folder.clone(), senders)
             .map_err(Error::system(format!("read the folder {}/links", folder.display())))?;
         // From an earlier run; those that are gone by now are found out by the first list.
         let attached = hooks::pinned_interfaces(&folder)
@@ -127,6 +137,7 @@ impl BpfDatapath {
             ebpf,
             maps,
             outside,
+            flows,
             grace,
             attached: attached.into_iter().collect(),
             sockets: BTreeSet::new(),
@@ -252,11 +263,20 @@ impl Datapath for BpfDatapath {
         if let Some(interface) = interface {
             self.maps.note_own_addresses(sources(interface));
         }
-        self.outside.tell(index, interface)
+        let told = self.outside.tell(index, interface);
+        if told.is_ok() {
+            let may_send = interface.is_some_and(|told| told.flags & InterfaceFlags::XDP != 0);
+            self.xdp.told(index, may_send);
+        }
+        told
     }
 
     fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]) {
         self.outside.set_local_cidrs(family, list);
+    }
+
+    fn end_flows(&mut self, gone: &[IpAddr]) {
+        self.flows.end(gone);
     }
 
     fn xdp_flags(&self, index: u32) -> u32 {

@@ -46,6 +46,8 @@ pub struct Fake {
     pub told_interfaces: BTreeMap<u32, abi::Interface>,
     /// `LOCAL_CIDRS4` and `LOCAL_CIDRS6`.
     pub local_cidrs: [Vec<Cidr>; 2],
+    /// Addresses under which flows were ended.
+    pub ended_flows: Vec<IpAddr>,
     /// Whether the socket engine is attached.
     pub sockets: bool,
     /// Operations applied.
@@ -117,6 +119,17 @@ pub fn steps(op: &Op) -> Vec<Step> {
     }
 }
 
+/// Sizes with which hardly anything fits, for tests.
+#[cfg(test)]
+pub(crate) const SMALL: Capacity = Capacity {
+    service_ports: 16,
+    backends: 16,
+    slots: 16,
+    frontends: 16,
+    addresses: 16,
+    source_ranges: 16,
+};
+
 impl Fake {
     /// Empty maps.
     pub fn new(capacity: Capacity) -> Self {
@@ -137,6 +150,7 @@ impl Fake {
             interfaces: BTreeMap::new(),
             told_interfaces: BTreeMap::new(),
             local_cidrs: [Vec::new(), Vec::new()],
+            ended_flows: Vec::new(),
             sockets: false,
             applied: 0,
         }
@@ -308,6 +322,10 @@ impl Datapath for Fake {
             None => drop(self.told_interfaces.remove(&index)),
         }
         Ok(())
+    }
+
+    fn end_flows(&mut self, gone: &[IpAddr]) {
+        self.ended_flows.extend(gone);
     }
 
     fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]) {

@@ -1,17 +1,21 @@
 //! From the object to maps that are pinned and programs that are loaded.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
+use std::hash::BuildHasher as _;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::EbpfSectionKind;
-use lb_common::abi::{ABI_VERSION, SCOPES, map};
+use lb_common::abi::{ABI_VERSION, MetaWord, SCOPES, map};
 use lb_object::Settings;
 
+use super::maps::array;
 use super::outside::Forwarding;
 use super::{Config, Error, Scope, sys};
 use crate::plan::Capacity;
@@ -116,9 +120,28 @@ pub(super) fn is_bpffs(path: &Path) -> bool {
     sys::file_system(path).is_ok_and(|magic| magic == BPF_FS)
 }
 
-/// Loads the object: maps that are pinned are used as they are, others are made and pinned.
-pub(super) fn load(folder: &Path, config: &Config) -> Result<Ebpf, Error> {
-    let Forwarding { local_mode, masquerade_all, snat_first, snat_count, seed } = config.forwarding;
+/// Tells that a seed was drawn.
+const DRAWN: u64 = 1 << 32;
+
+/// What [`load`] takes as a seed, as `META` has it: that of an earlier run, because half of a record that
+/// was lost is found again by its port, or else a new one. Nothing that others may read leads to it.
+pub(super) fn seed(folder: &Path) -> Result<u64, Error> {
+    let path = folder.join(map::META);
+    let known = if path.exists() {
+        let meta = array::<AtomicU64>(folder, map::META)?;
+        meta.get(MetaWord::SnatSeed as usize).map_or(0, |word| word.load(Ordering::Relaxed))
+    } else {
+        0
+    };
+    // The standard library seeds its hashers by what the kernel has for keys.
+    let drawn = || DRAWN | RandomState::new().hash_one(folder) >> 32;
+    Ok(if known & DRAWN != 0 { known } else { drawn() })
+}
+
+/// Loads the object: maps that are pinned are used as they are, others are made and pinned. `seed` is
+/// what source ports of what is sent on begin from.
+pub(super) fn load(folder: &Path, config: &Config, seed: u32) -> Result<Ebpf, Error> {
+    let Forwarding { local_mode, masquerade_all, snat_first, snat_count } = config.forwarding;
     let settings = Settings {
         node_netns: config.node_netns,
         node_only: config.scope == Scope::Host,

@@ -3,6 +3,7 @@
 mod batch;
 mod bpf;
 pub mod fake;
+mod flows;
 mod grace;
 pub mod hooks;
 pub mod inspect;
@@ -11,6 +12,7 @@ mod load;
 mod maps;
 pub mod mmap;
 pub mod namespaces;
+mod netlink;
 pub mod outside;
 mod process;
 #[cfg(feature = "program-log")]
@@ -34,6 +36,7 @@ pub use self::roles::Interface;
 pub use self::scope::Scope;
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use tokio::sync::mpsc;
@@ -86,6 +89,10 @@ pub trait Datapath {
 
     /// Makes these the ranges of pods' addresses of a family.
     fn set_local_cidrs(&mut self, family: Family, list: &[Cidr]);
+
+    /// Ends flows that are sent on under addresses that are not the node's any more, in a while. Call it
+    /// when no program is told of them.
+    fn end_flows(&mut self, _gone: &[IpAddr]) {}
 
     /// The bits of `INTERFACES` that tell what became of XDP on an interface, and whether packets may
     /// be sent out of it by XDP.

@@ -15,12 +15,10 @@ use lb_common::abi::{
     MetaWord, Name, NetnsRecord, ServicePortId, map, proto,
 };
 
-use super::batch::{Batch, Cursor, Hash};
+use super::batch::Hash;
 use super::{Error, Maps, sys};
 use crate::plan::{self, FrontKey};
 
-/// Elements read by one call.
-const CHUNK: usize = 1024;
 /// Bytes of a record of `NETNS`.
 const RECORD: usize = size_of::<NetnsRecord>();
 
@@ -104,11 +102,14 @@ impl NamespaceMaps {
     /// The UDP sockets that are connected through us, by cookie.
     pub fn udp_sockets(&self) -> Result<Vec<(u64, UdpSocket)>, Error> {
         let mut found = Vec::new();
-        for_each(&self.udp_sockets, |key, value| {
+        let sockets = Hash::to_read(self.udp_sockets.as_fd());
+        let each = |key: &[u8], value: &[u8]| {
             let cookie = key.first_chunk().copied().map(u64::from_ne_bytes);
             found.extend(cookie.zip(udp_socket(value)));
-        })
-        .map_err(Error::system("read UDP_SOCKETS"))?;
+        };
+        sockets
+            .and_then(|sockets| sockets.for_each(each))
+            .map_err(Error::system("read UDP_SOCKETS"))?;
         Ok(found)
     }
 
@@ -236,36 +237,6 @@ fn udp_socket(bytes: &[u8]) -> Option<UdpSocket> {
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(4 * at..)?.first_chunk().copied().map(u32::from_ne_bytes)
-}
-
-/// Reads all elements of a hash in batches.
-fn for_each(map: &OwnedFd, mut each: impl FnMut(&[u8], &[u8])) -> std::io::Result<()> {
-    let hash = Hash::to_read(map.as_fd())?;
-    let mut cursor = Cursor::default();
-    let mut chunk = CHUNK;
-    loop {
-        let (key_size, value_size) = (hash.key_size(), hash.value_size());
-        let mut keys = vec![0; chunk * key_size];
-        let mut values = vec![0; chunk * value_size];
-        let before = cursor;
-        let (read, result) = hash.batch(Batch::Lookup, &mut keys, &mut values, Some(&mut cursor));
-        let ended = match result {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            // One bucket holds more than there is room for; the cursor has not moved.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
-                cursor = before;
-                chunk *= 2;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let pairs = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
-        pairs.take(read).for_each(|(key, value)| each(key, value));
-        if ended {
-            return Ok(());
-        }
-    }
 }
 
 /// Whether a service port's name is that of one of UDP; without reading all of it, because there may

@@ -27,16 +27,14 @@ pub struct Forwarding {
     pub snat_first: u16,
     /// Number of these ports.
     pub snat_count: u16,
-    /// A number that others do not know, the same as long as flows live.
-    pub seed: u32,
 }
 
 impl Default for Forwarding {
     /// That of the programs, as they are built.
     fn default() -> Self {
-        let Settings { local_mode, masquerade_all, snat_first, snat_count, seed, .. } =
+        let Settings { local_mode, masquerade_all, snat_first, snat_count, .. } =
             Settings::default();
-        Self { local_mode, masquerade_all, snat_first, snat_count, seed }
+        Self { local_mode, masquerade_all, snat_first, snat_count }
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Link {
     pub in_bridge: bool,
     /// There is a VLAN on it.
     pub has_vlan: bool,
+    /// It has an address that means something beyond the link.
+    pub has_address: bool,
     /// A default route leaves by it.
     pub default_route: bool,
 }
@@ -77,7 +79,7 @@ pub enum Reason {
     Ifb,
     /// Its ports are looked at instead.
     Master,
-    /// Its VLANs are looked at instead.
+    /// Its VLANs are looked at instead: it has no address itself.
     VlanParent,
     /// Both ends of the pair are in this namespace.
     PeerHere,
@@ -98,6 +100,8 @@ pub fn role(link: &Link, overrides: &Overrides) -> Role {
         Kind::Tun if link.ethernet && link.in_bridge => Role::PodPort,
         Kind::Tunnel | Kind::Tun => Role::Overlay,
         _ if link.default_route => Role::Uplink,
+        // Frames without a tag are the node's own network, where it has an address.
+        Kind::Physical if link.has_vlan && link.has_address => Role::Uplink,
         _ if link.has_vlan => Role::Ignored(Reason::VlanParent),
         Kind::Physical | Kind::Vlan => Role::Uplink,
         Kind::Veth if link.peer_elsewhere => Role::PodPort,
@@ -198,6 +202,7 @@ mod tests {
             peer_elsewhere: false,
             in_bridge: false,
             has_vlan: false,
+            has_address: false,
             default_route: false,
         }
     }
@@ -212,7 +217,7 @@ mod tests {
         for (link, expected) in [
             (elsewhere.clone(), Role::PodPort),
             (Link { in_bridge: true, ..elsewhere.clone() }, Role::PodPort),
-            (by_default(elsewhere), Role::Uplink),
+            (by_default(elsewhere.clone()), Role::Uplink),
             (link(Kind::Veth), Role::Ignored(Reason::PeerHere)),
             (by_default(link(Kind::Veth)), Role::Uplink),
             (link(Kind::Loopback), Role::Ignored(Reason::Loopback)),
@@ -221,6 +226,11 @@ mod tests {
             (link(Kind::Physical), Role::Uplink),
             (Link { in_bridge: true, ..link(Kind::Physical) }, Role::Uplink),
             (parent.clone(), Role::Ignored(Reason::VlanParent)),
+            (Link { has_address: true, ..parent.clone() }, Role::Uplink),
+            (
+                Link { has_vlan: true, has_address: true, ..elsewhere.clone() },
+                Role::Ignored(Reason::VlanParent),
+            ),
             (by_default(parent), Role::Uplink),
             (link(Kind::Vlan), Role::Uplink),
             (by_default(link(Kind::Tunnel)), Role::Overlay),

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use aya::Ebpf;
 use rtnetlink::new_connection;
@@ -166,6 +167,8 @@ struct Shared {
     asks: Notify,
     closed: watch::Sender<bool>,
     states: Mutex<BTreeMap<u32, State>>,
+    /// Interfaces that programs send out of by XDP, as `INTERFACES` has it.
+    senders: watch::Sender<BTreeSet<u32>>,
     demotions: AtomicU64,
     changes: mpsc::Sender<u32>,
     /// Once an interface was wanted.
@@ -198,6 +201,17 @@ impl Shared {
         let mut closed = self.closed.subscribe();
         // Ends with an error if the sender is gone, which is as good.
         let _ends = closed.wait_for(|closed| *closed).await;
+    }
+
+    /// Ready when no program sends out of an interface by XDP: what is sent out of one without XDP is
+    /// dropped by its driver, and nobody is told. After a while in any case, as who tells programs may
+    /// be gone.
+    async fn nobody_sends(&self, index: u32) {
+        let mut senders = self.senders.subscribe();
+        let left = senders.wait_for(|senders| !senders.contains(&index));
+        if tokio::time::timeout(TOLD, left).await.is_err() {
+            tracing::warn!(index, "XDP is taken off although programs may still send by it");
+        }
     }
 
     /// Takes note of what became of XDP on an interface.
@@ -235,18 +249,22 @@ pub(super) struct Xdp {
     changed: Option<mpsc::Receiver<u32>>,
 }
 
+/// How long programs may be told of an interface until its XDP is taken off.
+const TOLD: Duration = Duration::from_secs(5);
+
 /// Changes that wait at most; the thread waits with more.
 const CHANGES: usize = 64;
 
 impl Xdp {
-    /// Nothing is attached yet.
-    pub(super) fn new(config: Config, folder: PathBuf) -> io::Result<Self> {
+    /// Nothing is attached yet. Programs may send out of `senders` by XDP.
+    pub(super) fn new(config: Config, folder: PathBuf, senders: BTreeSet<u32>) -> io::Result<Self> {
         let (changes, changed) = mpsc::channel(CHANGES);
         let shared = Shared {
             asked: Mutex::default(),
             asks: Notify::new(),
             closed: watch::Sender::new(false),
             states: Mutex::default(),
+            senders: watch::Sender::new(senders),
             demotions: AtomicU64::new(0),
             changes,
             programs: OnceLock::new(),
@@ -310,6 +328,13 @@ impl Xdp {
         lock(&self.shared.states).get(&index).copied().unwrap_or_default()
     }
 
+    /// Programs know from now on whether they may send out of an interface by XDP.
+    pub(super) fn told(&self, index: u32, may_send: bool) {
+        self.shared.senders.send_if_modified(|senders| {
+            if may_send { senders.insert(index) } else { senders.remove(&index) }
+        });
+    }
+
     /// How often an interface was demoted to tc.
     pub(super) fn demotions(&self) -> u64 {
         self.shared.demotions.load(Ordering::Relaxed)
@@ -357,6 +382,8 @@ impl Drop for Xdp {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::datapath::roles::{Device, Reason as Ignored};
 
@@ -397,13 +424,36 @@ mod tests {
         assert!(!off.wants(&interface("veth0", Kind::Veth, Role::Uplink)));
     }
 
+    fn empty<const N: usize>(test: &str, senders: [u32; N]) -> Xdp {
+        let folder = std::env::temp_dir().join(format!("xdp-{test}-{}", std::process::id()));
+        fs::create_dir_all(folder.join("links")).unwrap();
+        let xdp = Xdp::new(Config::default(), folder.clone(), senders.into()).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        xdp
+    }
+
+    #[test]
+    fn xdp_stays_until_no_program_sends_by_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let xdp = empty("senders", [7]);
+            let mut waits = std::pin::pin!(xdp.shared.nobody_sends(7));
+            assert!(waits.as_mut().now_or_never().is_none());
+            xdp.told(8, true);
+            xdp.told(9, false);
+            assert!(waits.as_mut().now_or_never().is_none(), "others are told of");
+            assert!(xdp.shared.nobody_sends(9).now_or_never().is_some());
+            xdp.told(7, false);
+            assert!(waits.as_mut().now_or_never().is_some());
+            xdp.told(7, true);
+            assert!(xdp.shared.nobody_sends(7).now_or_never().is_none());
+        });
+    }
+
     /// An interface goes and another one comes with its index before the thread has looked.
     #[test]
     fn what_is_known_of_an_interface_that_is_gone_is_not_taken_for_anothers() {
-        let folder = std::env::temp_dir().join(format!("xdp-asks-{}", std::process::id()));
-        fs::create_dir_all(folder.join("links")).unwrap();
-        let xdp = Xdp::new(Config::default(), folder.clone()).unwrap();
-        fs::remove_dir_all(folder).unwrap();
+        let xdp = empty("asks", []);
         let runs = State::Runs { native: true, frags: true, proven: true };
         lock(&xdp.shared.states).insert(7, runs);
         xdp.shared.ask_to_settle(interface("eth0", Kind::Physical, Role::Uplink));

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::Health;
 use super::clients::Clients;
-use super::ports::Told;
+use super::ports::{Told, Wanted};
 use super::server::respond;
 use crate::datapath::descriptor_limit;
 use crate::policy::health::Place;
@@ -31,39 +31,125 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 
 /// Serves for ever.
 pub(super) async fn keep(health: Health, clients: Clients) -> Infallible {
-    let mut open: BTreeMap<(u16, Place), JoinHandle<Infallible>> = BTreeMap::new();
-    let most = most(descriptor_limit().ok());
+    let mut sockets = Sockets::new(most(descriptor_limit().ok()));
+    let mut version = None;
+    let listen = |port, place| {
+        listen(place, port).and_then(|listener| answer(listener, port, &health, &clients))
+    };
     loop {
-        let wanted = health.ports().wanted();
-        let unwanted: Vec<_> = open.keys().filter(|key| !wanted.contains(key)).copied().collect();
-        for task in unwanted.iter().filter_map(|key| open.remove(key)) {
-            task.abort();
-            // Its socket is closed after that, so that the port is free for what follows.
-            drop(task.await);
+        let is_new = if let Some(wanted) = health.ports().wanted(version) {
+            version = Some(wanted.version);
+            sockets.close(&wanted).await;
+            sockets.open(&wanted, listen);
+            true
+        } else {
+            sockets.try_again(listen)
+        };
+        if is_new {
+            health.ports().tell(sockets.failing());
         }
-        let mut failing = BTreeMap::new();
-        for (port, place) in wanted {
-            if open.contains_key(&(port, place)) {
-                continue;
-            }
-            let task = if open.len() < most {
-                listen(place, port).and_then(|listener| answer(listener, port, &health, &clients))
-            } else {
-                Err(too_many(most))
-            };
-            match task {
-                Ok(task) => drop(open.insert((port, place), task)),
-                Err(error) => {
-                    failing.entry(port).or_insert_with(|| describe(place, port, &error));
-                }
-            }
-        }
-        let retry = async { if failing.is_empty() { pending().await } else { sleep(RETRY).await } };
-        health.ports().tell(failing.clone());
+        let may_pass = !sockets.refused.is_empty();
+        let retry = async { if may_pass { sleep(RETRY).await } else { pending().await } };
         tokio::select! {
             () = health.ports().asked() => {}
             () = retry => {}
         }
+    }
+}
+
+/// What listens, and what does not.
+struct Sockets {
+    most: usize,
+    open: BTreeMap<(u16, Place), JoinHandle<Infallible>>,
+    /// Why these cannot be opened. With those that are open there are at most [`Self::most`].
+    refused: BTreeMap<(u16, Place), String>,
+    /// Ports that want more sockets than there may be, each with a place that it has none at.
+    crowded: BTreeMap<u16, Place>,
+}
+
+impl Sockets {
+    fn new(most: usize) -> Self {
+        let (open, refused, crowded) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { most, open, refused, crowded }
+    }
+
+    /// Closes what is not wanted any more.
+    async fn close(&mut self, wanted: &Wanted) {
+        let is_wanted = |(port, place): &(u16, Place)| {
+            wanted.ports.contains(port) && wanted.places.contains(place)
+        };
+        let unwanted: Vec<_> = self.open.keys().filter(|key| !is_wanted(key)).copied().collect();
+        for task in unwanted.iter().filter_map(|key| self.open.remove(key)) {
+            task.abort();
+            // Its socket is closed after that, so that the port is free for what follows.
+            drop(task.await);
+        }
+    }
+
+    /// Opens what is wanted as far as there may be as many: who was there first stays. Ports times
+    /// places may be millions, of which no more are looked at than may be opened.
+    fn open(
+        &mut self,
+        wanted: &Wanted,
+        listen: impl Fn(u16, Place) -> io::Result<JoinHandle<Infallible>>,
+    ) {
+        self.refused.clear();
+        self.crowded.clear();
+        let mut room = self.most.saturating_sub(self.open.len());
+        for &port in &wanted.ports {
+            for &place in &wanted.places {
+                if self.open.contains_key(&(port, place)) {
+                    continue;
+                }
+                if room == 0 {
+                    self.crowded.insert(port, place);
+                    break;
+                }
+                room -= 1;
+                match listen(port, place) {
+                    Ok(task) => drop(self.open.insert((port, place), task)),
+                    Err(error) => {
+                        self.refused.insert((port, place), describe(place, port, &error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens what was refused, if it is not any more; whether anything is otherwise now.
+    fn try_again(
+        &mut self,
+        listen: impl Fn(u16, Place) -> io::Result<JoinHandle<Infallible>>,
+    ) -> bool {
+        let mut changed = false;
+        let open = &mut self.open;
+        self.refused.retain(|&(port, place), told| match listen(port, place) {
+            Ok(task) => {
+                open.insert((port, place), task);
+                changed = true;
+                false
+            }
+            Err(error) => {
+                let error = describe(place, port, &error);
+                changed |= *told != error;
+                *told = error;
+                true
+            }
+        });
+        changed
+    }
+
+    /// Why ports cannot be had at some place, one reason for each.
+    fn failing(&self) -> BTreeMap<u16, String> {
+        let mut failing = BTreeMap::new();
+        for ((port, _), error) in &self.refused {
+            failing.entry(*port).or_insert_with(|| error.clone());
+        }
+        for (port, place) in &self.crowded {
+            let error = || describe(*place, *port, &too_many(self.most));
+            failing.entry(*port).or_insert_with(error);
+        }
+        failing
     }
 }
 
@@ -153,6 +239,10 @@ fn is_without_ipv6(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::collections::BTreeSet;
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -162,5 +252,41 @@ mod tests {
         assert_eq!(most(None), MOST);
         assert!(too_many(512).to_string().contains("limit of open files"));
         assert!(too_many(MOST).to_string().contains("--node-port-addresses"));
+    }
+
+    /// Thousands of addresses times thousands of ports: what does not fit costs nothing.
+    #[tokio::test]
+    async fn no_more_sockets_are_tried_than_there_may_be_and_only_those_that_failed_again() {
+        let tried = Cell::new(0);
+        let here = Place::At(IpAddr::from([127, 0, 0, 1]));
+        let listen = |_, place| {
+            tried.set(tried.get() + 1);
+            if place == here { Err(io::ErrorKind::AddrInUse.into()) } else { Ok(task()) }
+        };
+        let places: BTreeSet<Place> = (1..=u16::MAX)
+            .map(|n| Place::At(Ipv4Addr::from(0x7f00_0000 + u32::from(n)).into()))
+            .collect();
+        let mut wanted = Wanted { ports: (1..=u16::MAX).collect(), places, version: 1 };
+        let mut sockets = Sockets::new(4);
+        sockets.open(&wanted, listen);
+        assert_eq!((tried.take(), sockets.open.len(), sockets.refused.len()), (4, 3, 1));
+        assert_eq!(sockets.failing().len(), usize::from(u16::MAX));
+        assert!(!sockets.try_again(listen), "nothing is otherwise");
+        assert_eq!(tried.take(), 1);
+        assert!(sockets.try_again(|_, _| Ok(task())));
+        assert_eq!((sockets.open.len(), sockets.refused.len()), (4, 0));
+        // Who is there first stays, whoever comes before it in order.
+        wanted = Wanted { ports: [1, 7].into(), places: [Place::Everywhere].into(), version: 2 };
+        let mut sockets = Sockets::new(1);
+        sockets
+            .open(&Wanted { ports: [7].into(), places: wanted.places.clone(), version: 1 }, listen);
+        sockets.close(&wanted).await;
+        sockets.open(&wanted, listen);
+        assert_eq!(sockets.open.keys().next(), Some(&(7, Place::Everywhere)));
+        assert_eq!(sockets.failing().into_keys().collect::<Vec<_>>(), [1]);
+    }
+
+    fn task() -> JoinHandle<Infallible> {
+        tokio::spawn(pending())
     }
 }

@@ -24,6 +24,17 @@ struct State {
     places: BTreeSet<Place>,
     served: BTreeMap<u16, Served>,
     failing: BTreeMap<u16, String>,
+    /// Goes up whenever other sockets are to listen.
+    version: u64,
+}
+
+/// The sockets that are to listen: each of these ports at each of these places.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) ports: BTreeSet<u16>,
+    pub(super) places: BTreeSet<Place>,
+    /// Two of the same are the same.
+    pub(super) version: u64,
 }
 
 /// A Service whose port cannot be had, at one of its places at least.
@@ -66,6 +77,7 @@ impl Ports {
         let mut state = self.state();
         if state.places != places {
             state.places = places;
+            state.version += 1;
             self.wanted.notify_one();
         }
     }
@@ -79,6 +91,7 @@ impl Ports {
             None => state.served.remove(&port).is_some(),
         };
         if is_new != was_there {
+            state.version += 1;
             self.wanted.notify_one();
         }
     }
@@ -115,11 +128,14 @@ impl Ports {
         self.wanted.notified().await;
     }
 
-    /// The sockets that are to listen.
-    pub(super) fn wanted(&self) -> BTreeSet<(u16, Place)> {
+    /// What is to listen, if that is not what it was in this version.
+    pub(super) fn wanted(&self, but: Option<u64>) -> Option<Wanted> {
         let state = self.state();
-        let ports = state.served.keys();
-        ports.flat_map(|port| state.places.iter().map(|place| (*port, *place))).collect()
+        (but != Some(state.version)).then(|| Wanted {
+            ports: state.served.keys().copied().collect(),
+            places: state.places.clone(),
+            version: state.version,
+        })
     }
 
     /// What cannot be had, by port.

@@ -69,7 +69,7 @@ pub(super) struct Addresses {
     /// Those that should be in a map, which is full.
     pub(super) unplaced: BTreeSet<IpAddr>,
     /// Those to look at with the next plan.
-    touched: BTreeSet<IpAddr>,
+    pub(super) touched: BTreeSet<IpAddr>,
     /// What was last said of the node; nothing: what was found in the maps stays.
     node: Option<NodeFacts>,
     /// Ranges in the maps, by family.
@@ -126,19 +126,19 @@ impl Addresses {
         if self.node.as_ref() == Some(&facts) {
             return;
         }
-        for (addr, entry) in &mut self.entries {
-            if std::mem::take(&mut entry.node) != 0 {
-                self.touched.insert(*addr);
+        let now = flags(&facts);
+        let before: Vec<IpAddr> = match &self.node {
+            Some(before) => flags(before).into_keys().collect(),
+            // What was found in the maps.
+            None => self.entries.keys().copied().collect(),
+        };
+        let gone = before.into_iter().filter(|addr| !now.contains_key(addr)).map(|addr| (addr, 0));
+        // There may be many addresses, of which one comes or goes.
+        for (addr, flags) in gone.chain(now.iter().map(|(&addr, &flags)| (addr, flags))) {
+            if self.entries.get(&addr).map_or(0, |entry| entry.node) != flags {
+                self.entries.entry(addr).or_default().node = flags;
+                self.touched.insert(addr);
             }
-        }
-        for &(addr, loopback) in &facts.node_port_addresses {
-            let flag = if loopback { AddressFlags::LOOPBACK } else { AddressFlags::NODE };
-            self.entries.entry(addr).or_default().node |= flag;
-            self.touched.insert(addr);
-        }
-        for &addr in &facts.host_addresses {
-            self.entries.entry(addr).or_default().node |= AddressFlags::HOST;
-            self.touched.insert(addr);
         }
         self.wanted_cidrs = Some(by_family(&facts.service_cidrs));
         self.node = Some(facts);
@@ -315,6 +315,19 @@ impl Planner {
             batch.reports.push(Report::HostAddresses { left_out: hosts });
         }
     }
+}
+
+/// What the node has of each of its addresses.
+fn flags(facts: &NodeFacts) -> BTreeMap<IpAddr, u32> {
+    let mut all = BTreeMap::new();
+    for &(addr, loopback) in &facts.node_port_addresses {
+        let flag = if loopback { AddressFlags::LOOPBACK } else { AddressFlags::NODE };
+        *all.entry(addr).or_default() |= flag;
+    }
+    for &addr in &facts.host_addresses {
+        *all.entry(addr).or_default() |= AddressFlags::HOST;
+    }
+    all
 }
 
 /// Whether it is the word of an address that an interface has, and nobody else.

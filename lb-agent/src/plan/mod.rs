@@ -190,6 +190,17 @@ impl Planner {
             .collect()
     }
 
+    /// The frontends that lead to a Service.
+    pub fn frontends_of(
+        &self,
+        namespace: &Arc<str>,
+        service: &Arc<str>,
+    ) -> impl Iterator<Item = &FrontKey> {
+        let ports = self.ports_of(namespace, service).into_iter();
+        let ports = ports.filter_map(|key| self.port(*self.by_key.get(&key)?));
+        ports.flat_map(|port| &port.owned)
+    }
+
     /// Makes free what went out of use in `epoch` or before. Call it when a grace period has passed
     /// since the operations of that epoch were applied, and apply what it returns before the next
     /// batch.

@@ -72,6 +72,11 @@ impl HealthPorts {
         touched
     }
 
+    /// Whether a Service that wants a port has endpoints that count.
+    pub fn has_endpoints(store: &Store, key: &ObjectKey) -> bool {
+        wanted(store, key).is_some_and(|wanted| wanted.local_endpoints > 0)
+    }
+
     /// What is to be told at a port; nothing if nobody wants it.
     pub fn at(&self, port: u16) -> Option<Served> {
         let service = self.winner(port)?.clone();

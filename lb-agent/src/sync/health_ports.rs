@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use tokio::sync::mpsc;
 
 use super::Sync;
+use super::apply::Element;
 use super::tell::MOST_NAMES;
 use crate::datapath::Datapath;
 use crate::health::{Failure, Health};
@@ -37,10 +38,16 @@ impl HealthCheckPorts {
         self.lost.len() + self.failing.len()
     }
 
-    /// Tells load balancers what is in force of these Services.
-    fn publish(&mut self, store: &Store, health: &Health) {
+    /// Tells load balancers what is in force of these Services. That one has endpoints here is told once
+    /// it is reached, and not as long as `is_failing` says that something of it could not be written;
+    /// that it has none any more, at once.
+    fn publish(&mut self, store: &Store, health: &Health, is_failing: impl Fn(&ObjectKey) -> bool) {
         let (mut ports, mut services) = (BTreeSet::new(), BTreeSet::new());
         for key in std::mem::take(&mut self.pending) {
+            if HealthPorts::has_endpoints(store, &key) && is_failing(&key) {
+                self.pending.insert(key);
+                continue;
+            }
             let touched = self.ports.update(store, &key);
             ports.extend(touched.ports);
             services.extend(touched.services);
@@ -108,14 +115,21 @@ impl<D: Datapath> Sync<D> {
         self.health_ports.pending.extend(services.into_iter().cloned());
     }
 
-    /// After a sync that succeeded, load balancers are told what is in force (H-13), and what could
-    /// not be listened on is tried again (H-12). `committed` says that there was one.
+    /// After a sync, load balancers are told what is in force (H-13), and what could not be listened on is
+    /// tried again (H-12). `committed` says that there was one. What fails for one Service keeps nobody
+    /// else from being told.
     pub(super) fn tell_health_ports(&mut self, committed: bool) {
-        if !self.failed.is_empty() {
-            return;
-        }
         if !self.health_ports.pending.is_empty() {
-            self.health_ports.publish(&self.store, &self.health);
+            let (failed, planner) = (&self.failed, &self.planner);
+            let is_failing = |key: &ObjectKey| {
+                let mut fronts = planner.frontends_of(&key.namespace, &key.name);
+                !failed.is_empty()
+                    && fronts.any(|front| {
+                        failed.contains_key(&Element::Frontend(*front))
+                            || failed.contains_key(&Element::Address(front.addr()))
+                    })
+            };
+            self.health_ports.publish(&self.store, &self.health, is_failing);
         }
         if committed {
             self.health.ports().try_again();
@@ -136,25 +150,17 @@ impl<D: Datapath> Sync<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::fake::Fake;
+    use crate::datapath::fake::{Fake, SMALL};
     use crate::datapath::interfaces;
+    use crate::diff::Op;
     use crate::model::{
         Change, ClusterIps, Conditions, Endpoint, Endpoints, External, Family, Protocol, Service,
         ServicePort, Slice, SlicePort,
     };
-    use crate::plan::Capacity;
+    use crate::plan::FrontKey;
     use crate::source::SourceEvent;
     use crate::sync::Event;
     use lb_common::abi::MetaWord;
-
-    const CAPACITY: Capacity = Capacity {
-        service_ports: 16,
-        backends: 16,
-        slots: 16,
-        frontends: 16,
-        addresses: 16,
-        source_ranges: 16,
-    };
 
     fn service(name: &str, created_s: i64, port: u16) -> Change {
         let external =
@@ -210,7 +216,7 @@ mod tests {
 
     #[test]
     fn h_13_what_is_told_follows_each_sync_and_nothing_is_told_before_the_first() {
-        let mut sync = Sync::new(Fake::new(CAPACITY), CAPACITY).unwrap();
+        let mut sync = Sync::new(Fake::new(SMALL), SMALL).unwrap();
         sync.step([batch(vec![service("web", 1, 32_000), slice("web", 2)])]);
         assert_eq!(at(&sync, 32_000), None, "L-3");
         sync.step([Event::Source(SourceEvent::Synced)]);
@@ -224,9 +230,34 @@ mod tests {
     }
 
     #[test]
+    fn h_13_what_fails_for_one_service_keeps_nobody_else_from_being_told() {
+        let mut sync = Sync::new(Fake::new(SMALL), SMALL).unwrap();
+        let both = [("web", 1, 32_000), ("api", 2, 32_001)];
+        let mut all: Vec<Change> =
+            both.map(|(name, created, port)| service(name, created, port)).into();
+        all.push(slice("web", 2));
+        sync.step([batch(all), Event::Source(SourceEvent::Synced)]);
+        assert_eq!((at(&sync, 32_000), at(&sync, 32_001)), (told("web", 2), told("api", 0)));
+        let vip = |octet: u8| move |key: &&FrontKey| key.addr() == IpAddr::from([10, 96, 0, octet]);
+        let fails = |sync: &mut Sync<Fake>, octet| {
+            let key = *sync.datapath().frontends.keys().find(vip(octet)).unwrap();
+            sync.failed.insert(Element::Frontend(key), Op::FrontendDelete(key));
+        };
+        fails(&mut sync, 2);
+        sync.step([batch(vec![slice("web", 3), slice("api", 1)])]);
+        assert_eq!(at(&sync, 32_000), told("web", 3), "somebody else fails");
+        assert_eq!(at(&sync, 32_001), told("api", 0), "nobody is reached there");
+        fails(&mut sync, 1);
+        sync.step([batch(vec![slice("web", 0)])]);
+        assert_eq!(at(&sync, 32_000), told("web", 0), "at once");
+        sync.step([]);
+        assert_eq!(at(&sync, 32_001), told("api", 1), "what failed is done");
+    }
+
+    #[test]
     fn h_12_who_cannot_have_a_port_is_counted_and_warned_of_once() {
         let (tell, mut warnings) = mpsc::channel(4);
-        let sync = Sync::new(Fake::new(CAPACITY), CAPACITY).unwrap();
+        let sync = Sync::new(Fake::new(SMALL), SMALL).unwrap();
         let mut sync = sync.with_warnings(tell);
         let mut next =
             move || warnings.try_recv().ok().map(|w| (w.service.name.to_string(), w.note));
@@ -253,7 +284,7 @@ mod tests {
         let health = Health::default();
         crate::health::server::start(None, false, health.clone()).unwrap();
         let (tell, mut warnings) = mpsc::channel(4);
-        let mut sync = Sync::new(Fake::new(CAPACITY), CAPACITY)
+        let mut sync = Sync::new(Fake::new(SMALL), SMALL)
             .unwrap()
             .with_health(health.clone())
             .with_warnings(tell)

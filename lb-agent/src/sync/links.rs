@@ -3,7 +3,7 @@
 //! Told before a program is attached that asks for it, and only when it changes: links, masters and
 //! addresses come and go, and the Node object may be read late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_common::abi::{self, InterfaceFlags, MetaWord, SNAT_ADDRESSES, V4};
@@ -12,6 +12,7 @@ use lb_common::select::narrow;
 use super::Sync;
 use super::apply::log_failures;
 use crate::datapath::interfaces::Primary;
+use crate::datapath::outside::sources;
 use crate::datapath::roles::{Reason, Role};
 use crate::datapath::{Datapath, Interface};
 use crate::diff::Op;
@@ -36,6 +37,8 @@ pub struct Outside {
 /// Masters of masters that are followed: more than anybody stacks.
 const DEPTH: usize = 8;
 
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
 /// What is known of links, and what of it was told.
 #[derive(Debug, Default)]
 pub(super) struct Links {
@@ -43,6 +46,8 @@ pub(super) struct Links {
     primaries: BTreeMap<u32, Primary>,
     /// What `INTERFACES` holds.
     written: BTreeMap<u32, abi::Interface>,
+    /// Addresses that it has held: flows may be sent on under them.
+    used: BTreeSet<IpAddr>,
     /// Something changed that records depend on.
     pub(super) changed: bool,
     /// Why a record could not be written when that was last tried.
@@ -57,7 +62,17 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn new(written: impl IntoIterator<Item = (u32, abi::Interface)>) -> Self {
-        Self { written: written.into_iter().collect(), changed: true, ..Self::default() }
+        let written: BTreeMap<u32, abi::Interface> = written.into_iter().collect();
+        let used = written.values().flat_map(sources).collect();
+        Self { written, used, changed: true, ..Self::default() }
+    }
+
+    fn primary(&self, index: u32, family: Family) -> Option<IpAddr> {
+        let primary = self.primaries.get(&index)?;
+        match family {
+            Family::V4 => primary.v4.map(IpAddr::from),
+            Family::V6 => primary.v6.map(IpAddr::from),
+        }
     }
 
     pub(super) fn wants_retry(&self) -> bool {
@@ -100,7 +115,28 @@ impl<D: Datapath> Sync<D> {
         self.tell_ranges();
         self.tell_missing();
         self.tell_records();
+        self.end_flows();
         Ok(())
+    }
+
+    /// Ends what is sent on under addresses that went: the packets of clients would keep such flows,
+    /// whose answers go astray. An address that the node still has may be in use, whatever new flows get.
+    fn end_flows(&mut self) {
+        let Some(assigned) = &self.addresses else { return };
+        let links = &mut self.links;
+        let went = |addr: &&IpAddr| assigned.binary_search(addr).is_err();
+        let mut gone: BTreeSet<IpAddr> = links.used.iter().filter(went).copied().collect();
+        if gone.is_empty() {
+            return;
+        }
+        // Where a record could not be written, programs still use what it has.
+        for addr in links.written.values().flat_map(sources) {
+            gone.remove(&addr);
+        }
+        links.used.retain(|addr| !gone.contains(addr));
+        if !gone.is_empty() {
+            self.datapath.end_flows(&Vec::from_iter(gone));
+        }
     }
 
     fn check_ranges(&mut self) -> Result<(), WrongFamily> {
@@ -183,10 +219,11 @@ impl<D: Datapath> Sync<D> {
 
     /// Writes the records that differ, and removes those of interfaces that are gone.
     fn tell_records(&mut self) {
+        let last = FAMILIES.map(|family| self.last_source(family));
         let wanted: BTreeMap<u32, abi::Interface> = self
             .interfaces
             .keys()
-            .filter_map(|&index| Some((index, self.record(index)?)))
+            .filter_map(|&index| Some((index, self.record(index, last)?)))
             .collect();
         let mut failed = None;
         let written = &mut self.links.written;
@@ -204,7 +241,10 @@ impl<D: Datapath> Sync<D> {
                 continue;
             }
             match self.datapath.tell_interface(index, Some(&record)) {
-                Ok(()) => drop(written.insert(index, record)),
+                Ok(()) => {
+                    self.links.used.extend(sources(&record));
+                    written.insert(index, record);
+                }
                 Err(error) => failed = Some(error.to_string()),
             }
         }
@@ -222,8 +262,9 @@ impl<D: Datapath> Sync<D> {
         self.links.failed = failed;
     }
 
-    /// What programs are told of an interface.
-    fn record(&self, index: u32) -> Option<abi::Interface> {
+    /// What programs are told of an interface; `last` are the sources of both families where it has
+    /// none itself, and the node tells none.
+    fn record(&self, index: u32, last: [Option<IpAddr>; 2]) -> Option<abi::Interface> {
         let links = &self.links;
         // Itself, its master, and so on.
         let chain: Vec<&Interface> = std::iter::successors(self.interfaces.get(&index), |port| {
@@ -254,10 +295,11 @@ impl<D: Datapath> Sync<D> {
             mtu: own.device.mtu,
             ..abi::Interface::default()
         };
-        for (to, addr) in record.v4.iter_mut().zip(self.sources(Family::V4, &chain)) {
+        let [v4, v6] = [0, 1].map(|at| self.sources(FAMILIES[at], &chain, last[at]));
+        for (to, addr) in record.v4.iter_mut().zip(v4) {
             [*to] = narrow::<V4>(&words(addr));
         }
-        for (to, addr) in record.v6.iter_mut().zip(self.sources(Family::V6, &chain)) {
+        for (to, addr) in record.v6.iter_mut().zip(v6) {
             *to = words(addr);
         }
         record.tag = record.tag_for(index);
@@ -266,27 +308,23 @@ impl<D: Datapath> Sync<D> {
 
     /// The addresses of a family under which packets leave by the first of these interfaces, each of
     /// which is the master of the one before it: a port has none, its bridge or bond has.
-    fn sources(&self, family: Family, chain: &[&Interface]) -> Vec<IpAddr> {
+    fn sources(&self, family: Family, chain: &[&Interface], last: Option<IpAddr>) -> Vec<IpAddr> {
         let links = &self.links;
-        let primary = |index: u32| {
-            let primary = links.primaries.get(&index)?;
-            match family {
-                Family::V4 => primary.v4.map(IpAddr::from),
-                Family::V6 => primary.v6.map(IpAddr::from),
-            }
-        };
-        let own = chain.iter().find_map(|interface| primary(interface.index));
-        // Where the Node object tells none of the node's addresses, that of an uplink.
-        let uplinks = self.interfaces.values().filter(|i| i.role == Role::Uplink);
-        let last = uplinks
-            .flat_map(|uplink| [uplink.index, uplink.device.master])
-            .chain(links.primaries.keys().copied())
-            .find_map(primary);
+        let own = chain.iter().find_map(|interface| links.primary(interface.index, family));
         let assigned = self.addresses.as_deref().unwrap_or_default();
         let node: Option<&Node> = self.store.node();
         let mut found = links.outside.snat_addresses.choose(family, own, node, last, assigned);
         found.truncate(SNAT_ADDRESSES);
         found
+    }
+
+    /// Where the Node object tells none of the node's addresses, that of an uplink.
+    fn last_source(&self, family: Family) -> Option<IpAddr> {
+        let uplinks = self.interfaces.values().filter(|i| i.role == Role::Uplink);
+        uplinks
+            .flat_map(|uplink| [uplink.index, uplink.device.master])
+            .chain(self.links.primaries.keys().copied())
+            .find_map(|index| self.links.primary(index, family))
     }
 }
 

@@ -5,28 +5,18 @@ use std::net::IpAddr;
 use lb_common::abi::{Interface as Record, InterfaceFlags};
 
 use super::*;
-use crate::datapath::fake::Fake;
+use crate::datapath::fake::{Fake, SMALL};
 use crate::datapath::roles::{Device, Kind};
 use crate::datapath::{interfaces, outside};
 use crate::model::{Change, Cidr};
-use crate::plan::Capacity;
 use crate::source::SourceEvent;
 use crate::sync::Event;
-
-const CAPACITY: Capacity = Capacity {
-    service_ports: 16,
-    backends: 16,
-    slots: 16,
-    frontends: 16,
-    addresses: 16,
-    source_ranges: 16,
-};
 
 const OFF_NODE: u32 = InterfaceFlags::OFF_NODE;
 const LOCAL_POD: u32 = InterfaceFlags::LOCAL_POD;
 
 fn start(outside: Outside) -> Sync<Fake> {
-    Sync::new(Fake::new(CAPACITY), CAPACITY).unwrap().with_outside(outside)
+    Sync::new(Fake::new(SMALL), SMALL).unwrap().with_outside(outside)
 }
 
 fn of(detector: LocalDetector) -> Outside {
@@ -177,14 +167,14 @@ fn records_are_written_on_change_only_and_go_with_their_interfaces() {
     let before = sync.datapath().clone();
     assert_eq!(before.told_interfaces.len(), 2);
     // Another agent takes over: nothing differs, and nothing is written.
-    let mut sync = Sync::new(before.clone(), CAPACITY).unwrap();
+    let mut sync = Sync::new(before.clone(), SMALL).unwrap();
     sync.step([]);
     let applied = sync.datapath().applied;
     sync.step(addresses(own, &[]).into_iter().chain(all()).chain([listed()]));
     assert_eq!(sync.datapath().told_interfaces, before.told_interfaces);
     assert_eq!(sync.datapath().applied, applied);
     // One that finds an interface gone forgets it, once it has seen all.
-    let mut sync = Sync::new(before, CAPACITY).unwrap();
+    let mut sync = Sync::new(before, SMALL).unwrap();
     sync.step(addresses(own, &[]).into_iter().chain([is(2, "eth0", Role::Uplink, 0)]));
     assert!(told(&sync, 4).is_some());
     sync.step([listed()]);
@@ -263,14 +253,14 @@ fn detector_node_cidr_waits_for_the_node_and_follows_it() {
     assert!(sync.step([node(&["192.0.2.1"], &[])]));
     assert_eq!(sync.datapath().local_cidrs, first, "not taken back by a Node without");
     // A restart keeps what was known until the Node says otherwise.
-    let again = Sync::new(sync.datapath().clone(), CAPACITY).unwrap();
+    let again = Sync::new(sync.datapath().clone(), SMALL).unwrap();
     let mut again = again.with_outside(of(LocalDetector::NodeCidr));
     assert_eq!(again.datapath().local_cidrs, first);
     assert!(again.step([node(&["192.0.2.1"], &["10.2.0.0/24", "fd00:2::/64"])]));
     let second = [vec![(ips(&["10.2.0.0"])[0], 24)], vec![(ips(&["fd00:2::"])[0], 64)]];
     assert_eq!(again.datapath().local_cidrs, second);
     // Another detector leaves nothing of it.
-    let other = Sync::new(again.datapath().clone(), CAPACITY).unwrap();
+    let other = Sync::new(again.datapath().clone(), SMALL).unwrap();
     let other = other.with_outside(Outside::default());
     assert_eq!(other.datapath().local_cidrs, [vec![], vec![]]);
 }
@@ -282,4 +272,27 @@ fn ports_for_snat_and_masquerading_are_told_to_tools() {
     let meta = &sync.datapath().meta;
     assert_eq!(meta[MetaWord::LocalDetector as usize], 1 | 1 << 8);
     assert_eq!(meta[MetaWord::SnatPorts as usize], 2048 | 7952 << 32);
+}
+
+#[test]
+fn flows_end_with_the_address_that_they_are_sent_on_under_and_not_before() {
+    let mut sync = start(Outside::default());
+    let eth0: &[&str] = &["192.0.2.2", "fd00::2"];
+    sync.step([is(2, "eth0", Role::Uplink, 0), listed()]);
+    sync.step(addresses(&[(2, eth0)], &[]));
+    assert_eq!(sources(&sync, 2), ips(eth0));
+    // Another one is the first now; the node still answers to the one before.
+    sync.step(addresses(&[(2, &["192.0.2.3", "fd00::2"])], &["192.0.2.2"]));
+    assert_eq!(sources(&sync, 2), ips(&["192.0.2.3", "fd00::2"]));
+    assert_eq!(sync.datapath().ended_flows, ips(&[]));
+    sync.step(addresses(&[(2, &["192.0.2.3"])], &[]));
+    assert_eq!(sync.datapath().ended_flows, ips(&["192.0.2.2", "fd00::2"]));
+    // What went while no agent looked ends with the next start, once.
+    let mut sync = Sync::new(sync.datapath().clone(), SMALL).unwrap();
+    sync.step([is(2, "eth0", Role::Uplink, 0)]);
+    sync.step(addresses(&[(2, &["192.0.2.4"])], &[]));
+    sync.step(addresses(&[(2, &["192.0.2.4"])], &["192.0.2.5"]));
+    sync.step([listed()]);
+    let ended = ips(&["192.0.2.2", "fd00::2", "192.0.2.3"]);
+    assert_eq!(sync.datapath().ended_flows, ended);
 }

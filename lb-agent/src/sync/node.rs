@@ -32,24 +32,15 @@ mod tests {
 
     use lb_common::abi::AddressFlags;
 
-    use crate::datapath::fake::Fake;
+    use crate::datapath::fake::{Fake, SMALL};
     use crate::datapath::interfaces;
     use crate::model::{
         Change, Cidr, ClusterIps, External, Node, ObjectKey, Protocol, Service, ServiceCidr,
         ServicePort,
     };
-    use crate::plan::{Capacity, address_flags};
+    use crate::plan::address_flags;
     use crate::source::SourceEvent;
     use crate::sync::{Event, Sync};
-
-    const CAPACITY: Capacity = Capacity {
-        service_ports: 16,
-        backends: 16,
-        slots: 16,
-        frontends: 16,
-        addresses: 16,
-        source_ranges: 16,
-    };
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -108,12 +99,12 @@ mod tests {
     }
 
     fn start(fake: Fake) -> Sync<Fake> {
-        Sync::new(fake, CAPACITY).unwrap()
+        Sync::new(fake, SMALL).unwrap()
     }
 
     #[test]
     fn n_2_node_ports_follow_the_addresses_that_the_node_tells() {
-        let mut sync = start(Fake::new(CAPACITY));
+        let mut sync = start(Fake::new(SMALL));
         let all = vec![service(&[]), node("192.168.0.1"), range("10.96.0.0", 12)];
         sync.step([changes(all), synced()]);
         assert_eq!(of_node(&sync), [""; 0], "no interfaces were told");
@@ -131,7 +122,7 @@ mod tests {
     #[test]
     fn n_1_addresses_of_interfaces_count_as_the_flag_says() {
         let config = "10.0.0.0/8,localhost".parse().unwrap();
-        let mut sync = start(Fake::new(CAPACITY)).with_node_port_addresses(config);
+        let mut sync = start(Fake::new(SMALL)).with_node_port_addresses(config);
         let all = vec![service(&[]), node("192.168.0.1")];
         sync.step([changes(all), addresses(&["10.1.0.1", "127.0.0.1", "192.168.0.1"]), synced()]);
         assert_eq!(of_node(&sync), ["10.1.0.1", "127.0.0.1"]);
@@ -141,7 +132,7 @@ mod tests {
 
     #[test]
     fn l_7_a_restart_keeps_what_was_known_of_the_node_and_writes_nothing() {
-        let mut sync = start(Fake::new(CAPACITY));
+        let mut sync = start(Fake::new(SMALL));
         let all = || vec![service(&[]), node("192.168.0.1"), range("10.96.0.0", 12)];
         let own = || addresses(&["192.168.0.1"]);
         sync.step([changes(all()), own(), synced()]);
@@ -160,7 +151,7 @@ mod tests {
 
     #[test]
     fn l_3_a_restart_keeps_the_addresses_of_a_node_that_is_told_later_than_its_services() {
-        let mut sync = start(Fake::new(CAPACITY));
+        let mut sync = start(Fake::new(SMALL));
         sync.step([changes(vec![service(&[]), node("192.168.0.1")]), synced()]);
         sync.step([addresses(&["192.168.0.1", "192.168.0.2"])]);
         let mut sync = start(sync.datapath().clone());
@@ -176,7 +167,7 @@ mod tests {
 
     #[test]
     fn claims_of_what_belongs_to_others_are_refused_and_told_once() {
-        let mut sync = start(Fake::new(CAPACITY));
+        let mut sync = start(Fake::new(SMALL));
         let all = || vec![service(&["10.244.0.9", "198.51.100.1"]), node("192.168.0.1")];
         sync.step([changes(all()), synced()]);
         let reports = sync.counts().object_reports;

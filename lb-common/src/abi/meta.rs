@@ -58,4 +58,7 @@ pub enum MetaWord {
     MissingSnatAddresses = 15,
     /// How often XDP was taken off an interface, or could not be put there, since the maps were made.
     XdpDemotions = 16,
+    /// What source ports of what is sent on begin from: random in the low half, with bit 32 once it was
+    /// drawn. A secret of this node's.
+    SnatSeed = 17,
 }

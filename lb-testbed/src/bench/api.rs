@@ -2,9 +2,7 @@
 //! force, how much memory does it take, and how fast is a change?
 
 use std::{
-    env,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -22,7 +20,7 @@ use super::{
 use crate::{
     address::{node_v4, node_v6},
     agent::{Agent, Source},
-    apiserver::{ApiServer, BINARIES},
+    apiserver::{self, ApiServer, BINARIES},
     cluster::{At, Cluster, Family, Spec, Topology},
     manifest::{Endpoint, EndpointSlice, Manifest, Node, Service},
     synthetic::{Families, Synthetic},
@@ -47,7 +45,7 @@ pub(super) struct Api {
 }
 
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
-    if let Some(why) = lacking(&BINARIES) {
+    if let Some(why) = apiserver::lacking(&BINARIES) {
         let missing = |((id, unit), reach)| {
             Figure::missing(id, unit, why.clone())
                 .reach(Reach::AtMost(reach))
@@ -119,28 +117,11 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Why there is no API server with these programs.
-pub(super) fn lacking(programs: &[&str]) -> Option<String> {
-    let Some(folder) = assets() else {
-        return Some(format!(
-            "KUBEBUILDER_ASSETS is not set; let it name a folder that holds {}",
-            programs.join(", ")
-        ));
-    };
-    let missing: Vec<&str> =
-        programs.iter().copied().filter(|name| !folder.join(name).is_file()).collect();
-    (!missing.is_empty()).then(|| format!("{} holds no {}", folder.display(), missing.join(", ")))
-}
-
-pub(super) fn assets() -> Option<PathBuf> {
-    env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from)
-}
-
 impl Api {
     /// Starts the API server and gives it all objects.
     pub(super) fn start(plan: &Plan) -> Result<Self> {
         let services = plan.pick(SERVICES, 200);
-        let assets = assets().context("KUBEBUILDER_ASSETS")?;
+        let assets = apiserver::assets().context("KUBEBUILDER_ASSETS")?;
         let cluster = Cluster::build(Spec {
             pods_per_node: 1,
             topology: Topology::Routed,

@@ -17,7 +17,7 @@ use super::{object, samples::say, scale::unload};
 use crate::{
     address::{node_v4, node_v6, pod_net_v4, pod_net_v6},
     agent::{Agent, AgentSpec, Source},
-    apiserver::ApiServer,
+    apiserver::{self, ApiServer},
     cluster::{At, Cluster, Family, Spec, Topology},
     kube_proxy::{self, KubeProxy, Rules},
     manifest::{Endpoint, EndpointSlice, Manifest, Node, Service},
@@ -165,7 +165,7 @@ impl Backend {
 }
 
 fn rules(cluster: &Cluster, manifest: &Manifest) -> Result<Rules> {
-    let assets = kube_proxy::assets().context("KUBEBUILDER_ASSETS is not set")?;
+    let assets = apiserver::assets().context("KUBEBUILDER_ASSETS is not set")?;
     let address = cluster.address(At::Fabric, Family::V4);
     let plane = ApiServer::start_in(&assets, cluster.fabric(), address)?;
     kube_proxy::publish(&plane, manifest)?;

@@ -2,23 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::Record;
+use super::{Record, north_south, pps};
 
 /// Letters of a bar for a ratio of one.
 const ONE: f64 = 12.0;
 /// Ratios beyond that are drawn as that.
 const LONGEST: f64 = 5.0;
-/// Figures that are ratios to kube-proxy.
-const BESIDE: [&str; 8] = [
-    "xdp_nodeport_pps_ratio",
-    "nodeport_remote_pps_ratio",
-    "nodeport_remote_crr_ratio",
-    "nodeport_local_crr_ratio",
-    "clusterip_socket_crr_vs_kube_proxy",
-    "clusterip_packet_crr_vs_kube_proxy",
-    "clusterip_socket_crr_vs_kube_proxy_cni",
-    "clusterip_packet_crr_vs_kube_proxy_cni",
-];
 
 const MEANING: &str = "\
 How much of kube-proxy's work per second Millrace does in the same namespaces: 1 is as much.
@@ -42,8 +31,9 @@ What they do not mean:
 
 /// A chapter of the page; empty without any record that it is about.
 pub(super) fn chapter(records: &[Record]) -> String {
-    let known: Vec<(&Record, f64)> = BESIDE
-        .iter()
+    // Packets per second first, and of those by XDP.
+    let beside = pps::IDS.iter().rev().chain(&north_south::IDS);
+    let known: Vec<(&Record, f64)> = beside
         .filter_map(|id| records.iter().find(|record| record.id == *id))
         .filter_map(|record| Some((record, record.value?)))
         .collect();
@@ -131,21 +121,11 @@ fn on_a_card(records: &[Record]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::record::sample;
 
     fn record(id: &str, value: Option<f64>) -> Record {
         Record {
-            id: id.into(),
-            value,
-            unit: "ratio".into(),
-            reach: Some("≥ 1.5".into()),
-            ok: None,
-            method: String::new(),
-            note: None,
-            machine: String::new(),
-            commit: String::new(),
-            load_average: 0.0,
-            noisy: false,
-            quick: false,
+            unit: "ratio".into(), reach: Some("≥ 1.5".into()), ok: None, ..sample(id, value)
         }
     }
 

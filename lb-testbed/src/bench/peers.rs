@@ -2,10 +2,6 @@
 
 use std::{
     collections::HashSet,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
-    path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -14,16 +10,14 @@ use serde_json::json;
 
 use super::{
     Figure, Plan,
-    api::{self, Api},
+    api::Api,
     samples::{Progress, largest, median},
     scale::{ENDPOINTS, peak_mib},
 };
 use crate::{
     address::{node_v4, node_v6},
-    apiserver::BINARIES,
-    cluster::At,
-    kube_proxy::{self, PROGRAM},
-    process::{Launch, Process},
+    kube_proxy::{self, LAST_SYNC, PROGRAM},
+    process::Process,
     wait,
 };
 
@@ -32,25 +26,17 @@ pub(super) const IDS: [&str; 2] = ["kube_proxy_sync_10k_s", "kube_proxy_change_1
 const UNITS: [&str; 2] = ["s", "ms"];
 /// The node that it is on; Millrace's agent is on the other one.
 const NODE: usize = 1;
-const METRICS: u16 = 10249;
 const SYNC_WITHIN: Duration = Duration::from_mins(3);
 /// Of all address families it does the first one first.
 const FAMILY: &str = "ip_family=\"IPv4\"";
-const LAST_SYNC: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
 const DURATION_SUM: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum";
 const FULL_COUNT: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds_count";
 const DURATION_COUNT: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count";
 
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
-    let mut programs = BINARIES.to_vec();
-    programs.push(PROGRAM);
-    let no_nft = || {
-        let found = Command::new("nft").arg("--version").output().is_ok();
-        (!found).then(|| "there is no `nft`; `apt install nftables`".to_owned())
-    };
     // A short run is to show in seconds that methods work; this one takes what the peer takes.
     let quick = plan.quick.then(|| format!("{PROGRAM} is left out of quick runs"));
-    if let Some(why) = api::lacking(&programs).or_else(no_nft).or(quick) {
+    if let Some(why) = kube_proxy::lacking().or(quick) {
         let missing = |(id, unit): (&str, &'static str)| {
             Figure::missing(id, unit, why.clone())
                 .method(format!("{PROGRAM} in nftables mode on the same state"))
@@ -92,11 +78,10 @@ pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
     let full_syncs = metric(&api, FULL_COUNT)? - full_syncs;
     let method = |what: &str| {
         format!(
-            "{what}; {} Services with {ENDPOINTS} endpoints each, told by kube-apiserver; {PROGRAM} {} in \
-             nftables mode with its defaults and nft {}, in a namespace of its own",
+            "{what}; {} Services with {ENDPOINTS} endpoints each, told by kube-apiserver; {}, in a \
+             namespace of its own",
             api.services,
-            kube_proxy::version(&api::assets().unwrap_or_default().join(PROGRAM)),
-            kube_proxy::version(Path::new("nft"))
+            kube_proxy::versions()
         )
     };
     Ok(vec![
@@ -128,18 +113,8 @@ fn register(api: &Api) -> Result<()> {
 }
 
 fn start_proxy(api: &Api) -> Result<Process> {
-    let node = &api.cluster.nodes()[NODE];
-    let program = api::assets().context("KUBEBUILDER_ASSETS")?.join(PROGRAM);
-    Launch::new(PROGRAM, program)
-        .netns(&node.netns)?
-        .cgroup(&node.cgroup)?
-        .arg("--kubeconfig")
-        .arg(api.plane.proxy_kubeconfig())
-        .args(["--proxy-mode=nftables", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56"])
-        .arg(format!("--hostname-override={}", node.name))
-        // Those are the machine's, not the namespace's.
-        .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
-        .args(["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"])
+    kube_proxy::launch(&api.plane, &api.cluster.nodes()[NODE])?
+        .arg("--cluster-cidr=10.244.0.0/16,fd00:10:244::/56")
         .spawn()
 }
 
@@ -157,25 +132,14 @@ fn change_once(api: &Api, change: u32) -> Result<f64> {
 /// How many cluster IPs it has put into its map.
 fn programmed(api: &Api) -> Result<usize> {
     let netns = &api.cluster.nodes()[NODE].netns;
-    let text = netns.run(|| {
-        let mut nft = Command::new("nft");
-        let output = nft.args(["list", "map", "ip", PROGRAM, "service-ips"]).output()?;
-        Ok::<_, anyhow::Error>(String::from_utf8_lossy(&output.stdout).into_owned())
-    })??;
+    let text = kube_proxy::nft(netns, &["list", "map", "ip", PROGRAM, "service-ips"], "")?;
     let is_vip = |word: &&str| word.starts_with("10.96.");
     Ok(text.split_whitespace().filter(is_vip).collect::<HashSet<_>>().len())
 }
 
 /// A number of its metrics, for IPv4 where they tell families apart.
 fn metric(api: &Api, name: &str) -> Result<f64> {
-    let text = api.cluster.run(At::Node(NODE), || -> Result<String> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS))?;
-        stream.set_read_timeout(Some(SYNC_WITHIN))?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })??;
+    let text = kube_proxy::metrics(&api.cluster.nodes()[NODE].netns)?;
     let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse().ok());
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(name)).collect();
     let line = lines.iter().find(|line| line.contains(FAMILY)).or(lines.first());

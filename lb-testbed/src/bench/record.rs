@@ -281,6 +281,25 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
+/// A record for tests: of nanoseconds, of which 120 are within reach.
+#[cfg(test)]
+pub(super) fn sample(id: &str, value: Option<f64>) -> Record {
+    Record {
+        id: id.into(),
+        value,
+        unit: "ns".into(),
+        reach: Some("≤ 120".into()),
+        ok: value.map(|value| value <= 120.0),
+        method: "by hand".into(),
+        note: None,
+        machine: "a machine".into(),
+        commit: "abc".into(),
+        load_average: 0.25,
+        noisy: false,
+        quick: false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

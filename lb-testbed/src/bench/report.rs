@@ -193,23 +193,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn record(id: &str, value: Option<f64>) -> Record {
-        Record {
-            id: id.into(),
-            value,
-            unit: "ns".into(),
-            reach: Some("≤ 120".into()),
-            ok: value.map(|value| value <= 120.0),
-            method: "by hand".into(),
-            note: None,
-            machine: "a machine".into(),
-            commit: "abc".into(),
-            load_average: 0.25,
-            noisy: false,
-            quick: false,
-        }
-    }
+    use crate::bench::record::sample as record;
 
     #[test]
     fn a_new_record_replaces_its_figure_with_all_parts_and_no_other() {

@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 
-use super::{Cluster, Family, uplink::Uplink};
+use super::{Cluster, Family, uplink::Uplink, wire::bridge};
 use crate::{
     address::{client_net_v4, client_net_v6, client_v4, client_v6, node_v4, node_v6},
     netns::Netns,
@@ -46,14 +46,7 @@ impl Cluster {
             // Answers to many tests in one second are all of interest.
             ("net.ipv4.icmp_ratelimit", "0"),
         ])?;
-        self.fabric.ip(&format!(
-            "link add brc type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-             addr add {}/24 dev brc\n\
-             addr add {}/64 dev brc nodad\n\
-             link set brc up",
-            client_net_v4(1),
-            client_net_v6(1)
-        ))?;
+        self.fabric.ip(&bridge("brc", client_net_v4(1), client_net_v6(1)))?;
         if self.spec.uplink == Uplink::Two {
             // IPv6 has no reverse path filter; what comes by the wrong uplink is seen by counting.
             self.fabric.sysctls(&[("net.ipv4.conf.br1.send_redirects", "0")])?;

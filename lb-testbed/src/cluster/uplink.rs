@@ -8,7 +8,10 @@
 
 use anyhow::{Context as _, Result};
 
-use super::Cluster;
+use super::{
+    Cluster,
+    wire::{AT_ONCE, bridge},
+};
 use crate::{
     address::{fabric_v4, fabric_v6, node_v4, node_v6, second_v4, second_v6},
     netns::Netns,
@@ -55,11 +58,11 @@ impl Cluster {
                 ))?;
                 // Ports that are isolated exchange nothing: frames cannot go round in circles by way
                 // of the fabric while both are up.
-                node.ip(
-                    "link add bond0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
+                node.ip(&format!(
+                    "link add bond0 type bridge {AT_ONCE}\n\
                      link set eth0 master bond0\n\
-                     link set eth1 master bond0",
-                )?;
+                     link set eth1 master bond0"
+                ))?;
                 node.bridge("link set dev eth0 isolated on\nlink set dev eth1 isolated on")?;
                 node.ip("link set eth1 up")?;
                 self.fabric.ip(&format!("link set m{index} up"))?;
@@ -87,14 +90,7 @@ impl Cluster {
 
     fn plug_in_second(&self, index: usize, node: &Netns) -> Result<()> {
         if index == 0 {
-            self.fabric.ip(&format!(
-                "link add br1 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-                 addr add {}/24 dev br1\n\
-                 addr add {}/64 dev br1 nodad\n\
-                 link set br1 up",
-                second_v4(1),
-                second_v6(1)
-            ))?;
+            self.fabric.ip(&bridge("br1", second_v4(1), second_v6(1)))?;
         }
         self.fabric.ip(&format!(
             "link add m{index} type veth peer name eth1 netns {}\n\

@@ -1,6 +1,9 @@
 //! How a cluster's namespaces are wired: pods to their node, nodes to the fabric.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::Result;
 
@@ -9,6 +12,9 @@ use crate::{
     address::{gateway_v4, gateway_v6, node_v4, node_v6, pod_net_v4, pod_net_v6, pod_v4, pod_v6},
     netns::Netns,
 };
+
+/// A bridge that forwards from the beginning, and to every port.
+pub(super) const AT_ONCE: &str = "stp_state 0 forward_delay 0 mcast_snooping 0";
 
 impl Cluster {
     /// Adds a pod to a node; its number.
@@ -86,18 +92,20 @@ impl Cluster {
             }
         }
         if self.spec.topology == Topology::Bridge {
-            writeln!(
-                lines,
-                "link add cni0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-                 addr add {}/24 dev cni0\n\
-                 addr add {}/64 dev cni0 nodad\n\
-                 link set cni0 up",
-                gateway_v4(index),
-                gateway_v6(index)
-            )?;
+            lines += &bridge("cni0", gateway_v4(index), gateway_v6(index));
         }
         node.netns.ip(&lines)?;
         self.nodes.push(node);
         Ok(())
     }
+}
+
+/// What `ip` reads to make a bridge with an address of each family, which forwards at once.
+pub(super) fn bridge(name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> String {
+    format!(
+        "link add {name} type bridge {AT_ONCE}\n\
+         addr add {v4}/24 dev {name}\n\
+         addr add {v6}/64 dev {name} nodad\n\
+         link set {name} up\n"
+    )
 }

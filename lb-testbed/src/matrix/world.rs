@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, AgentSpec, SYNC_WITHIN, Source},
-    apiserver::ApiServer,
+    apiserver::{self, ApiServer},
     cgroup::Cgroup,
     cluster::{At, Cluster, Family, Place, Spec, Topology},
     kube_proxy::{self, KubeProxy, Rules},
@@ -193,7 +193,7 @@ impl World {
             }
             Proxy::KubeProxy => {
                 if self.plane.is_none() {
-                    let assets = kube_proxy::assets().context("KUBEBUILDER_ASSETS is not set")?;
+                    let assets = apiserver::assets().context("KUBEBUILDER_ASSETS is not set")?;
                     let address = self.cluster.address(At::Fabric, Family::V4);
                     let plane = ApiServer::start_in(&assets, self.cluster.fabric(), address)?;
                     kube_proxy::publish(&plane, &self.manifest)?;

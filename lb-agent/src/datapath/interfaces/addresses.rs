@@ -7,6 +7,8 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope,
 };
 
+use crate::datapath::netlink::own_address;
+
 /// The address of each family that packets of others get as their source when they leave by an
 /// interface, as the kernel's masquerading has it (contract M-b); none where it has no such one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +104,15 @@ impl Addresses {
         all.into_iter().collect()
     }
 
+    /// Whether an interface has one that means something beyond its link.
+    pub(super) fn has_any(&self, index: u32) -> bool {
+        let mut held = self.held.get(&index).into_iter().flatten();
+        held.any(|held| match held.addr {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        })
+    }
+
     /// The primary ones of all interfaces that have one.
     pub(super) fn primaries(&self) -> BTreeMap<u32, Primary> {
         let each = self.held.iter().map(|(&index, list)| {
@@ -126,20 +137,16 @@ impl Addresses {
     }
 }
 
-/// The address that an interface has; on a point-to-point link, the other one is the peer's.
+/// What a message tells, and of which interface.
 fn held(message: &AddressMessage) -> Option<(u32, Held)> {
     let header = &message.header;
     let mut flags = AddressFlags::from_bits_retain(u32::from(header.flags.bits()));
-    let (mut local, mut address) = (None, None);
     for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(addr) => local = Some(*addr),
-            AddressAttribute::Address(addr) => address = Some(*addr),
-            AddressAttribute::Flags(all) => flags |= *all,
-            _ => {}
+        if let AddressAttribute::Flags(all) = attribute {
+            flags |= *all;
         }
     }
-    let addr = local.or(address)?;
+    let addr = own_address(message)?;
     let unusable = match addr {
         IpAddr::V4(v4) => flags.contains(AddressFlags::Secondary) || v4.is_link_local(),
         // The flag of secondary ones is that of temporary ones here.

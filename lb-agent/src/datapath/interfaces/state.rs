@@ -1,19 +1,20 @@
 //! What has netlink told of links, routes and addresses so far?
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
+use rtnetlink::Handle;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::addresses::{Addresses, Primary};
 use crate::datapath::Error;
+use crate::datapath::netlink::each_route;
 use crate::datapath::roles::{Device, Interface, Kind, Link, Overrides, role};
 
 /// What a message means for what is known, in the order of what has to be done.
@@ -53,7 +54,7 @@ struct Seen {
 impl State {
     pub(super) async fn read(handle: &Handle) -> Result<Self, Error> {
         let links = handle.link().get().execute().map_ok(|message| seen(&message));
-        let links: Vec<_> = links.try_collect().await.map_err(netlink("list links"))?;
+        let links: Vec<_> = links.try_collect().await.map_err(failed("list links"))?;
         Ok(Self {
             links: links.into_iter().map(|seen| (seen.link.index, seen)).collect(),
             default_routes: default_routes(handle).await?,
@@ -129,6 +130,7 @@ impl State {
             let link = Link {
                 in_bridge: master.is_some_and(|master| master.is_bridge),
                 has_vlan: parents.contains(&index),
+                has_address: self.addresses.has_any(index),
                 default_route: self.default_routes.contains(&index),
                 ..seen.link.clone()
             };
@@ -181,6 +183,7 @@ fn seen(message: &LinkMessage) -> Seen {
             peer_elsewhere,
             in_bridge: false,
             has_vlan: false,
+            has_address: false,
             default_route: false,
         },
         master,
@@ -220,25 +223,19 @@ fn kind_of(kind: &InfoKind) -> Kind {
 /// All addresses of all interfaces.
 async fn addresses(handle: &Handle) -> Result<Addresses, Error> {
     let all: Vec<_> =
-        handle.address().get().execute().try_collect().await.map_err(netlink("list addresses"))?;
+        handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
     Ok(Addresses::listed(&all))
 }
 
 /// The interfaces by which a default route of any table leaves.
 async fn default_routes(handle: &Handle) -> Result<BTreeSet<u32>, Error> {
-    let messages = [
-        RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    ];
     let mut found = BTreeSet::new();
-    for message in messages {
-        let mut routes = std::pin::pin!(handle.route().get(message).execute());
-        while let Some(route) = routes.try_next().await.map_err(netlink("list routes"))? {
-            if is_default(&route) {
-                found.extend(outputs(&route));
-            }
+    let take = |route: &RouteMessage| {
+        if is_default(route) {
+            found.extend(outputs(route));
         }
-    }
+    };
+    each_route(handle, take).await.map_err(failed("list routes"))?;
     Ok(found)
 }
 
@@ -255,7 +252,7 @@ fn outputs(route: &RouteMessage) -> Vec<u32> {
     each.collect()
 }
 
-fn netlink(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
+fn failed(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |error| Error::system(what)(std::io::Error::other(error))
 }
 
@@ -264,6 +261,7 @@ mod tests {
     use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
     use super::*;
+    use crate::datapath::roles::{Reason, Role};
 
     #[test]
     fn lost_messages_are_heard_of_whatever_else_a_burst_has() {
@@ -335,5 +333,28 @@ mod tests {
         assert_eq!(state.take_gone(), [].into());
         let masters = state.interfaces(&Overrides::default()).into_iter().map(|i| i.device.master);
         assert_eq!(masters.collect::<Vec<_>>(), [0, 0, 2, 0], "ports of a VRF are on their own");
+    }
+    #[test]
+    fn a_card_with_vlans_is_an_uplink_while_it_has_an_address() {
+        let mut state = State::default();
+        let mut card = LinkMessage::default();
+        card.header.index = 2;
+        let mut vlan = LinkMessage::default();
+        vlan.header.index = 3;
+        vlan.attributes = vec![
+            LinkAttribute::Link(2),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)]),
+        ];
+        let mut role = |message| {
+            state.take(NetlinkPayload::InnerMessage(message));
+            state.interfaces(&Overrides::default())[0].role
+        };
+        let ignored = Role::Ignored(Reason::VlanParent);
+        let with = |addr: &str| address(2, &[AddressAttribute::Address(addr.parse().unwrap())]);
+        assert_eq!(role(RouteNetlinkMessage::NewLink(card)), Role::Uplink);
+        assert_eq!(role(RouteNetlinkMessage::NewLink(vlan)), ignored);
+        assert_eq!(role(RouteNetlinkMessage::NewAddress(with("fe80::1"))), ignored);
+        assert_eq!(role(RouteNetlinkMessage::NewAddress(with("10.1.0.5"))), Role::Uplink);
+        assert_eq!(role(RouteNetlinkMessage::DelAddress(with("10.1.0.5"))), ignored);
     }
 }

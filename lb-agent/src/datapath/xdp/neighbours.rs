@@ -3,18 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::Handle;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::probe::{Mac, Question};
+use crate::datapath::netlink::{each_route, own_address};
 
 /// As many neighbours are asked of each family: one that answers is enough.
 const ASKED: usize = 4;
@@ -133,34 +133,20 @@ fn prefix(addr: IpAddr, length: u8) -> u128 {
 async fn addresses(handle: &Handle, index: u32) -> io::Result<Vec<(IpAddr, u8)>> {
     let all = handle.address().get().set_link_index_filter(index).execute();
     let all: Vec<_> = all.try_collect().await.map_err(io::Error::other)?;
-    let own = |local: bool, attributes: &[AddressAttribute]| {
-        attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(addr) if local => Some(*addr),
-            AddressAttribute::Address(addr) if !local => Some(*addr),
-            _ => None,
-        })
-    };
-    let each = all.into_iter().filter_map(|message| {
-        let addr = own(true, &message.attributes).or_else(|| own(false, &message.attributes))?;
-        Some((addr, message.header.prefix_len))
-    });
+    let each = all
+        .into_iter()
+        .filter_map(|message| Some((own_address(&message)?, message.header.prefix_len)));
     Ok(each.collect())
 }
 
 /// Gateways that routes by this interface have, those of default routes first.
 async fn next_hops(handle: &Handle, index: u32) -> io::Result<Vec<IpAddr>> {
-    let messages = [
-        RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    ];
     let mut found = BTreeSet::new();
-    for message in messages {
-        let mut routes = std::pin::pin!(handle.route().get(message).execute());
-        while let Some(route) = routes.try_next().await.map_err(io::Error::other)? {
-            let length = route.header.destination_prefix_length;
-            found.extend(gateways(&route, index).into_iter().map(|via| (length, via)));
-        }
-    }
+    let take = |route: &RouteMessage| {
+        let length = route.header.destination_prefix_length;
+        found.extend(gateways(route, index).into_iter().map(|via| (length, via)));
+    };
+    each_route(handle, take).await.map_err(io::Error::other)?;
     Ok(found.into_iter().map(|(_, via)| via).collect())
 }
 

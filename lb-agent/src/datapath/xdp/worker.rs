@@ -79,8 +79,7 @@ impl Worker {
         loop {
             for (index, Ask { forget, settle }) in self.shared.take() {
                 if forget {
-                    self.forget(index);
-                    self.shared.tell(index, State::Unwanted).await;
+                    self.forget(index).await;
                 }
                 if let Some(interface) = settle {
                     self.settle(interface).await;
@@ -110,8 +109,7 @@ impl Worker {
     async fn settle(&mut self, interface: Interface) {
         let index = interface.index;
         if !self.config.wants(&interface) {
-            self.forget(index);
-            self.shared.tell(index, State::Unwanted).await;
+            self.forget(index).await;
             return;
         }
         let Some(seat) = self.seats.get_mut(&index) else {
@@ -135,8 +133,10 @@ impl Worker {
     }
 
     /// Takes XDP off an interface, or forgets one that is gone.
-    fn forget(&mut self, index: u32) {
+    async fn forget(&mut self, index: u32) {
         self.seats.remove(&index);
+        self.shared.tell(index, State::Unwanted).await;
+        self.shared.nobody_sends(index).await;
         self.take_off(index);
     }
 
@@ -165,15 +165,17 @@ impl Worker {
             tracing::warn!(interface = name, %reason, "no XDP here: tc does its work");
         } else {
             tracing::info!(interface = name, xdp = %state, "XDP");
+            self.shared.tell(index, state).await;
         }
-        self.shared.tell(index, state).await;
     }
 
-    /// Also whether a demotion may be nobody's fault but a neighbour's that went away.
+    /// Who listens knows of a demotion already. Also whether one may be nobody's fault but a neighbour's that went away.
     async fn attempt(&mut self, interface: &Interface) -> (State, bool) {
         match self.attach(interface).await {
             Ok(state) => (state, false),
             Err(refusal) => {
+                self.shared.tell(interface.index, State::Demoted(refusal.reason)).await;
+                self.shared.nobody_sends(interface.index).await;
                 // Nothing must be left of what does not work, and nothing of an earlier run.
                 drop(refusal.link);
                 self.take_off(interface.index);
@@ -206,7 +208,7 @@ impl Worker {
         let asked: Vec<Question> =
             questions.into_iter().filter(|q| answered.contains(&q.neighbour)).collect();
 
-        let Put { link, frags, program } = self.put(index, native)?;
+        let Put { link, frags, program } = self.put(index, native).await?;
         let refuse = |reason, link| Refusal { reason, link, asked: asked.clone() };
         let runs = match self.wait_for_carrier(index).await {
             Ok(attached) => attached,
@@ -235,7 +237,7 @@ impl Worker {
     }
 
     /// Replaces the program of a pinned link, so that no packet is missed, or makes a link.
-    fn put(&self, index: u32, native: bool) -> Result<Put, Refusal> {
+    async fn put(&self, index: u32, native: bool) -> Result<Put, Refusal> {
         let mut refused = Reason::NoProgram;
         let programs = self.shared.programs.get();
         let variants = programs.map(|p| [(true, &p.frags), (false, &p.plain)]);
@@ -243,7 +245,7 @@ impl Worker {
             let Some(program) = program else { continue };
             let failed = |error: &io::Error| Refusal::of(Reason::failed(error));
             let id = sys::program_info(program.as_fd()).map_err(|e| failed(&e))?.id;
-            match self.attach_one(index, native, program.as_fd()) {
+            match self.attach_one(index, native, program.as_fd()).await {
                 Ok(link) => return Ok(Put { link, frags, program: id }),
                 Err(error) => refused = Reason::refused(&error),
             }
@@ -251,7 +253,7 @@ impl Worker {
         Err(Refusal::of(refused))
     }
 
-    fn attach_one(
+    async fn attach_one(
         &self,
         index: u32,
         native: bool,
@@ -265,6 +267,8 @@ impl Worker {
             }
             // Of another interface that had this index, or with a program that the driver does not
             // take in place of the one before.
+            self.shared.tell(index, State::Unwanted).await;
+            self.shared.nobody_sends(index).await;
             hooks::detach(&pin)?;
         }
         let mode = if native { DRV_MODE } else { SKB_MODE };

@@ -108,3 +108,22 @@ fn eligible_addresses_come_before_those_that_are_nothing_else() {
     assert_eq!(of(AddressFlags::HOST), 1);
     assert_eq!(batch.reports, [Report::HostAddresses { left_out: 29 }]);
 }
+
+/// A node may answer to thousands of addresses, and a cluster has tens of thousands of VIPs.
+#[test]
+fn an_address_that_comes_to_the_node_has_nobody_look_at_the_others() {
+    let mut planner = Planner::new(ROOMY);
+    planner.plan([(key(0), Some(with(&[vip(0, 0), vip(0, 1)])))]);
+    planner.plan_node(hosts(&["192.168.0.1", "192.168.0.2"]));
+    planner.set_node(hosts(&["192.168.0.2", "192.168.0.3"]));
+    let touched: Vec<IpAddr> = planner.addresses.touched.iter().copied().collect();
+    assert_eq!(touched, [ip("192.168.0.1"), ip("192.168.0.3")]);
+    let batch = planner.plan([]);
+    let gone = AddressChange::Delete(ip("192.168.0.1"));
+    assert_eq!(batch.addresses, [gone, put("192.168.0.3", AddressFlags::HOST)]);
+    let mut facts = hosts(&["192.168.0.2", "192.168.0.3"]);
+    facts.node_port_addresses = vec![(ip("192.168.0.3"), false)];
+    planner.set_node(facts);
+    let touched: Vec<IpAddr> = planner.addresses.touched.iter().copied().collect();
+    assert_eq!(touched, [ip("192.168.0.3")], "what it is has changed");
+}

@@ -68,7 +68,7 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
         self.reader.settings().snat_count
     }
 
-    /// Not known outside of the programs: which port it is cannot be told.
+    /// The node keeps it to itself: which port it is is not told.
     fn seed(&self) -> u32 {
         0
     }
