@@ -165,10 +165,11 @@ where
     let known = match tables.flow(FlowTable::Main, &parsed.key) {
         None => None,
         Some(record) if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) != 0 => {
-            let again = if S::EARLY {
-                forward::again::<N, Early, P, T>(packet, tables, &parsed, &record)
+            // Where the program's stack has room for it, without a call.
+            let again = if S::EARLY && N == V4 {
+                forward::again::<N, S, P, T>(packet, tables, &parsed, &record)
             } else {
-                forward::again_apart(packet, tables, &parsed, &record)
+                forward::again_apart::<N, S, P, T>(packet, tables, &parsed, &record)
             };
             match again {
                 None => passing(stage, packet, tables, &mut parsed, record),

@@ -3,7 +3,7 @@
 //! The route is asked for before anything is written: what cannot go there stays as it is.
 
 use crate::abi::{AddressFlags, Counter, Flow, FlowKey, Live, proto};
-use crate::decide::{Final, Stage};
+use crate::decide::Stage;
 use crate::flow::recorded;
 use crate::hop;
 use crate::packet::Packet;
@@ -52,9 +52,9 @@ where
     Some(written(packet, headers, &flow))
 }
 
-/// [`again`] at tc as a function of its own: what else the program does leaves no room on its stack.
+/// [`again`] as a function of its own, whose frame ends before others begin.
 #[inline(never)]
-pub(crate) fn again_apart<const N: usize, P, T>(
+pub(crate) fn again_apart<const N: usize, S: Stage, P, T>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
@@ -65,7 +65,7 @@ where
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    again::<N, Final, P, T>(packet, tables, headers, record)
+    again::<N, S, P, T>(packet, tables, headers, record)
 }
 
 /// A packet of a flow that is sent on, either way; its record is to remember the next hop.

@@ -91,6 +91,6 @@ impl NextHop {
     #[inline(always)]
     pub const fn name_for(&self, flow: u32, arrival: u32) -> u32 {
         let whose = self.tag ^ flow ^ arrival.wrapping_mul(0x9e37_79b9);
-        self.place() | (whose >> 16) * NEXT_HOPS
+        self.place() | ((whose >> 16) * NEXT_HOPS)
     }
 }

@@ -197,7 +197,6 @@ impl Mix {
 
     /// The tag: never zero, so that zeroed memory never matches.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "a tag is the high half")]
     pub const fn tag(self) -> u32 {
         let sum = self.last.wrapping_mul(Self::GOLDEN).wrapping_add(self.next);
         let mixed = (sum ^ (sum >> 32)).wrapping_mul(Self::FACTOR);

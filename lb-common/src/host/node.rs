@@ -251,7 +251,7 @@ impl NodeTables for HostTables {
         if self.node.neighbours_kept.get() {
             for limits in [limits, limits | NextHop::EARLY] {
                 let seen = self.now();
-                let kept = NextHop { limits, seen, ..found }.tagged();
+                let kept = NextHop { seen, limits, ..found }.tagged();
                 self.set_next_hop(kept.place(), &kept);
             }
         }
