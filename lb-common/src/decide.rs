@@ -166,7 +166,7 @@ where
         None => None,
         Some(record) if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) != 0 => {
             // Where the program's stack has room for it, without a call.
-            let again = if S::EARLY && N == V4 {
+            let again = if S::EARLY {
                 forward::again::<N, S, P, T>(packet, tables, &parsed, &record)
             } else {
                 forward::again_apart::<N, S, P, T>(packet, tables, &parsed, &record)
