@@ -16,6 +16,7 @@ use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::still_serves;
+use crate::stray::unless_stray;
 use crate::tables::{
     FlowRef, FlowTable, FlowTables, Insert, RouteStatus, RouteTables, ServiceTables,
 };
@@ -105,12 +106,22 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    let verdict = match network(packet, link) {
+    let verdict = arriving(packet, tables, link);
+    counted(tables, unless_stray(packet, tables, link, verdict))
+}
+
+/// The same, without an end.
+#[inline(always)]
+pub(crate) fn arriving<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    match network(packet, link) {
         Ok(Network::V4(l3)) => ingress_ip::<V4, Final, P, T>(Final, packet, tables, l3, link),
         Ok(Network::V6(l3)) => ingress_ip::<V6, Final, P, T>(Final, packet, tables, l3, link),
         Err(verdict) => verdict,
-    };
-    counted(tables, verdict)
+    }
 }
 
 /// The second half of [`egress`].

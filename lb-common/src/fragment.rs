@@ -8,7 +8,7 @@ use crate::abi::{
     AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6, proto,
 };
 use crate::csum::{Diff, updated};
-use crate::decide::{counted, translate_egress, translate_ingress};
+use crate::decide::{arriving, counted, translate_egress};
 use crate::flow::recorded;
 use crate::forward::{self, way};
 use crate::packet::Packet;
@@ -18,6 +18,7 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
+use crate::stray::unless_stray;
 use crate::tables::{FlowRef, FlowTable, RouteTables};
 use crate::verdict::Verdict;
 
@@ -31,10 +32,11 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    match follow(packet, tables, link, FlowKind::INGRESS) {
+    let verdict = match follow(packet, tables, link, FlowKind::INGRESS) {
         Some(verdict) => verdict,
-        None => translate_ingress(packet, tables, link),
-    }
+        None => arriving(packet, tables, link),
+    };
+    counted(tables, unless_stray(packet, tables, link, verdict))
 }
 
 /// The same for one that leaves.
@@ -45,7 +47,7 @@ where
     T: RouteTables<V4> + RouteTables<V6>,
 {
     match follow(packet, tables, link, FlowKind::EGRESS) {
-        Some(verdict) => verdict,
+        Some(verdict) => counted(tables, verdict),
         None => translate_egress(packet, tables, link),
     }
 }
@@ -57,12 +59,11 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    let verdict = match network(packet, link) {
+    match network(packet, link) {
         Ok(Network::V4(l3)) => part::<V4, P, T>(packet, tables, l3, link, kind),
         Ok(Network::V6(l3)) => part::<V6, P, T>(packet, tables, l3, link, kind),
         Err(verdict) => Some(verdict),
-    };
-    verdict.map(|verdict| counted(tables, verdict))
+    }
 }
 
 #[inline(always)]

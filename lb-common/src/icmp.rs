@@ -17,11 +17,14 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
+use crate::stray::circles;
 use crate::tables::{FrontendTables, RouteTables};
 use crate::verdict::Verdict;
 
 /// Bytes of an ICMP message before what it quotes.
 const QUOTE: usize = 8;
+/// How many routers a packet may still pass that has passed none.
+const HOPS_ON_LINK: u8 = 255;
 
 /// An ICMP packet that arrives and may concern a VIP, or that leaves by an interface with flows; `kind`
 /// tells which hook it is at ([`FlowKind`]).
@@ -41,6 +44,30 @@ where
 
 #[inline(always)]
 fn message<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    l3: usize,
+    link: Link,
+    kind: u8,
+) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let verdict = judge::<N, P, T>(packet, tables, l3, link, kind);
+    // A router's own questions about its neighbours are answered by who answers for the VIP; they come
+    // from this very link (RFC 4861 section 7.1).
+    let of_link = N == V6 && Ipv::<N>::hops(packet, l3 & 0xff) == Some(HOPS_ON_LINK);
+    let left = matches!(verdict, Verdict::NotTransport | Verdict::Unparsed | Verdict::NotService);
+    if kind == FlowKind::INGRESS && left && !of_link && circles::<N, P, T>(packet, tables, l3) {
+        return Verdict::UndefinedPort;
+    }
+    verdict
+}
+
+#[inline(always)]
+fn judge<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
     l3: usize,

@@ -509,12 +509,6 @@ fn extensions<P: Packet>(packet: &P, transport: &mut Transport) -> Result<(), Ve
     Err(Verdict::Unparsed)
 }
 
-/// Whether VLAN tags lie between the Ethernet and the IP header.
-#[inline(always)]
-pub(crate) const fn outside_tags<const N: usize>(headers: &Headers<N>) -> bool {
-    headers.l3 as usize > ETHERNET
-}
-
 /// Reads the headers of a packet whose IP header is at `l3`, as seen at a hook of `kind`.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "both are masked")]

@@ -119,6 +119,7 @@ impl World {
         for out in [0, UPLINK] {
             tables.add_route(ip(net.client)?, out, to(UPLINK, 1500));
         }
+        tables.add_route(ip(net.vip)?, 0, to(UPLINK, 1500));
         for (index, backend) in [net.backend, net.here].into_iter().enumerate() {
             let number = protocol.number();
             let id = tables.add_service_port(number, &[], &[at(backend, TARGET)]);
