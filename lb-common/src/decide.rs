@@ -13,7 +13,7 @@ use crate::begin::{answers, begin, frontend};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
 use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress};
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network, tcp};
+use crate::parse::{ETHERNET, Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::still_serves;
 use crate::stray::unless_stray;
@@ -77,6 +77,7 @@ where
         Ok(Next::Translate) => {}
     }
     let verdict = match network(packet, link) {
+        Ok(Network::V4(l3) | Network::V6(l3)) if l3 != ETHERNET => return Verdict::Left,
         Ok(Network::V4(l3)) => ingress_ip::<V4, Early, P, T>(Early, packet, tables, l3, link),
         Ok(Network::V6(l3)) => ingress_ip::<V6, Early, P, T>(Early, packet, tables, l3, link),
         Err(verdict) => return verdict,

@@ -6,7 +6,11 @@
 //! the quote into what its sender knows. That is how a client behind a VIP learns of a smaller MTU
 //! (contract C-7).
 
-use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Ip, V4, V6, proto};
+use crate::abi::{
+    AddressFlags, Counter, Flow, FlowKey, FlowKind, InterfaceFlags, InterfaceWord, Ip, V4, V6,
+    proto,
+};
+use crate::begin::{arrival, beyond, what_is};
 use crate::csum::{Diff, adjusted, updated};
 use crate::decide::counted;
 use crate::flow::recorded;
@@ -16,9 +20,8 @@ use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
 };
 use crate::rewrite::swap_ethernet;
-use crate::select::address_flags;
 use crate::stray::circles;
-use crate::tables::{FrontendTables, RouteTables};
+use crate::tables::RouteTables;
 use crate::verdict::Verdict;
 
 /// Bytes of an ICMP message before what it quotes.
@@ -284,12 +287,13 @@ where
 }
 
 /// Answers a ping of a VIP: it is this node that serves it. One of the node's own addresses is the
-/// node's business.
+/// node's business, and so is what would begin no flow. [`Verdict::UndefinedPort`]: enough was
+/// answered for now.
 #[inline(never)]
 fn echo<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, at: usize) -> Verdict
 where
     P: Packet,
-    T: FrontendTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let (l3, at) = (l3 & 0xff, at & MAX_L4);
@@ -297,9 +301,20 @@ where
     // the verifier does not know that the answer is the same.
     let Some(src) = source_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
     let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
-    if !AddressFlags::is_services_alone(address_flags(tables, &dst)) {
+    if !AddressFlags::is_services_alone(what_is(tables, &dst)) {
         return Verdict::NotService;
     }
+    let interface = InterfaceWord(arrival(tables));
+    if interface.has(InterfaceFlags::OFF_NODE)
+        && beyond::<N, P>(packet, tables.arrival(), interface, l3, &src)
+    {
+        return Verdict::NotService;
+    }
+    // They share the limit of refusals: either is an answer to whom we know nothing of.
+    let Some(word) = tables.refusals().and_then(|word| word.spend(tables.now())) else {
+        return Verdict::UndefinedPort;
+    };
+    tables.set_refusals(word);
     if answer::<N, P>(packet, l3, at, &src, &dst).is_none() {
         return Verdict::Rewrite;
     }

@@ -73,7 +73,7 @@ pub enum LocalMode {
 }
 
 /// What is set for this node, and what its interfaces are.
-pub trait NodeTables: ServiceTables {
+pub trait NodeTables: RefusalTables {
     /// Index of the interface at hand.
     fn arrival(&self) -> u32;
     /// Whether the packet at hand comes from a socket of this node. Asked of packets that leave.

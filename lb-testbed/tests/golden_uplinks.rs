@@ -365,3 +365,23 @@ fn case_35_the_nodes_own_questions_are_answered() -> Result<()> {
         Ok(())
     })
 }
+
+/// Case 45: a ping of a VIP is answered, unless all machines of the link hear it.
+#[test]
+fn case_45_pings_are_answered_to_who_meant_this_node() -> Result<()> {
+    in_world("case_45_pings_are_answered_to_who_meant_this_node", |world, net, _| {
+        let kind = if net.vip.contains(':') { 128 } else { 8 };
+        let ping = Packet::new(net.client, net.vip).icmp(kind, 0, [0, 1, 0, 1]).payload(b"ping");
+        let bytes = world.is(Verdict::Reflected, UPLINK, &ping)?;
+        packet::checksums_ok(&bytes, Link::Ethernet)?;
+        let mut to_all = ping.build();
+        to_all[..6].fill(0xff);
+        let ran = world.kernel.run_at("tc_ingress", &to_all, UPLINK)?;
+        ensure!(ran.verdict.cast_signed() == NEXT, "{}", ran.verdict);
+        ensure!(ran.data == to_all, "answered");
+        // Case 45: nor does anything else go in circles.
+        let stray = Packet::new(net.client, net.vip).other(47).payload(&[0; 40]);
+        world.is(Verdict::UndefinedPort, UPLINK, &stray)?;
+        Ok(())
+    })
+}

@@ -311,6 +311,8 @@ fn xdp_sends_on_and_leaves_all_else_as_it_came() {
             let answer = packet(protocol, outside.pod(), source, SYN_ACK);
             assert_eq!(outside.early(UPLINK, &answer).0, Verdict::Forwarded);
             assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
+            // The tag would leave with it.
+            assert_eq!(outside.early(UPLINK, &outside.asks(ACK).vlan(7)).0, Verdict::Left);
             // An egress without XDP, or a neighbour that is still to be asked for, is tc's.
             for (status, egress) in
                 [(RouteStatus::Found, SECOND), (RouteStatus::NoNeighbour, UPLINK)]

@@ -1,7 +1,14 @@
 //! What comes from outside to an address of Services and is nothing that Services know (contract V-12,
 //! production case 45).
 
-use lb_common::{abi::AddressFlags, tables::RouteStatus, verdict::Verdict};
+use lb_common::{
+    abi::{AddressFlags, Counter, REFUSALS_PER_TICK},
+    decide,
+    packet::{ChecksumChange, SlicePacket},
+    parse::Link,
+    tables::RouteStatus,
+    verdict::Verdict,
+};
 use lb_testbed::packet::Packet;
 
 use crate::outside_setup::{Outside, POD, UPLINK, route};
@@ -77,8 +84,7 @@ fn v_12_case_45_no_fragment_goes_in_circles() {
         {
             outside.tables().set_interface(UPLINK);
             let hook = crate::setup::Hook::Ingress;
-            let link = lb_common::parse::Link::Ethernet;
-            assert_eq!(outside.world.run(hook, bytes, link).0, expected);
+            assert_eq!(outside.world.run(hook, bytes, Link::Ethernet).0, expected);
         }
     }
 }
@@ -111,4 +117,77 @@ fn neighbour_discovery_is_left_to_who_answers_for_the_vip() {
     let asks = Packet::new(net.client, net.vip).icmp(135, 0, [0; 4]).payload(&[7; 16]);
     assert_eq!(verdict(&outside, UPLINK, &asks.clone().ttl(255)), Verdict::NotTransport);
     assert_eq!(verdict(&outside, UPLINK, &asks.ttl(254)), Verdict::UndefinedPort);
+}
+
+/// A ping of the VIP.
+fn ping(net: Net, from: &str) -> Packet {
+    let kind = if net.vip.contains(':') { 128 } else { 8 };
+    Packet::new(from, net.vip).icmp(kind, 0, [0, 1, 0, 1]).payload(b"ping")
+}
+
+/// A frame that this machine hears and was not meant for it alone.
+struct Overheard<'a>(SlicePacket<'a>);
+
+impl lb_common::packet::Packet for Overheard<'_> {
+    fn u8(&self, at: usize) -> Option<u8> {
+        self.0.u8(at)
+    }
+
+    fn u16(&self, at: usize) -> Option<u16> {
+        self.0.u16(at)
+    }
+
+    fn words<const N: usize>(&self, at: usize) -> Option<[u32; N]> {
+        self.0.words(at)
+    }
+
+    fn set_u16(&mut self, at: usize, value: u16) -> Option<()> {
+        self.0.set_u16(at, value)
+    }
+
+    fn set_words<const N: usize>(&mut self, at: usize, value: &[u32; N]) -> Option<()> {
+        self.0.set_words(at, value)
+    }
+
+    fn adjust_checksum(&mut self, at: usize, change: &ChecksumChange) -> Option<()> {
+        self.0.adjust_checksum(at, change)
+    }
+
+    fn for_others(&self) -> bool {
+        true
+    }
+}
+
+/// A ping to all machines of a link is answered by none, nor is one of another VLAN, nor one from nobody.
+#[test]
+fn pings_are_answered_as_far_as_flows_would_begin() {
+    for net in NETS {
+        let outside = Outside::new(net, Protocol::Tcp);
+        let asks = ping(net, net.client);
+        assert_eq!(verdict(&outside, UPLINK, &asks), Verdict::Reflected);
+        assert_eq!(verdict(&outside, UPLINK, &asks.clone().vlan(7)), Verdict::NotService);
+        let group = if net.vip.contains(':') { "ff02::1" } else { "224.0.0.1" };
+        assert_eq!(verdict(&outside, UPLINK, &ping(net, group)), Verdict::NotService);
+        let mut bytes = asks.build();
+        let heard = decide::ingress(
+            &mut Overheard(SlicePacket(&mut bytes)),
+            outside.tables(),
+            Link::Ethernet,
+        );
+        assert_eq!((heard, bytes), (Verdict::NotService, asks.build()));
+    }
+}
+
+/// As many as refusals, so that nobody is flooded through us; those beyond are dropped.
+#[test]
+fn pings_are_answered_as_often_as_others_are_told() {
+    let net = NETS[0];
+    let outside = Outside::new(net, Protocol::Tcp);
+    for _ in 0..REFUSALS_PER_TICK {
+        assert_eq!(verdict(&outside, UPLINK, &ping(net, net.client)), Verdict::Reflected);
+    }
+    assert_eq!(verdict(&outside, UPLINK, &ping(net, net.client)), Verdict::UndefinedPort);
+    outside.tables().advance(1);
+    assert_eq!(verdict(&outside, UPLINK, &ping(net, net.client)), Verdict::Reflected);
+    assert_eq!(outside.world.count(Counter::EchoAnswered), u64::from(REFUSALS_PER_TICK) + 1);
 }

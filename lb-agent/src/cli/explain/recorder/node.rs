@@ -1,11 +1,20 @@
 //! The node: by which interface does the packet arrive, who may its client be, and where would it be
 //! sent on?
 
-use lb_common::abi::{InterfaceFlags, InterfaceWord, Ip, ServiceCidr};
-use lb_common::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
+use lb_common::abi::{InterfaceFlags, InterfaceWord, Ip, RefusalWord, ServiceCidr};
+use lb_common::tables::{LocalMode, NodeTables, RefusalTables, RouteStatus, RouteTables};
 
 use super::{Recorder, ip_of};
 use crate::cli::explain::reader::{FamilyReader, Reader};
+
+/// Nobody is answered here.
+impl<R: Reader> RefusalTables for Recorder<'_, R> {
+    fn refusals(&self) -> Option<RefusalWord> {
+        None
+    }
+
+    fn set_refusals(&self, _: RefusalWord) {}
+}
 
 impl<R: Reader> NodeTables for Recorder<'_, R> {
     fn arrival(&self) -> u32 {
