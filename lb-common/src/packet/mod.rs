@@ -35,8 +35,8 @@ pub trait Packet {
     fn for_others(&self) -> bool {
         false
     }
-    /// Whether it came with a VLAN tag that lies outside of it: an interface of the VLAN will see it
-    /// without.
+    /// Whether it came with the tag of a VLAN that lies outside of it: an interface of the VLAN will see
+    /// it without.
     fn tagged(&self) -> bool {
         false
     }
