@@ -2,7 +2,7 @@
 //!
 //! The route is asked for before anything is written: what cannot go there stays as it is.
 
-use crate::abi::{AddressFlags, Counter, Flow, FlowKey, InterfaceFlags, proto};
+use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, InterfaceFlags, proto};
 use crate::decide::Stage;
 use crate::flow::recorded;
 use crate::packet::Packet;
@@ -139,6 +139,65 @@ where
     } else {
         Verdict::Translated
     }
+}
+
+/// Where what belongs to a flow and is no whole packet of it goes, as a later fragment or an error: for
+/// [`gone`], once it is rewritten. Anything that [`goes`] denies ends it.
+#[inline(always)]
+pub(crate) fn led<const N: usize, P, T>(
+    packet: &P,
+    tables: &T,
+    l3: usize,
+    (key, flow): (&FlowKey<N>, &Flow<N>),
+    length: u32,
+) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
+        let status = way(tables, key, flow, length);
+        return refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded);
+    }
+    if flow.flags & Flow::<N>::HAIRPIN != 0 {
+        return Verdict::Reflected;
+    }
+    if key.kind == FlowKind::EGRESS && elsewhere(tables, flow, length) {
+        return Verdict::Left;
+    }
+    Verdict::Translated
+}
+
+/// Whether what leaves by the interface at hand has to leave by another one, and can.
+#[inline(never)]
+fn elsewhere<const N: usize, T: RouteTables<N>>(tables: &T, flow: &Flow<N>, length: u32) -> bool {
+    !leaves_rightly(tables, flow.ifindex)
+        && matches!(out_of(tables, flow, length), RouteStatus::Found | RouteStatus::NoNeighbour)
+}
+
+/// Whether what [`led`] tells is a way.
+#[inline(always)]
+pub(crate) const fn goes(led: Verdict) -> bool {
+    matches!(led, Verdict::Forwarded | Verdict::Left | Verdict::Translated | Verdict::Reflected)
+}
+
+/// What becomes of a packet that is rewritten and goes where [`led`] told, as a number: the verifier
+/// follows what lies between once only if it does not know it.
+#[inline(always)]
+pub(crate) fn gone<const N: usize, P: Packet>(packet: &mut P, l3: usize, led: u32) -> Verdict
+where
+    Ipv<N>: Header<N>,
+{
+    if led == Verdict::Forwarded as u32 {
+        let passed = Ipv::<N>::pass_router(packet, l3 & 0xff).is_some();
+        return if passed { Verdict::Forwarded } else { Verdict::Rewrite };
+    }
+    if led == Verdict::Left as u32 {
+        // It has passed this node's routing already.
+        return Verdict::Forwarded;
+    }
+    if led == Verdict::Reflected as u32 { Verdict::Reflected } else { Verdict::Translated }
 }
 
 /// Whether a reply that leaves by the interface at hand leaves where its flow came in.

@@ -10,7 +10,7 @@ use crate::abi::{
 use crate::csum::{Diff, updated};
 use crate::decide::{arriving, counted, translate_egress};
 use crate::flow::recorded;
-use crate::forward::{self, way};
+use crate::forward::{goes, gone, led};
 use crate::packet::Packet;
 use crate::parse::{
     Header, Ipv, Link, Network, Part, destination_of, headers, join_ports, network, source_of,
@@ -60,10 +60,21 @@ where
     T: RouteTables<V4> + RouteTables<V6>,
 {
     match network(packet, link) {
-        Ok(Network::V4(l3)) => part::<V4, P, T>(packet, tables, l3, link, kind),
-        Ok(Network::V6(l3)) => part::<V6, P, T>(packet, tables, l3, link, kind),
+        Ok(Network::V4(l3)) => {
+            part::<V4, P, T>(packet, tables, hidden::<V4, T>(tables, l3), link, kind)
+        }
+        Ok(Network::V6(l3)) => {
+            part::<V6, P, T>(packet, tables, hidden::<V6, T>(tables, l3), link, kind)
+        }
         Err(verdict) => Some(verdict),
     }
+}
+
+/// The offset of the IP header, so that the verifier follows what comes once for all numbers of tags.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a small number")]
+fn hidden<const N: usize, T: RouteTables<N>>(tables: &T, l3: usize) -> usize {
+    tables.forget(l3 as u32) as usize & 0xff
 }
 
 #[inline(always)]
@@ -94,11 +105,11 @@ where
     let mut verdict = Verdict::Fragment;
     if ports != 0 {
         verdict = leave::<N, P, T>(packet, tables, l3, ports);
-        if verdict == Verdict::Forwarded {
-            verdict = later::<N, P, T>(packet, tables, l3, ports);
-        }
-        if verdict == Verdict::Forwarded && Ipv::<N>::pass_router(packet, l3).is_none() {
-            verdict = Verdict::Rewrite;
+        if goes(verdict) {
+            let led = tables.forget(verdict as u32);
+            let made = later::<N, P, T>(packet, tables, l3, ports);
+            verdict =
+                if made == Verdict::Translated { gone::<N, P>(packet, l3, led) } else { made };
         }
     }
     if verdict == Verdict::Fragment {
@@ -180,8 +191,7 @@ where
         | (which.kind() as u64) << 40
 }
 
-/// Whether a fragment without ports goes on: if its flow is one that is sent on, there is a way.
-/// [`Verdict::Forwarded`] if so.
+/// Where a fragment without ports goes ([`led`]).
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
 fn leave<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, ports: u64) -> Verdict
@@ -203,17 +213,13 @@ where
             _ => return Verdict::Fragment,
         },
     };
-    if record.flags() & Flow::<N>::FORWARDED == 0 {
-        return Verdict::Forwarded;
-    }
     // Checked by `later`, which comes next: a route of another flow is of no use then.
     let flow = record.read();
     let length = Ipv::<N>::length(packet, l3).unwrap_or(0);
-    let status = way(tables, &key, &flow, length);
-    forward::refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded)
+    led(packet, tables, l3, (&key, &flow), length)
 }
 
-/// A fragment without ports: goes where the first one went.
+/// A fragment without ports gets its addresses: [`Verdict::Translated`] if so.
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
 fn later<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, ports: u64) -> Verdict
@@ -232,13 +238,7 @@ where
     if addresses(packet, l3, &key.src, &key.dst, &flow).is_none() {
         return Verdict::Rewrite;
     }
-    if flow.flags & Flow::<N>::FORWARDED != 0 {
-        Verdict::Forwarded
-    } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
-        Verdict::Translated
-    } else {
-        Verdict::Reflected
-    }
+    Verdict::Translated
 }
 
 /// A fragment of a datagram that is not known. To a VIP it cannot go anywhere (departure e of the

@@ -14,7 +14,7 @@ use crate::begin::{arrival, beyond, what_is};
 use crate::csum::{Diff, adjusted, updated};
 use crate::decide::counted;
 use crate::flow::recorded;
-use crate::forward::{self, way};
+use crate::forward::{goes, gone, led};
 use crate::packet::{ChecksumChange, Packet};
 use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
@@ -86,28 +86,29 @@ where
     // Both type and code: a check of one byte is one that the verifier does not see.
     let Some(both) = packet.u16(at) else { return Verdict::Unparsed };
     let [icmp_type, _] = u16::from_be(both).to_be_bytes();
-    let mut verdict = if icmp_type == Ipv::<N>::ECHO.0 && kind == FlowKind::INGRESS {
+    let verdict = if icmp_type == Ipv::<N>::ECHO.0 && kind == FlowKind::INGRESS {
         echo::<N, P, T>(packet, tables, l3, at)
     } else if Ipv::<N>::is_error(icmp_type) {
         // One after the other, so that their frames use the same part of the stack.
-        match leave::<N, P, T>(packet, tables, l3, at, kind) {
-            Verdict::Forwarded => error::<N, P, T>(packet, tables, l3, at, kind),
+        let led = leave::<N, P, T>(packet, tables, l3, at, kind);
+        if !goes(led) {
+            return led;
+        }
+        let led = tables.forget(led as u32);
+        match error::<N, P, T>(packet, tables, l3, at, kind) {
+            Verdict::Translated => gone::<N, P>(packet, l3, led),
             verdict => verdict,
         }
     } else {
         return Verdict::NotTransport;
     };
-    if verdict == Verdict::Forwarded && Ipv::<N>::pass_router(packet, l3 & 0xff).is_none() {
-        verdict = Verdict::Rewrite;
-    }
     if verdict == Verdict::Reflected && link == Link::Ethernet && swap_ethernet(packet).is_none() {
         return Verdict::Rewrite;
     }
     verdict
 }
 
-/// Whether an error goes on: its flow is known, and if it is one that is sent on, there is a way.
-/// [`Verdict::Forwarded`] if so.
+/// Where an error goes ([`led`]), if its flow is known.
 #[inline(never)]
 fn leave<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, at: usize, kind: u8) -> Verdict
 where
@@ -120,15 +121,12 @@ where
         return Verdict::NotTransport;
     };
     let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
-    if flow.flags & Flow::<N>::FORWARDED == 0 {
-        return Verdict::Forwarded;
-    }
     // As small as they are, errors fit everywhere.
-    let status = way(tables, &quote.key, &flow, 0);
-    forward::refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded)
+    led(packet, tables, l3, (&quote.key, &flow), 0)
 }
 
-/// An error. A function of its own, so that the families share a part of the stack.
+/// Turns an error: [`Verdict::Translated`] if so. A function of its own, so that the families share a
+/// part of the stack.
 #[inline(never)]
 fn error<const N: usize, P, T>(
     packet: &mut P,
@@ -156,13 +154,7 @@ where
         return Verdict::Rewrite;
     }
     tables.count(Counter::IcmpTranslated);
-    if flow.flags & Flow::<N>::FORWARDED != 0 {
-        Verdict::Forwarded
-    } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
-        Verdict::Translated
-    } else {
-        Verdict::Reflected
-    }
+    Verdict::Translated
 }
 
 /// What an error quotes, turned around: the key of the flow's other direction. Offsets as in
