@@ -122,8 +122,8 @@ pub enum RouteStatus {
 
 /// What is asked about new flows from outside, and about packets that are sent on.
 pub trait RouteTables<const N: usize>: FlowTables<N> + NodeTables {
-    /// An address for packets that leave by an interface, zeros if it has no such many.
-    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N>;
+    /// An address for packets that leave by an interface ([`crate::abi::address_in_turn`]).
+    fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<N>;
     /// Element of `LOCAL_CIDRS4` or `LOCAL_CIDRS6`; a zero mask ends the list.
     fn local_cidr(&self, index: u32) -> Option<ServiceCidr<N>>;
     /// Looks for a route for an IP packet (or each segment of one) of `length` bytes: among those that
@@ -170,6 +170,11 @@ pub trait FlowRef<const N: usize> {
             && own.dst == other.dst
             && own.sport == other.sport
             && own.dport == other.dport
+    }
+    /// Whether it leads to an address and port, network order.
+    fn leads_to(&self, ip: &Ip<N>, port: u16) -> bool {
+        let own = self.read();
+        own.dst == *ip && own.dport == port
     }
     /// Only the word that changes.
     fn live(&self) -> Live;

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh};
-use lb_common::abi::{Interface, InterfaceWord, Ip, SNAT_ADDRESSES, ServiceCidr, V4, V6};
+use lb_common::abi::{Interface, InterfaceWord, Ip, ServiceCidr, V4, V6, address_in_turn};
 use lb_common::select::widen;
 use lb_common::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
 
@@ -254,13 +254,14 @@ macro_rules! routes {
     ($n:ident, $family:ident, $cidrs:ident, $address:expr) => {
         impl RouteTables<$n> for Maps {
             #[inline(always)]
-            fn snat_address(&self, ifindex: u32, index: u32) -> Ip<$n> {
+            fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<$n> {
                 let none = [0; $n];
                 let Some(value) = maps::INTERFACES.get_ptr(&ifindex) else { return none };
-                let index = index as usize & (SNAT_ADDRESSES - 1);
-                let at = value.cast::<u32>().wrapping_add($address + index * $n);
-                // SAFETY: the address lies in the looked-up element, which is checked behind it.
-                let ip = unsafe { at.cast::<Ip<$n>>().read_volatile() };
+                let ip = address_in_turn(turn, |index| {
+                    let at = value.cast::<u32>().wrapping_add($address + index * $n);
+                    // SAFETY: the address lies in the looked-up element, which is checked behind it.
+                    unsafe { at.cast::<Ip<$n>>().read_volatile() }
+                });
                 if is_whole(value, ifindex) { ip } else { none }
             }
 

@@ -10,7 +10,7 @@ use super::builder::{Words, words};
 use super::family::OfFamily;
 use crate::abi::{
     Interface, InterfaceWord, Ip, LOCAL_CIDRS, NODE_PORT_WORDS, ServiceCidr, SourceRangeKey,
-    node_port_place,
+    address_in_turn, node_port_place,
 };
 use crate::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
 
@@ -230,17 +230,19 @@ impl<const N: usize> RouteTables<N> for HostTables
 where
     Self: OfFamily<N>,
 {
-    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N> {
+    fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<N> {
         self.cost(|costs| costs.lookups += 1);
-        let mut ip = [0; N];
         let interfaces = self.node.interfaces.borrow();
-        let Some(interface) = interfaces.get(&ifindex) else { return ip };
-        let four = interface.v4.get(index as usize).map(std::slice::from_ref);
-        let six = interface.v6.get(index as usize).map(<[u32; 4]>::as_slice);
-        if let Some(from) = if N == 1 { four } else { six } {
-            ip.copy_from_slice(from);
-        }
-        ip
+        let Some(interface) = interfaces.get(&ifindex) else { return [0; N] };
+        address_in_turn(turn, |index| {
+            let mut ip = [0; N];
+            let four = interface.v4.get(index).map(std::slice::from_ref);
+            let six = interface.v6.get(index).map(<[u32; 4]>::as_slice);
+            if let Some(from) = if N == 1 { four } else { six } {
+                ip.copy_from_slice(from);
+            }
+            ip
+        })
     }
 
     fn local_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {

@@ -1,7 +1,9 @@
 //! The node: by which interface does the packet arrive, who may its client be, and where would it be
 //! sent on?
 
-use lb_common::abi::{InterfaceFlags, InterfaceWord, Ip, RefusalWord, ServiceCidr};
+use lb_common::abi::{
+    InterfaceFlags, InterfaceWord, Ip, RefusalWord, ServiceCidr, address_in_turn,
+};
 use lb_common::tables::{LocalMode, NodeTables, RefusalTables, RouteStatus, RouteTables};
 
 use super::{Recorder, ip_of};
@@ -97,9 +99,12 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
 }
 
 impl<const N: usize, R: FamilyReader<N>> RouteTables<N> for Recorder<'_, R> {
-    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N> {
-        let found = self.reader.snat_address(ifindex, index);
-        if index == 0 {
+    fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<N> {
+        let at = |index: usize| {
+            self.reader.snat_address(ifindex, u32::try_from(index).unwrap_or(u32::MAX))
+        };
+        let found = address_in_turn(turn, at);
+        if turn == 0 {
             let text = if found == [0; N] {
                 format!("{} has no address to send from", self.name(ifindex))
             } else {
