@@ -18,7 +18,7 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
-use crate::stray::unless_stray;
+use crate::stray::{hidden, unless_stray};
 use crate::tables::{FlowRef, FlowTable, RouteTables};
 use crate::verdict::Verdict;
 
@@ -59,22 +59,12 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
+    // The verifier follows what comes once for all numbers of tags.
     match network(packet, link) {
-        Ok(Network::V4(l3)) => {
-            part::<V4, P, T>(packet, tables, hidden::<V4, T>(tables, l3), link, kind)
-        }
-        Ok(Network::V6(l3)) => {
-            part::<V6, P, T>(packet, tables, hidden::<V6, T>(tables, l3), link, kind)
-        }
+        Ok(Network::V4(l3)) => part::<V4, P, T>(packet, tables, hidden(tables, l3), link, kind),
+        Ok(Network::V6(l3)) => part::<V6, P, T>(packet, tables, hidden(tables, l3), link, kind),
         Err(verdict) => Some(verdict),
     }
-}
-
-/// The offset of the IP header, so that the verifier follows what comes once for all numbers of tags.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "a small number")]
-fn hidden<const N: usize, T: RouteTables<N>>(tables: &T, l3: usize) -> usize {
-    tables.forget(l3 as u32) as usize & 0xff
 }
 
 #[inline(always)]

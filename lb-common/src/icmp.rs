@@ -20,7 +20,7 @@ use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
 };
 use crate::rewrite::swap_ethernet;
-use crate::stray::circles;
+use crate::stray::{circles, hidden};
 use crate::tables::RouteTables;
 use crate::verdict::Verdict;
 
@@ -37,9 +37,10 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
+    // The verifier follows what comes once for all numbers of tags.
     let verdict = match network(packet, link) {
-        Ok(Network::V4(l3)) => message::<V4, P, T>(packet, tables, l3, link, kind),
-        Ok(Network::V6(l3)) => message::<V6, P, T>(packet, tables, l3, link, kind),
+        Ok(Network::V4(l3)) => message::<V4, P, T>(packet, tables, hidden(tables, l3), link, kind),
+        Ok(Network::V6(l3)) => message::<V6, P, T>(packet, tables, hidden(tables, l3), link, kind),
         Err(verdict) => verdict,
     };
     counted(tables, verdict)

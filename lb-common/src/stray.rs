@@ -8,7 +8,7 @@ use crate::abi::{AddressFlags, InterfaceFlags, InterfaceWord, Ip, V4, V6};
 use crate::begin::{arrival, beyond, group, what_is};
 use crate::packet::Packet;
 use crate::parse::{Header, Ipv, Link, Network, destination_of, network, source_of};
-use crate::tables::{RouteStatus, RouteTables};
+use crate::tables::{NodeTables, RouteStatus, RouteTables};
 use crate::verdict::Verdict;
 
 /// What becomes of a packet that arrives, for which `verdict` was found: one without ports, by which it
@@ -22,12 +22,29 @@ where
     if !matches!(verdict, Verdict::NotTransport | Verdict::Unparsed | Verdict::Fragment) {
         return verdict;
     }
+    // Numbers that the verifier does not know: it follows what comes once for all of them.
+    let known = hidden(tables, verdict as usize);
     let circles = match network(packet, link) {
-        Ok(Network::V4(l3)) => circles::<V4, P, T>(packet, tables, l3),
-        Ok(Network::V6(l3)) => circles::<V6, P, T>(packet, tables, l3),
+        Ok(Network::V4(l3)) => circles::<V4, P, T>(packet, tables, hidden(tables, l3)),
+        Ok(Network::V6(l3)) => circles::<V6, P, T>(packet, tables, hidden(tables, l3)),
         Err(_) => false,
     };
-    if circles { Verdict::UndefinedPort } else { verdict }
+    if circles {
+        Verdict::UndefinedPort
+    } else if known == Verdict::NotTransport as usize {
+        Verdict::NotTransport
+    } else if known == Verdict::Unparsed as usize {
+        Verdict::Unparsed
+    } else {
+        Verdict::Fragment
+    }
+}
+
+/// A small number, of which the verifier knows nothing any more.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a small number")]
+pub(crate) fn hidden<T: NodeTables>(tables: &T, number: usize) -> usize {
+    tables.forget(number as u32) as usize & 0xff
 }
 
 /// Whether a packet that is left alone would leave by where it came from. A function of its own, for

@@ -78,7 +78,7 @@ pub trait NodeTables: RefusalTables {
     fn arrival(&self) -> u32;
     /// Whether the packet at hand comes from a socket of this node. Asked of packets that leave.
     fn own(&self) -> bool;
-    /// What an interface is; `None` if nothing is known of it.
+    /// What an interface is; `None` if nothing is known of it, [`InterfaceWord::TORN`] if that changes.
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord>;
     /// Element of `NODE_PORTS`; 0 out of range.
     fn node_ports(&self, index: u32) -> u64;

@@ -157,6 +157,27 @@ fn is_whole(value: *const Interface, ifindex: u32) -> bool {
     word(23) == mix.tag()
 }
 
+/// What an interface is: [`InterfaceWord`], 0 if nothing is known of it. A value that the agent replaces
+/// is read once more; who meets two replacements takes it for one that leads out of the node, as what it
+/// tells of pods has more effect.
+#[inline(never)]
+fn described(ifindex: u32) -> u64 {
+    for _ in 0..2 {
+        let Some(value) = maps::INTERFACES.get_ptr(ifindex) else { return 0 };
+        // SAFETY: a looked-up element, checked below.
+        let (flags, group) = unsafe {
+            (
+                (&raw const (*value).flags).read_volatile(),
+                (&raw const (*value).group).read_volatile(),
+            )
+        };
+        if is_whole(value, ifindex) {
+            return InterfaceWord::new(flags, group).0;
+        }
+    }
+    InterfaceWord::TORN.0
+}
+
 impl NodeTables for Maps {
     #[inline(always)]
     fn arrival(&self) -> u32 {
@@ -172,15 +193,8 @@ impl NodeTables for Maps {
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord> {
-        let value = maps::INTERFACES.get_ptr(ifindex)?;
-        // SAFETY: a looked-up element, checked below.
-        let (flags, group) = unsafe {
-            (
-                (&raw const (*value).flags).read_volatile(),
-                (&raw const (*value).group).read_volatile(),
-            )
-        };
-        is_whole(value, ifindex).then(|| InterfaceWord::new(flags, group))
+        let word = described(ifindex);
+        (word != 0).then_some(InterfaceWord(word))
     }
 
     #[inline(always)]

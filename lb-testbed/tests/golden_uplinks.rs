@@ -385,3 +385,26 @@ fn case_45_pings_are_answered_to_who_meant_this_node() -> Result<()> {
         Ok(())
     })
 }
+
+/// What comes by an interface whose description is being replaced is not taken for a pod's: neither is its
+/// source kept, nor does it pass where a policy binds who is outside.
+#[test]
+fn v_8_v_12_an_interface_that_is_being_changed_is_none_of_a_pods() -> Result<()> {
+    let test = "v_8_v_12_an_interface_that_is_being_changed_is_none_of_a_pods";
+    in_world(test, |world, net, protocol| {
+        let flags = InterfaceFlags::LOCAL_POD;
+        let interface = Interface { flags, group: UPLINK, mtu: 1500, ..Interface::default() };
+        let asks = build(protocol, at(net.client, SPORT), at(net.vip, PORT + 7), SYN);
+        for torn in [false, true] {
+            if torn {
+                world.tables.set_torn_interface(UPLINK, interface);
+            } else {
+                world.tables.set_host_interface(UPLINK, interface);
+            }
+            world.kernel.fill(&world.tables)?;
+            let expected = if torn { Verdict::UndefinedPort } else { Verdict::NotService };
+            world.is(expected, UPLINK, &asks)?;
+        }
+        Ok(())
+    })
+}

@@ -23,6 +23,10 @@ impl InterfaceFlags {
 pub struct InterfaceWord(pub u64);
 
 impl InterfaceWord {
+    /// That of an interface whose value is being replaced again and again: what arrives by it is not
+    /// trusted as a pod's.
+    pub const TORN: Self = Self::new(InterfaceFlags::OFF_NODE, 0);
+
     /// A word.
     #[inline(always)]
     pub const fn new(flags: u32, group: u32) -> Self {

@@ -66,6 +66,12 @@ impl HostTables {
         self.node.interfaces.borrow_mut().insert(ifindex, interface);
     }
 
+    /// The same, but the agent is about to replace what is said of it.
+    pub fn set_torn_interface(&self, ifindex: u32, interface: Interface) {
+        let interface = Interface { tag: !interface.tag_for(ifindex), ..interface };
+        self.node.interfaces.borrow_mut().insert(ifindex, interface);
+    }
+
     /// All interfaces of which something is known.
     pub fn host_interfaces(&self) -> Vec<(u32, Interface)> {
         self.node.interfaces.borrow().iter().map(|(index, value)| (*index, *value)).collect()
@@ -185,8 +191,10 @@ impl NodeTables for HostTables {
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord> {
         self.cost(|costs| costs.lookups += 1);
         let interface = self.node.interfaces.borrow().get(&ifindex).copied()?;
-        let whole = interface.is_for(ifindex);
-        whole.then(|| InterfaceWord::new(interface.flags, interface.group))
+        if !interface.is_for(ifindex) {
+            return Some(InterfaceWord::TORN);
+        }
+        Some(InterfaceWord::new(interface.flags, interface.group))
     }
 
     fn node_ports(&self, index: u32) -> u64 {

@@ -29,8 +29,13 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
 
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord> {
         let found = self.reader.interface(ifindex);
-        let whole = found.filter(|interface| interface.is_for(ifindex));
-        let word = whole.map(|interface| InterfaceWord::new(interface.flags, interface.group));
+        let word = found.map(|interface| {
+            if interface.is_for(ifindex) {
+                InterfaceWord::new(interface.flags, interface.group)
+            } else {
+                InterfaceWord::TORN
+            }
+        });
         if ifindex == self.arrival && !self.told_interface.replace(true) {
             let is = match word {
                 None if ifindex == 0 => "a pod's".to_owned(),
