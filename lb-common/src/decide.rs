@@ -11,7 +11,7 @@
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
 use crate::begin::{answers, begin, frontend};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
-use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress};
+use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, may_begin};
 use crate::packet::Packet;
 use crate::parse::{ETHERNET, Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::rewrite::{apply, swap_ethernet};
@@ -404,6 +404,9 @@ where
     // Another CPU may have promoted the flow between the two lookups.
     if headers.is_tcp() && !headers.opens() && found(tables, headers, FlowTable::Main, &mut flow) {
         return go_on(stage, packet, tables, headers, &flow, link);
+    }
+    if !may_begin(tables, &headers.key) {
+        return Verdict::NotService;
     }
     if let Some(verdict) = begin(packet, tables, headers, &mut flow, frontend(tables, &headers.key))
     {

@@ -292,6 +292,25 @@ fn n_1_n_9_node_ports_are_looked_up_at_the_nodes_addresses_only() {
     }
 }
 
+/// What comes to the node's own ports among those for SNAT, as to the kubelet, pays for the lookup of a
+/// record and for no more.
+#[test]
+fn c_6_the_nodes_own_ports_cost_no_lookup_of_a_frontend() {
+    for net in NETS {
+        for (protocol, most) in [(Protocol::Tcp, 3), (Protocol::Udp, 2)] {
+            let outside = Outside::new(net, protocol);
+            for flags in [SYN, ACK] {
+                let own = at(node(net)[0], 10_250);
+                let asks = packet(protocol, outside.client(), own, flags);
+                outside.tables().reset_costs();
+                assert_eq!(outside.arrives(UPLINK, &asks).0, Verdict::NotService);
+                let lookups = outside.tables().costs().lookups;
+                assert!(lookups <= most, "{protocol:?} {flags:?}: {lookups}");
+            }
+        }
+    }
+}
+
 /// Case 35: a process of the node asks from a port that is a `NodePort` too, and hears the answer.
 #[test]
 fn case_35_answers_to_the_nodes_own_questions_are_its_own() {
