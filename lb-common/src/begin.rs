@@ -243,17 +243,3 @@ fn by_range<const N: usize, T: RouteTables<N>>(tables: &T, source: &Ip<N>) -> Cl
     }
     client
 }
-
-/// The key of the answers to a packet that leaves: turned around, and arriving.
-#[inline(always)]
-pub(crate) fn answers<const N: usize>(key: &FlowKey<N>, kind: u8) -> FlowKey<N> {
-    FlowKey {
-        src: key.dst,
-        dst: key.src,
-        sport: key.dport,
-        dport: key.sport,
-        proto: key.proto,
-        kind,
-        pad: 0,
-    }
-}

@@ -9,7 +9,7 @@
 //! verifier, which forgets at each of them by which path it came, follows each once.
 
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
-use crate::begin::{answers, begin, frontend};
+use crate::begin::{begin, frontend};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
 use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, may_begin};
 use crate::packet::Packet;
@@ -216,7 +216,7 @@ where
 #[inline(never)]
 fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> u32 {
     let now = tables.now();
-    let key = answers(key, FlowKind::INGRESS);
+    let key = key.turned(FlowKind::INGRESS);
     if let Some(record) = tables.flow(FlowTable::Main, &key) {
         let old = record.read();
         if !idle(now, &key, &old) {

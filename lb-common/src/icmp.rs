@@ -207,8 +207,9 @@ where
     let [ports] = packet.words(l4)?;
     let (sport, dport) = split_ports(ports);
     let (src, dst) = (source_of::<N, P>(packet, inner)?, destination_of::<N, P>(packet, inner)?);
+    let quoted = FlowKey { src, dst, sport, dport, proto, kind, pad: 0 };
     Some(Quote {
-        key: FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, kind, pad: 0 },
+        key: quoted.turned(kind),
         l3: (l3 & 0xff) as u8,
         at: (at & MAX_L4) as u16,
         l4: (l4 & MAX_L4) as u16,
