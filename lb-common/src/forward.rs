@@ -6,7 +6,7 @@ use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, InterfaceFlags,
 use crate::decide::Stage;
 use crate::flow::recorded;
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv};
+use crate::parse::{Header, Headers, Ipv, short};
 use crate::rewrite::apply;
 use crate::select::address_flags;
 use crate::tables::{NodeTables, RouteStatus, RouteTables};
@@ -273,11 +273,4 @@ where
     };
     let before = short(headers.l4().wrapping_sub(headers.l3()));
     before.wrapping_add(transport).wrapping_add(segment)
-}
-
-/// The distance of two headers of one packet.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "masked")]
-const fn short(length: usize) -> u32 {
-    (length & 0xffff) as u32
 }

@@ -555,6 +555,13 @@ where
     })
 }
 
+/// A length within a packet that was checked or is a constant, or the distance of two of its headers.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "masked")]
+pub(crate) const fn short(length: usize) -> u32 {
+    (length & 0xffff) as u32
+}
+
 /// Splits the word of both ports, each in network order.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "halves of a word")]
