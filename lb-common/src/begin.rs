@@ -7,8 +7,9 @@ use crate::abi::{
     FrontendWord, InterfaceFlags, InterfaceWord, Ip, LOCAL_CIDRS, Scope, ServicePortId,
 };
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv, outside_tags};
+use crate::parse::{ETHERNET, Header, Headers, Ipv};
 use crate::select::{address_flags, choose_for, destination, widen};
+use crate::stray::ends_here;
 use crate::tables::{LocalMode, NodeTables, RouteTables};
 use crate::verdict::{NoBackend, Verdict};
 
@@ -49,12 +50,14 @@ where
     }
     let interface = InterfaceWord(arrival(tables));
     let outside = interface.has(InterfaceFlags::OFF_NODE);
-    if outside && beyond(packet, tables.arrival(), interface, headers) {
+    if outside && beyond::<N, P>(packet, tables.arrival(), interface, headers.l3(), &key.src) {
         return Some(Verdict::NotService);
     }
     let Some(found) = found else {
         // Nobody else has the address, so the node would send the packet out again (V-12).
-        return Some(if outside { Verdict::UndefinedPort } else { Verdict::NotService });
+        let over = group(tables.arrival(), interface);
+        let circles = outside && !ends_here(tables, over, &key.src, &key.dst);
+        return Some(if circles { Verdict::UndefinedPort } else { Verdict::NotService });
     };
     if headers.is_tcp() && !headers.opens() {
         // To an address of the node it may answer a connection that the node made from that very
@@ -135,13 +138,13 @@ const fn unpacked(word: u32) -> Option<Found> {
 
 /// What the interface at hand is; a function of its own, for the sake of the stack.
 #[inline(never)]
-fn arrival<T: NodeTables>(tables: &T) -> u64 {
+pub(crate) fn arrival<T: NodeTables>(tables: &T) -> u64 {
     tables.interface(tables.arrival()).unwrap_or(POD).0
 }
 
 /// What an address is, likewise.
 #[inline(never)]
-fn what_is<const N: usize, T: RouteTables<N>>(tables: &T, ip: &Ip<N>) -> u32 {
+pub(crate) fn what_is<const N: usize, T: RouteTables<N>>(tables: &T, ip: &Ip<N>) -> u32 {
     address_flags(tables, ip)
 }
 
@@ -158,26 +161,24 @@ fn is_allowed<const N: usize, T: RouteTables<N>>(
 /// Whether a packet from outside is not for us to judge: the kernel hands it to an interface of a
 /// VLAN first, or refuses it.
 #[inline(always)]
-fn beyond<const N: usize, P: Packet>(
+pub(crate) fn beyond<const N: usize, P: Packet>(
     packet: &P,
     ifindex: u32,
     interface: InterfaceWord,
-    headers: &Headers<N>,
+    l3: usize,
+    source: &Ip<N>,
 ) -> bool
 where
     Ipv<N>: Header<N>,
 {
     // The port of a bridge has another address than the bridge.
     let alone = group(ifindex, interface) == ifindex;
-    packet.tagged()
-        || outside_tags(headers)
-        || (alone && packet.for_others())
-        || !Ipv::<N>::is_host(&headers.key.src)
+    packet.tagged() || l3 > ETHERNET || (alone && packet.for_others()) || !Ipv::<N>::is_host(source)
 }
 
 /// The interface by which packets leave that are to leave where others arrived.
 #[inline(always)]
-const fn group(ifindex: u32, interface: InterfaceWord) -> u32 {
+pub(crate) const fn group(ifindex: u32, interface: InterfaceWord) -> u32 {
     let group = interface.group();
     if group == 0 { ifindex } else { group }
 }
@@ -241,18 +242,4 @@ fn by_range<const N: usize, T: RouteTables<N>>(tables: &T, source: &Ip<N>) -> Cl
         client = Client::Other;
     }
     client
-}
-
-/// The key of the answers to a packet that leaves: turned around, and arriving.
-#[inline(always)]
-pub(crate) fn answers<const N: usize>(key: &FlowKey<N>, kind: u8) -> FlowKey<N> {
-    FlowKey {
-        src: key.dst,
-        dst: key.src,
-        sport: key.dport,
-        dport: key.sport,
-        proto: key.proto,
-        kind,
-        pad: 0,
-    }
 }

@@ -9,13 +9,14 @@
 //! verifier, which forgets at each of them by which path it came, follows each once.
 
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
-use crate::begin::{answers, begin, frontend};
+use crate::begin::{begin, frontend};
 use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
-use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, look_ip};
+use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, look_ip, may_begin};
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network, tcp};
+use crate::parse::{ETHERNET, Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::still_serves;
+use crate::stray::unless_stray;
 use crate::tables::{
     FlowRef, FlowTable, FlowTables, Insert, RouteStatus, RouteTables, ServiceTables,
 };
@@ -71,6 +72,7 @@ where
     T: RouteTables<V4> + RouteTables<V6>,
 {
     let verdict = match network(packet, link) {
+        Ok(Network::V4(l3) | Network::V6(l3)) if l3 != ETHERNET => Verdict::Left,
         Ok(Network::V4(l3)) => early_ip::<V4, P, T>(packet, tables, l3, link),
         Ok(Network::V6(l3)) => early_ip::<V6, P, T>(packet, tables, l3, link),
         Err(verdict) => verdict,
@@ -113,12 +115,22 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    let verdict = match network(packet, link) {
+    let verdict = arriving(packet, tables, link);
+    counted(tables, unless_stray(packet, tables, link, verdict))
+}
+
+/// The same, without an end.
+#[inline(always)]
+pub(crate) fn arriving<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    match network(packet, link) {
         Ok(Network::V4(l3)) => ingress_ip::<V4, Final, P, T>(Final, packet, tables, l3, link),
         Ok(Network::V6(l3)) => ingress_ip::<V6, Final, P, T>(Final, packet, tables, l3, link),
         Err(verdict) => verdict,
-    };
-    counted(tables, verdict)
+    }
 }
 
 /// The second half of [`egress`].
@@ -221,7 +233,7 @@ where
 #[inline(never)]
 fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> u32 {
     let now = tables.now();
-    let key = answers(key, FlowKind::INGRESS);
+    let key = key.turned(FlowKind::INGRESS);
     if let Some(record) = tables.flow(FlowTable::Main, &key) {
         let old = record.read();
         if !idle(now, &key, &old) {
@@ -410,6 +422,9 @@ where
     // Another CPU may have promoted the flow between the two lookups.
     if headers.is_tcp() && !headers.opens() && found(tables, headers, FlowTable::Main, &mut flow) {
         return go_on(stage, packet, tables, headers, &flow, link);
+    }
+    if !may_begin(tables, &headers.key) {
+        return Verdict::NotService;
     }
     if let Some(verdict) = begin(packet, tables, headers, &mut flow, frontend(tables, &headers.key))
     {

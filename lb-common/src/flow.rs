@@ -16,6 +16,9 @@ use crate::verdict::Verdict;
 const TCP_ESTABLISHED: u32 = 337_500;
 const TCP_CLOSING: u32 = 469;
 const OTHERS: u32 = 704;
+/// Ticks after which the source port of a connection that nobody answers may be given to another one:
+/// 10 s, as above. A backend that is there answers within one.
+const HALF_OPEN: u32 = 39;
 
 /// Whether both directions of a flow are met where they arrive: from the pod that is client and
 /// backend, or from client and backend, between which we send.
@@ -138,8 +141,9 @@ fn over<const N: usize, T: FlowTables<N>>(
         return true;
     }
     match tables.flow(table, &reply_key(key, flow)) {
-        Some(record) => record.live().state() & other != 0,
-        None => true,
+        // Another flow may have got the source port meanwhile.
+        Some(record) if record.leads_to(&key.src, key.sport) => record.live().state() & other != 0,
+        _ => true,
     }
 }
 
@@ -151,6 +155,18 @@ pub(crate) fn expired(now: u32, proto: u8, live: Live) -> bool {
         (proto::TCP, _) => TCP_CLOSING,
         _ => OTHERS,
     };
+    silent(now, live, limit)
+}
+
+/// Whether a half-open flow is given up: nobody answered for so long that its source port may go to
+/// somebody who is.
+#[inline(always)]
+pub(crate) fn unanswered(now: u32, live: Live) -> bool {
+    silent(now, live, HALF_OPEN)
+}
+
+#[inline(always)]
+fn silent(now: u32, live: Live, limit: u32) -> bool {
     // Another CPU may have read the clock later: what was seen just now is not idle for ages.
     let idle = now.wrapping_sub(live.seen());
     idle.wrapping_sub(limit).wrapping_sub(1) < u32::MAX / 2 - limit

@@ -2,12 +2,12 @@
 //!
 //! The route is asked for before anything is written: what cannot go there stays as it is.
 
-use crate::abi::{AddressFlags, Counter, Flow, FlowKey, Live, proto};
+use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Live, proto};
 use crate::decide::Stage;
 use crate::flow::recorded;
 use crate::hop;
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv, tcp};
+use crate::parse::{Header, Headers, Ipv, short, tcp};
 use crate::rewrite::{apply, apply_routed};
 use crate::select::{address_flags, still_serves};
 use crate::tables::{FlowRef, NodeTables, RouteStatus, RouteTables};
@@ -226,6 +226,65 @@ where
     }
 }
 
+/// Where what belongs to a flow and is no whole packet of it goes, as a later fragment or an error: for
+/// [`gone`], once it is rewritten. Anything that [`goes`] denies ends it.
+#[inline(always)]
+pub(crate) fn led<const N: usize, P, T>(
+    packet: &P,
+    tables: &T,
+    l3: usize,
+    (key, flow): (&FlowKey<N>, &Flow<N>),
+    length: u32,
+) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    if flow.flags & Flow::<N>::FORWARDED != 0 {
+        let status = way(tables, key, flow, length);
+        return refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded);
+    }
+    if flow.flags & Flow::<N>::HAIRPIN != 0 {
+        return Verdict::Reflected;
+    }
+    if key.kind == FlowKind::EGRESS && elsewhere(tables, flow, length) {
+        return Verdict::Left;
+    }
+    Verdict::Translated
+}
+
+/// Whether what leaves by the interface at hand has to leave by another one, and can.
+#[inline(never)]
+fn elsewhere<const N: usize, T: RouteTables<N>>(tables: &T, flow: &Flow<N>, length: u32) -> bool {
+    !leaves_rightly(tables, flow.ifindex)
+        && matches!(out_of(tables, flow, length), RouteStatus::Found | RouteStatus::NoNeighbour)
+}
+
+/// Whether what [`led`] tells is a way.
+#[inline(always)]
+pub(crate) const fn goes(led: Verdict) -> bool {
+    matches!(led, Verdict::Forwarded | Verdict::Left | Verdict::Translated | Verdict::Reflected)
+}
+
+/// What becomes of a packet that is rewritten and goes where [`led`] told, as a number: the verifier
+/// follows what lies between once only if it does not know it.
+#[inline(always)]
+pub(crate) fn gone<const N: usize, P: Packet>(packet: &mut P, l3: usize, led: u32) -> Verdict
+where
+    Ipv<N>: Header<N>,
+{
+    if led == Verdict::Forwarded as u32 {
+        let passed = Ipv::<N>::pass_router(packet, l3 & 0xff).is_some();
+        return if passed { Verdict::Forwarded } else { Verdict::Rewrite };
+    }
+    if led == Verdict::Left as u32 {
+        // It has passed this node's routing already.
+        return Verdict::Forwarded;
+    }
+    if led == Verdict::Reflected as u32 { Verdict::Reflected } else { Verdict::Translated }
+}
+
 /// Whether a reply that leaves by the interface at hand leaves where its flow came in.
 #[inline(always)]
 pub(crate) fn leaves_rightly<T: NodeTables>(tables: &T, ifindex: u32) -> bool {
@@ -309,11 +368,4 @@ where
     };
     let before = short(headers.l4().wrapping_sub(headers.l3()));
     before.wrapping_add(transport).wrapping_add(segment)
-}
-
-/// The distance of two headers of one packet.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "masked")]
-const fn short(length: usize) -> u32 {
-    (length & 0xffff) as u32
 }

@@ -8,9 +8,9 @@ use crate::abi::{
     AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6, proto,
 };
 use crate::csum::{Diff, updated};
-use crate::decide::{counted, translate_egress, translate_ingress};
+use crate::decide::{arriving, counted, translate_egress};
 use crate::flow::recorded;
-use crate::forward::{self, way};
+use crate::forward::{goes, gone, led};
 use crate::packet::Packet;
 use crate::parse::{
     Header, Ipv, Link, Network, Part, destination_of, headers, join_ports, network, source_of,
@@ -18,6 +18,7 @@ use crate::parse::{
 };
 use crate::rewrite::swap_ethernet;
 use crate::select::address_flags;
+use crate::stray::{hidden, unless_stray};
 use crate::tables::{FlowRef, FlowTable, RouteTables};
 use crate::verdict::Verdict;
 
@@ -31,10 +32,11 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    match follow(packet, tables, link, FlowKind::INGRESS) {
+    let verdict = match follow(packet, tables, link, FlowKind::INGRESS) {
         Some(verdict) => verdict,
-        None => translate_ingress(packet, tables, link),
-    }
+        None => arriving(packet, tables, link),
+    };
+    counted(tables, unless_stray(packet, tables, link, verdict))
 }
 
 /// The same for one that leaves.
@@ -45,7 +47,7 @@ where
     T: RouteTables<V4> + RouteTables<V6>,
 {
     match follow(packet, tables, link, FlowKind::EGRESS) {
-        Some(verdict) => verdict,
+        Some(verdict) => counted(tables, verdict),
         None => translate_egress(packet, tables, link),
     }
 }
@@ -57,12 +59,12 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    let verdict = match network(packet, link) {
-        Ok(Network::V4(l3)) => part::<V4, P, T>(packet, tables, l3, link, kind),
-        Ok(Network::V6(l3)) => part::<V6, P, T>(packet, tables, l3, link, kind),
+    // The verifier follows what comes once for all numbers of tags.
+    match network(packet, link) {
+        Ok(Network::V4(l3)) => part::<V4, P, T>(packet, tables, hidden(tables, l3), link, kind),
+        Ok(Network::V6(l3)) => part::<V6, P, T>(packet, tables, hidden(tables, l3), link, kind),
         Err(verdict) => Some(verdict),
-    };
-    verdict.map(|verdict| counted(tables, verdict))
+    }
 }
 
 #[inline(always)]
@@ -93,11 +95,11 @@ where
     let mut verdict = Verdict::Fragment;
     if ports != 0 {
         verdict = leave::<N, P, T>(packet, tables, l3, ports);
-        if verdict == Verdict::Forwarded {
-            verdict = later::<N, P, T>(packet, tables, l3, ports);
-        }
-        if verdict == Verdict::Forwarded && Ipv::<N>::pass_router(packet, l3).is_none() {
-            verdict = Verdict::Rewrite;
+        if goes(verdict) {
+            let led = tables.forget(verdict as u32);
+            let made = later::<N, P, T>(packet, tables, l3, ports);
+            verdict =
+                if made == Verdict::Translated { gone::<N, P>(packet, l3, led) } else { made };
         }
     }
     if verdict == Verdict::Fragment {
@@ -179,8 +181,7 @@ where
         | (which.kind() as u64) << 40
 }
 
-/// Whether a fragment without ports goes on: if its flow is one that is sent on, there is a way.
-/// [`Verdict::Forwarded`] if so.
+/// Where a fragment without ports goes ([`led`]).
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
 fn leave<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, ports: u64) -> Verdict
@@ -202,17 +203,13 @@ where
             _ => return Verdict::Fragment,
         },
     };
-    if record.flags() & Flow::<N>::FORWARDED == 0 {
-        return Verdict::Forwarded;
-    }
     // Checked by `later`, which comes next: a route of another flow is of no use then.
     let flow = record.read();
     let length = Ipv::<N>::length(packet, l3).unwrap_or(0);
-    let status = way(tables, &key, &flow, length);
-    forward::refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded)
+    led(packet, tables, l3, (&key, &flow), length)
 }
 
-/// A fragment without ports: goes where the first one went.
+/// A fragment without ports gets its addresses: [`Verdict::Translated`] if so.
 #[inline(never)]
 #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
 fn later<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, ports: u64) -> Verdict
@@ -231,13 +228,7 @@ where
     if addresses(packet, l3, &key.src, &key.dst, &flow).is_none() {
         return Verdict::Rewrite;
     }
-    if flow.flags & Flow::<N>::FORWARDED != 0 {
-        Verdict::Forwarded
-    } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
-        Verdict::Translated
-    } else {
-        Verdict::Reflected
-    }
+    Verdict::Translated
 }
 
 /// A fragment of a datagram that is not known. To a VIP it cannot go anywhere (departure e of the

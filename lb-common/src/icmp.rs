@@ -6,22 +6,28 @@
 //! the quote into what its sender knows. That is how a client behind a VIP learns of a smaller MTU
 //! (contract C-7).
 
-use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Ip, V4, V6, proto};
+use crate::abi::{
+    AddressFlags, Counter, Flow, FlowKey, FlowKind, InterfaceFlags, InterfaceWord, Ip, V4, V6,
+    proto,
+};
+use crate::begin::{arrival, beyond, what_is};
 use crate::csum::{Diff, adjusted, updated};
 use crate::decide::counted;
 use crate::flow::recorded;
-use crate::forward::{self, way};
+use crate::forward::{goes, gone, led};
 use crate::packet::{ChecksumChange, Packet};
 use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
 };
 use crate::rewrite::swap_ethernet;
-use crate::select::address_flags;
-use crate::tables::{FrontendTables, RouteTables};
+use crate::stray::{circles, hidden};
+use crate::tables::RouteTables;
 use crate::verdict::Verdict;
 
 /// Bytes of an ICMP message before what it quotes.
 const QUOTE: usize = 8;
+/// How many routers a packet may still pass that has passed none.
+const HOPS_ON_LINK: u8 = 255;
 
 /// An ICMP packet that arrives and may concern a VIP, or that leaves by an interface with flows; `kind`
 /// tells which hook it is at ([`FlowKind`]).
@@ -31,9 +37,10 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
+    // The verifier follows what comes once for all numbers of tags.
     let verdict = match network(packet, link) {
-        Ok(Network::V4(l3)) => message::<V4, P, T>(packet, tables, l3, link, kind),
-        Ok(Network::V6(l3)) => message::<V6, P, T>(packet, tables, l3, link, kind),
+        Ok(Network::V4(l3)) => message::<V4, P, T>(packet, tables, hidden(tables, l3), link, kind),
+        Ok(Network::V6(l3)) => message::<V6, P, T>(packet, tables, hidden(tables, l3), link, kind),
         Err(verdict) => verdict,
     };
     counted(tables, verdict)
@@ -52,32 +59,57 @@ where
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
+    let verdict = judge::<N, P, T>(packet, tables, l3, link, kind);
+    // A router's own questions about its neighbours are answered by who answers for the VIP; they come
+    // from this very link (RFC 4861 section 7.1).
+    let of_link = N == V6 && Ipv::<N>::hops(packet, l3 & 0xff) == Some(HOPS_ON_LINK);
+    let left = matches!(verdict, Verdict::NotTransport | Verdict::Unparsed | Verdict::NotService);
+    if kind == FlowKind::INGRESS && left && !of_link && circles::<N, P, T>(packet, tables, l3) {
+        return Verdict::UndefinedPort;
+    }
+    verdict
+}
+
+#[inline(always)]
+fn judge<const N: usize, P, T>(
+    packet: &mut P,
+    tables: &T,
+    l3: usize,
+    link: Link,
+    kind: u8,
+) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
     let Some(at) = Ipv::<N>::icmp(packet, l3) else { return Verdict::Unparsed };
     // Both type and code: a check of one byte is one that the verifier does not see.
     let Some(both) = packet.u16(at) else { return Verdict::Unparsed };
     let [icmp_type, _] = u16::from_be(both).to_be_bytes();
-    let mut verdict = if icmp_type == Ipv::<N>::ECHO.0 && kind == FlowKind::INGRESS {
+    let verdict = if icmp_type == Ipv::<N>::ECHO.0 && kind == FlowKind::INGRESS {
         echo::<N, P, T>(packet, tables, l3, at)
     } else if Ipv::<N>::is_error(icmp_type) {
         // One after the other, so that their frames use the same part of the stack.
-        match leave::<N, P, T>(packet, tables, l3, at, kind) {
-            Verdict::Forwarded => error::<N, P, T>(packet, tables, l3, at, kind),
+        let led = leave::<N, P, T>(packet, tables, l3, at, kind);
+        if !goes(led) {
+            return led;
+        }
+        let led = tables.forget(led as u32);
+        match error::<N, P, T>(packet, tables, l3, at, kind) {
+            Verdict::Translated => gone::<N, P>(packet, l3, led),
             verdict => verdict,
         }
     } else {
         return Verdict::NotTransport;
     };
-    if verdict == Verdict::Forwarded && Ipv::<N>::pass_router(packet, l3 & 0xff).is_none() {
-        verdict = Verdict::Rewrite;
-    }
     if verdict == Verdict::Reflected && link == Link::Ethernet && swap_ethernet(packet).is_none() {
         return Verdict::Rewrite;
     }
     verdict
 }
 
-/// Whether an error goes on: its flow is known, and if it is one that is sent on, there is a way.
-/// [`Verdict::Forwarded`] if so.
+/// Where an error goes ([`led`]), if its flow is known.
 #[inline(never)]
 fn leave<const N: usize, P, T>(packet: &P, tables: &T, l3: usize, at: usize, kind: u8) -> Verdict
 where
@@ -90,15 +122,12 @@ where
         return Verdict::NotTransport;
     };
     let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
-    if flow.flags & Flow::<N>::FORWARDED == 0 {
-        return Verdict::Forwarded;
-    }
     // As small as they are, errors fit everywhere.
-    let status = way(tables, &quote.key, &flow, 0);
-    forward::refused::<N, P>(status, packet, l3).unwrap_or(Verdict::Forwarded)
+    led(packet, tables, l3, (&quote.key, &flow), 0)
 }
 
-/// An error. A function of its own, so that the families share a part of the stack.
+/// Turns an error: [`Verdict::Translated`] if so. A function of its own, so that the families share a
+/// part of the stack.
 #[inline(never)]
 fn error<const N: usize, P, T>(
     packet: &mut P,
@@ -126,13 +155,7 @@ where
         return Verdict::Rewrite;
     }
     tables.count(Counter::IcmpTranslated);
-    if flow.flags & Flow::<N>::FORWARDED != 0 {
-        Verdict::Forwarded
-    } else if flow.flags & Flow::<N>::HAIRPIN == 0 {
-        Verdict::Translated
-    } else {
-        Verdict::Reflected
-    }
+    Verdict::Translated
 }
 
 /// What an error quotes, turned around: the key of the flow's other direction. Offsets as in
@@ -184,8 +207,9 @@ where
     let [ports] = packet.words(l4)?;
     let (sport, dport) = split_ports(ports);
     let (src, dst) = (source_of::<N, P>(packet, inner)?, destination_of::<N, P>(packet, inner)?);
+    let quoted = FlowKey { src, dst, sport, dport, proto, kind, pad: 0 };
     Some(Quote {
-        key: FlowKey { src: dst, dst: src, sport: dport, dport: sport, proto, kind, pad: 0 },
+        key: quoted.turned(kind),
         l3: (l3 & 0xff) as u8,
         at: (at & MAX_L4) as u16,
         l4: (l4 & MAX_L4) as u16,
@@ -257,12 +281,13 @@ where
 }
 
 /// Answers a ping of a VIP: it is this node that serves it. One of the node's own addresses is the
-/// node's business.
+/// node's business, and so is what would begin no flow. [`Verdict::UndefinedPort`]: enough was
+/// answered for now.
 #[inline(never)]
 fn echo<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, at: usize) -> Verdict
 where
     P: Packet,
-    T: FrontendTables<N>,
+    T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
     let (l3, at) = (l3 & 0xff, at & MAX_L4);
@@ -270,9 +295,20 @@ where
     // the verifier does not know that the answer is the same.
     let Some(src) = source_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
     let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
-    if !AddressFlags::is_services_alone(address_flags(tables, &dst)) {
+    if !AddressFlags::is_services_alone(what_is(tables, &dst)) {
         return Verdict::NotService;
     }
+    let interface = InterfaceWord(arrival(tables));
+    if interface.has(InterfaceFlags::OFF_NODE)
+        && beyond::<N, P>(packet, tables.arrival(), interface, l3, &src)
+    {
+        return Verdict::NotService;
+    }
+    // They share the limit of refusals: either is an answer to whom we know nothing of.
+    let Some(word) = tables.refusals().and_then(|word| word.spend(tables.now())) else {
+        return Verdict::UndefinedPort;
+    };
+    tables.set_refusals(word);
     if answer::<N, P>(packet, l3, at, &src, &dst).is_none() {
         return Verdict::Rewrite;
     }

@@ -40,5 +40,6 @@ pub mod rewrite;
 pub mod select;
 mod snat;
 pub mod socket;
+mod stray;
 pub mod tables;
 pub mod verdict;

@@ -5,7 +5,7 @@
 //! flow a backend of this address. In the kernel this is a program of its own, which goes on with that
 //! of the second half ([`crate::decide`]).
 
-use crate::abi::{FILTER_NODE, FILTER_VIP, Ip, V4, V6, node_port_place, proto};
+use crate::abi::{FILTER_NODE, FILTER_VIP, FlowKey, Ip, V4, V6, node_port_place, proto};
 use crate::packet::Packet;
 use crate::parse::{
     Header, Ipv, Link, Network, Shape, destination_of, network, source_of, split_ports,
@@ -84,6 +84,14 @@ fn is_node_port<T: NodeTables>(tables: &T, proto: u8, port: u16) -> bool {
     node_port_place(proto, port).is_some_and(|(word, mask)| tables.node_ports(word) & mask != 0)
 }
 
+/// Whether a packet that arrives and has no record may begin a flow: loads tell that most of what comes
+/// to a port of the node's own does not, which came here for the sake of replies to what is sent on.
+#[inline(always)]
+pub(crate) fn may_begin<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
+    tables.filter(&key.dst) & FILTER_VIP != 0
+        || is_node_port(tables, key.proto, u16::from_be(key.dport))
+}
+
 /// The first half of [`crate::decide::egress`].
 #[inline(always)]
 pub fn look_at_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Result<Next, Verdict>
@@ -91,11 +99,11 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    let flows = FlowTables::<V4>::has_flows(tables);
-    if !flows && !tables.own() {
+    let (flows, own) = (FlowTables::<V4>::has_flows(tables), tables.own());
+    if !flows && !own {
         return Err(Verdict::NotService);
     }
-    look_out(packet, tables, link, flows, tables.own())
+    look_out(packet, tables, link, flows, own)
 }
 
 /// [`look_at_egress`] where packets leave the node: also what it only passes on may leave as its own, by
@@ -147,7 +155,7 @@ where
     if flows && (tables.has_flows_to(&ip) || shape == Some(Shape::Icmp)) {
         return next(shape);
     }
-    if shape == Some(Shape::Whole) && own && tables.filter(&ip) & FILTER_NODE != 0 {
+    if shape == Some(Shape::Whole) && own {
         let (proto, ports) = Ipv::<N>::ports(packet, l3).ok_or(Verdict::Unparsed)?;
         let (sport, _) = split_ports(ports);
         if answers_are_foreign(tables, proto, sport, &ip) {

@@ -550,12 +550,6 @@ fn extensions<P: Packet>(packet: &P, transport: &mut Transport) -> Result<(), Ve
     Err(Verdict::Unparsed)
 }
 
-/// Whether VLAN tags lie between the Ethernet and the IP header.
-#[inline(always)]
-pub(crate) const fn outside_tags<const N: usize>(headers: &Headers<N>) -> bool {
-    headers.l3 as usize > ETHERNET
-}
-
 /// Reads the headers of a packet whose IP header is at `l3`, as seen at a hook of `kind`.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "both are masked")]
@@ -600,6 +594,13 @@ where
         l3: (l3 & 0xff) as u8,
         l4: (at & MAX_L4) as u16,
     })
+}
+
+/// A length within a packet that was checked or is a constant, or the distance of two of its headers.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "masked")]
+pub(crate) const fn short(length: usize) -> u32 {
+    (length & 0xffff) as u32
 }
 
 /// Splits the word of both ports, each in network order.

@@ -11,7 +11,7 @@ use crate::abi::{Counter, FlowKind, V4, V6, proto};
 use crate::csum::Sum;
 use crate::packet::Renew;
 use crate::parse::{
-    ETHERNET, Header, Headers, Ipv, Link, Network, headers, join_ports, network, tcp,
+    ETHERNET, Header, Headers, Ipv, Link, Network, headers, join_ports, network, short, tcp,
 };
 use crate::rewrite::swap_ethernet;
 use crate::tables::RefusalTables;
@@ -226,13 +226,6 @@ where
 fn pseudo<const N: usize>(headers: &Headers<N>, proto: u8, length: usize) -> Sum {
     let sum = Sum::default().words(&headers.key.src).words(&headers.key.dst);
     sum.word(u32::from(proto).to_be()).word(short(length).to_be())
-}
-
-/// A length that was checked or is a constant.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "masked")]
-const fn short(length: usize) -> u32 {
-    (length & 0xffff) as u32
 }
 
 impl Answer<V4> for Ipv<V4> {

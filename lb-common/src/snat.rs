@@ -3,15 +3,14 @@
 //! The port follows from the client's own, so that the connections of one client to one backend never
 //! compete with each other; where those of two clients do, others are tried.
 
-use crate::abi::{Flow, FlowKey, Mix, SNAT_ADDRESSES, proto};
-use crate::flow::{expired, table_of, turn};
+use crate::abi::{Flow, FlowKey, Mix, proto};
+use crate::flow::{expired, table_of, turn, unanswered};
 use crate::tables::{FlowRef, FlowTable, NodeTables, RouteTables};
 
-/// Ports tried: as many of the first address, then of the next one, as in a row.
+/// Ports tried: some of each address in turn, until there is none left to be tried.
 const TRIES: u32 = 16;
 /// Ports of one address before the next one has its turn.
 const TRIES_IN_A_ROW: u32 = 4;
-const _: () = assert!(TRIES_IN_A_ROW as usize * SNAT_ADDRESSES == TRIES as usize);
 /// From one port to the next that is tried: a prime, so that all are reached, and far enough to leave
 /// the ports of one client behind.
 const STRIDE: u32 = 7_919;
@@ -84,7 +83,9 @@ fn propose<const N: usize, T: RouteTables<N>>(
     }
     // SCTP's checksum covers its ports: it keeps that of the client.
     if key.proto != proto::SCTP && (forwarded || tried != 0) {
-        key.dport = port(tables, begin.wrapping_add(STRIDE.wrapping_mul(tried)));
+        // Each client has a stride of its own: where ports are taken in a row, all would go on in step.
+        let stride = STRIDE.wrapping_add(begin >> 16);
+        key.dport = port(tables, begin.wrapping_add(stride.wrapping_mul(tried)));
     }
     true
 }
@@ -96,18 +97,14 @@ fn place<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>, flow: 
     (mix.tag() >> 1).wrapping_add(host(key.sport))
 }
 
-/// An address of this node for replies to come to: where the interface has not as many, the first one
-/// again. `false` if it has none.
+/// An address of this node for replies to come to; `false` if the interface has none.
 #[inline(never)]
 fn set_address<const N: usize, T: RouteTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
-    index: u32,
+    turn: u32,
 ) -> bool {
-    key.dst = tables.snat_address(tables.egress(), index);
-    if key.dst == [0; N] {
-        key.dst = tables.snat_address(tables.egress(), 0);
-    }
+    key.dst = tables.snat_address(tables.egress(), turn);
     key.dst != [0; N]
 }
 
@@ -132,8 +129,8 @@ fn who_has<const N: usize, T: RouteTables<N>>(
     if table == FlowTable::HalfOpen
         && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
     {
-        // Nobody waits for an answer to a SYN for longer than for one to a datagram.
-        if !record.translates_as(flow) && !expired(tables.now(), proto::UDP, record.live()) {
+        // A flood of SYNs does not take all ports of a backend for longer than that.
+        if !record.translates_as(flow) && !unanswered(tables.now(), record.live()) {
             return Port::Taken;
         }
         left = true;

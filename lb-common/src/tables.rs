@@ -73,12 +73,12 @@ pub enum LocalMode {
 }
 
 /// What is set for this node, and what its interfaces are.
-pub trait NodeTables: ServiceTables {
+pub trait NodeTables: RefusalTables {
     /// Index of the interface at hand.
     fn arrival(&self) -> u32;
     /// Whether the packet at hand comes from a socket of this node. Asked of packets that leave.
     fn own(&self) -> bool;
-    /// What an interface is; `None` if nothing is known of it.
+    /// What an interface is; `None` if nothing is known of it, [`InterfaceWord::TORN`] if that changes.
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord>;
     /// Element of `NODE_PORTS`; 0 out of range.
     fn node_ports(&self, index: u32) -> u64;
@@ -136,8 +136,8 @@ pub enum RouteStatus {
 
 /// What is asked about new flows from outside, and about packets that are sent on.
 pub trait RouteTables<const N: usize>: FlowTables<N> + NodeTables {
-    /// An address for packets that leave by an interface, zeros if it has no such many.
-    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N>;
+    /// An address for packets that leave by an interface ([`crate::abi::address_in_turn`]).
+    fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<N>;
     /// Element of `LOCAL_CIDRS4` or `LOCAL_CIDRS6`; a zero mask ends the list.
     fn local_cidr(&self, index: u32) -> Option<ServiceCidr<N>>;
     /// Looks for a route for an IP packet (or each segment of one) of `length` bytes: among those that
@@ -184,6 +184,11 @@ pub trait FlowRef<const N: usize> {
             && own.dst == other.dst
             && own.sport == other.sport
             && own.dport == other.dport
+    }
+    /// Whether it leads to an address and port, network order.
+    fn leads_to(&self, ip: &Ip<N>, port: u16) -> bool {
+        let own = self.read();
+        own.dst == *ip && own.dport == port
     }
     /// Only the word that changes.
     fn live(&self) -> Live;

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh};
-use lb_common::abi::{Interface, InterfaceWord, Ip, NextHop, SNAT_ADDRESSES, ServiceCidr, V4, V6};
+use lb_common::abi::{Interface, InterfaceWord, Ip, NextHop, ServiceCidr, V4, V6, address_in_turn};
 use lb_common::select::widen;
 use lb_common::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
 
@@ -159,6 +159,27 @@ fn is_whole(value: *const Interface, ifindex: u32) -> bool {
     word(23) == mix.tag()
 }
 
+/// What an interface is: [`InterfaceWord`], 0 if nothing is known of it. A value that the agent replaces
+/// is read once more; who meets two replacements takes it for one that leads out of the node, as what it
+/// tells of pods has more effect.
+#[inline(never)]
+fn described(ifindex: u32) -> u64 {
+    for _ in 0..2 {
+        let Some(value) = maps::INTERFACES.get_ptr(ifindex) else { return 0 };
+        // SAFETY: a looked-up element, checked below.
+        let (flags, group) = unsafe {
+            (
+                (&raw const (*value).flags).read_volatile(),
+                (&raw const (*value).group).read_volatile(),
+            )
+        };
+        if is_whole(value, ifindex) {
+            return InterfaceWord::new(flags, group).0;
+        }
+    }
+    InterfaceWord::TORN.0
+}
+
 impl NodeTables for Maps {
     #[inline(always)]
     fn arrival(&self) -> u32 {
@@ -174,15 +195,8 @@ impl NodeTables for Maps {
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord> {
-        let value = maps::INTERFACES.get_ptr(ifindex)?;
-        // SAFETY: a looked-up element, checked below.
-        let (flags, group) = unsafe {
-            (
-                (&raw const (*value).flags).read_volatile(),
-                (&raw const (*value).group).read_volatile(),
-            )
-        };
-        is_whole(value, ifindex).then(|| InterfaceWord::new(flags, group))
+        let word = described(ifindex);
+        (word != 0).then_some(InterfaceWord(word))
     }
 
     #[inline(always)]
@@ -322,13 +336,14 @@ macro_rules! routes {
     ($n:ident, $family:ident, $cidrs:ident, $address:expr) => {
         impl RouteTables<$n> for Maps {
             #[inline(always)]
-            fn snat_address(&self, ifindex: u32, index: u32) -> Ip<$n> {
+            fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<$n> {
                 let none = [0; $n];
                 let Some(value) = maps::INTERFACES.get_ptr(&ifindex) else { return none };
-                let index = index as usize & (SNAT_ADDRESSES - 1);
-                let at = value.cast::<u32>().wrapping_add($address + index * $n);
-                // SAFETY: the address lies in the looked-up element, which is checked behind it.
-                let ip = unsafe { at.cast::<Ip<$n>>().read_volatile() };
+                let ip = address_in_turn(turn, |index| {
+                    let at = value.cast::<u32>().wrapping_add($address + index * $n);
+                    // SAFETY: the address lies in the looked-up element, which is checked behind it.
+                    unsafe { at.cast::<Ip<$n>>().read_volatile() }
+                });
                 if is_whole(value, ifindex) { ip } else { none }
             }
 

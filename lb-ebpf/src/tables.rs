@@ -196,6 +196,20 @@ impl<const N: usize> FlowRef<N> for Record<N> {
     }
 
     #[inline(always)]
+    fn leads_to(&self, ip: &Ip<N>, port: u16) -> bool {
+        let own = self.0;
+        // SAFETY: as above.
+        let (dst, dport) = unsafe {
+            ((&raw const (*own).dst).read_volatile(), (&raw const (*own).dport).read_volatile())
+        };
+        let mut differs = u32::from(dport ^ port);
+        for (own, other) in dst.iter().zip(ip) {
+            differs |= own ^ other;
+        }
+        differs == 0
+    }
+
+    #[inline(always)]
     fn live(&self) -> Live {
         // SAFETY: as above; one aligned word.
         Live(unsafe { (&raw const (*self.0).live).read_volatile() })

@@ -119,6 +119,7 @@ impl World {
         for out in [0, UPLINK] {
             tables.add_route(ip(net.client)?, out, to(UPLINK, 1500));
         }
+        tables.add_route(ip(net.vip)?, 0, to(UPLINK, 1500));
         for (index, backend) in [net.backend, net.here].into_iter().enumerate() {
             let number = protocol.number();
             let id = tables.add_service_port(number, &[], &[at(backend, TARGET)]);
@@ -361,6 +362,49 @@ fn case_35_the_nodes_own_questions_are_answered() -> Result<()> {
         world.is(Verdict::Forwarded, UPLINK, &asks)?;
         let other = build(protocol, at(net.client, SPORT), at(net.vip, PORT + 7), SYN);
         world.is(Verdict::UndefinedPort, UPLINK, &other)?;
+        Ok(())
+    })
+}
+
+/// Case 45: a ping of a VIP is answered, unless all machines of the link hear it.
+#[test]
+fn case_45_pings_are_answered_to_who_meant_this_node() -> Result<()> {
+    in_world("case_45_pings_are_answered_to_who_meant_this_node", |world, net, _| {
+        let kind = if net.vip.contains(':') { 128 } else { 8 };
+        let ping = Packet::new(net.client, net.vip).icmp(kind, 0, [0, 1, 0, 1]).payload(b"ping");
+        let bytes = world.is(Verdict::Reflected, UPLINK, &ping)?;
+        packet::checksums_ok(&bytes, Link::Ethernet)?;
+        let mut to_all = ping.build();
+        to_all[..6].fill(0xff);
+        let ran = world.kernel.run_at("tc_ingress", &to_all, UPLINK)?;
+        ensure!(ran.verdict.cast_signed() == NEXT, "{}", ran.verdict);
+        ensure!(ran.data == to_all, "answered");
+        // Case 45: nor does anything else go in circles.
+        let stray = Packet::new(net.client, net.vip).other(47).payload(&[0; 40]);
+        world.is(Verdict::UndefinedPort, UPLINK, &stray)?;
+        Ok(())
+    })
+}
+
+/// What comes by an interface whose description is being replaced is not taken for a pod's: neither is its
+/// source kept, nor does it pass where a policy binds who is outside.
+#[test]
+fn v_8_v_12_an_interface_that_is_being_changed_is_none_of_a_pods() -> Result<()> {
+    let test = "v_8_v_12_an_interface_that_is_being_changed_is_none_of_a_pods";
+    in_world(test, |world, net, protocol| {
+        let flags = InterfaceFlags::LOCAL_POD;
+        let interface = Interface { flags, group: UPLINK, mtu: 1500, ..Interface::default() };
+        let asks = build(protocol, at(net.client, SPORT), at(net.vip, PORT + 7), SYN);
+        for torn in [false, true] {
+            if torn {
+                world.tables.set_torn_interface(UPLINK, interface);
+            } else {
+                world.tables.set_host_interface(UPLINK, interface);
+            }
+            world.kernel.fill(&world.tables)?;
+            let expected = if torn { Verdict::UndefinedPort } else { Verdict::NotService };
+            world.is(expected, UPLINK, &asks)?;
+        }
         Ok(())
     })
 }

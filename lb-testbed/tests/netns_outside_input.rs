@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_testbed::{
-    cluster::{At, Family, Spec},
+    cluster::{At, Family, Spec, Topology},
     matrix::Transport,
     north_south::{
         AT_ONCE, ENTRY, Exposure, HERE, KUBELET, NorthSouth, OUTSIDE, PORT, SECOND, SILENCE, SOON,
@@ -241,6 +241,45 @@ fn n_8_node_ports_of_nonsense_cost_themselves_only() -> Result<()> {
             let to = world.to(bad, way, case.family);
             let reply = case.once(&mut client, to).with_context(|| format!("{case}, {to}"))?;
             ensure!(reply.server == "there", "{case}, {to}: {reply:?}");
+        }
+    }
+    Ok(())
+}
+
+/// IEEE 802.1Q section 6.9: a tag of VLAN 0 tells a priority and names no VLAN. Its frame is the host's,
+/// as for the kernel; one of another VLAN, which the node has no interface of, is nobody's.
+#[test]
+fn frames_with_a_priority_are_served_and_those_of_other_vlans_are_not() -> Result<()> {
+    if !require::root_or_skip("frames_with_a_priority_are_served_and_those_of_other_vlans_are_not")
+    {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec { topology: Topology::Routed, ..Spec::default() })?;
+    let services = [HERE, THERE].map(|at| world.expose(&Exposure::new(&[at])));
+    world.start(&[])?;
+    let node = world.cluster.nodes()[0].netns.mac("eth0")?;
+    let mut wire = Wire::open(world.cluster.fabric(), "br0", node)?;
+    for (service, family) in services.into_iter().flat_map(|one| Family::ALL.map(|way| (one, way)))
+    {
+        let from = world.cluster.address(At::Fabric, family);
+        for to in [Way::NodePort, Way::LoadBalancer].map(|way| world.to(service, way, family)) {
+            let asks = |vlan, sport| {
+                let packet = Packet::new(from, to.ip()).vlan(vlan);
+                packet.payload(b"hello").udp(sport, to.port())
+            };
+            wire.clear()?;
+            wire.send(&asks(7, 40_007))?;
+            wire.send(&asks(0, 40_000))?;
+            let mut answers = Vec::new();
+            wire.wait(&format!("an answer of {to}"), SOON, |frame| {
+                let [sport, dport] = frame.parsed.ports?;
+                if frame.parsed.src == to.ip() && sport == to.port() {
+                    answers.push(dport);
+                }
+                answers.contains(&40_000).then_some(())
+            })
+            .with_context(|| format!("{:?}", world.counters(0)))?;
+            ensure!(answers == [40_000], "{to}: {answers:?}");
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What is refused, dropped or left alone of what clients outside send to Services, and what do they
 //! see of it?
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::Counter;
@@ -12,12 +12,19 @@ use lb_testbed::{
         AT_ONCE, ENTRY, Exposure, HERE, NEIGHBOUR, NorthSouth, OUTSIDE, PORT, SECOND, SILENCE,
         SOON, THERE, Way, cases, told,
     },
-    packet::{Packet, TcpFlags, protocol::SCTP},
+    packet::{
+        Packet, TcpFlags,
+        protocol::{SCTP, UDP},
+    },
     require,
     rig::IN_FORCE_WITHIN,
     wait,
-    wire::Wire,
+    wire::{Frame, Wire},
 };
+
+const GRE: u8 = 47;
+/// What listens on the node itself.
+const PROBED: u16 = 32_100;
 
 /// Rules V-6, V-a: without any endpoint a client outside is told at once, by every address.
 #[test]
@@ -185,11 +192,11 @@ fn v_12_unknown_ports_of_vips_are_refused_and_never_loop() -> Result<()> {
     Ok(())
 }
 
-/// Production case 45: a VIP answers pings from outside; SCTP to a port that it does not have does not go
-/// in circles.
+/// Production case 45: a VIP answers pings from outside; what has no port of a Service does not go in
+/// circles.
 #[test]
-fn case_45_pings_of_vips_are_answered_and_sctp_never_loops() -> Result<()> {
-    if !require::root_or_skip("case_45_pings_of_vips_are_answered_and_sctp_never_loops") {
+fn case_45_pings_of_vips_are_answered_and_other_protocols_never_loop() -> Result<()> {
+    if !require::root_or_skip("case_45_pings_of_vips_are_answered_and_other_protocols_never_loop") {
         return Ok(());
     }
     let mut world = NorthSouth::new(Spec::default())?;
@@ -210,9 +217,19 @@ fn case_45_pings_of_vips_are_answered_and_sctp_never_loops() -> Result<()> {
             is.then_some(())
         })?;
         node.clear()?;
-        // An SCTP port that nobody has.
-        let packet = Packet::new(from, vip).other(SCTP).payload(&[0; 20]);
-        client.send(&packet)?;
+        let about = Packet::new(vip, from).udp(PORT, 7);
+        let unreachable = if family == Family::V4 { 3 } else { 1 };
+        let strays = [
+            // A port that nobody has.
+            Packet::new(from, vip).other(SCTP).payload(&[0; 20]),
+            Packet::new(from, vip).other(GRE).payload(&[0; 20]),
+            Packet::new(from, vip).other(UDP).payload(&[0; 4]),
+            Packet::new(from, vip).icmp(answer, 0, [1, 2, 0, 1]),
+            Packet::new(from, vip).icmp_error(unreachable, 1, [0; 4], &about, 48),
+        ];
+        for (number, stray) in (1..).zip(&strays) {
+            client.send(&stray.clone().ttl(200 + number))?;
+        }
         client.send(&ping)?;
         // The ping's answer tells that what was sent before has been dealt with.
         client.wait("the answer to a ping", SOON, |frame| {
@@ -220,11 +237,40 @@ fn case_45_pings_of_vips_are_answered_and_sctp_never_loops() -> Result<()> {
                 .then_some(())
         })?;
         let seen = node.seen()?;
-        let of = |frame: &&lb_testbed::wire::Frame| {
-            frame.parsed.protocol == SCTP && frame.parsed.dst == vip
-        };
-        let count = seen.iter().filter(of).count();
-        ensure!(count == 1, "{family}: {count} times on the uplink");
+        // Whatever it is, it was sent with more hops than a ping has, and each passes one router.
+        let passed = |frame: &&Frame| frame.parsed.dst == vip && frame.parsed.ttl > 100;
+        let mut hops: Vec<u8> = seen.iter().filter(passed).map(|frame| frame.parsed.ttl).collect();
+        hops.sort_unstable();
+        ensure!(hops == [200, 201, 202, 203, 204], "{family}: {hops:?} on the uplink");
+    }
+    Ok(())
+}
+
+/// A `local` route for a balancer's address, as the agents of some clouds make them: what listens on the
+/// node is reached there, as the health check ports that clouds probe; a Service is as before.
+#[test]
+fn a_local_route_takes_what_no_service_takes_of_an_address() -> Result<()> {
+    if !require::root_or_skip("a_local_route_takes_what_no_service_takes_of_an_address") {
+        return Ok(());
+    }
+    let mut world = NorthSouth::new(Spec::default())?;
+    let service = world.expose(&Exposure::new(&[HERE]));
+    world.start(&[])?;
+    let entry = &world.cluster.nodes()[0].netns;
+    let any = SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), PROBED);
+    let _listens = entry.run(|| TcpListener::bind(any))??;
+    let mut client = world.peer(OUTSIDE)?;
+    for case in cases().filter(|case| case.transport == Transport::Tcp) {
+        let vip = service.load_balancer(case.family);
+        let probed = SocketAddr::new(vip, PROBED);
+        let errno = told(&mut client, case, probed, AT_ONCE)?;
+        ensure!(errno == Some(libc::ECONNREFUSED), "{case}, nobody has {vip}: {errno:?}");
+        entry.ip(&format!("route add local {vip} dev lo"))?;
+        client
+            .tcp_connect_from(None, probed, SOON)
+            .with_context(|| format!("{case}, {probed}: {:?}", world.counters(0)))?;
+        let to = world.to(service, Way::LoadBalancer, case.family);
+        case.once(&mut client, to).with_context(|| case.to_string())?;
     }
     Ok(())
 }

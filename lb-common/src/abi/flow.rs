@@ -34,6 +34,23 @@ pub struct FlowKey<const N: usize> {
 
 const _: () = assert!(size_of::<FlowKey<1>>() == 16 && size_of::<FlowKey<4>>() == 40);
 
+impl<const N: usize> FlowKey<N> {
+    /// The key of what travels the other way, as seen at a hook of `kind`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn turned(&self, kind: u8) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+            kind,
+            pad: 0,
+        }
+    }
+}
+
 /// Value of the flow tables: 40 or 64 bytes. Fixed once inserted, but for [`Flow::live`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Interfaces: what arrives by them, and under which address packets leave by them.
 
-use super::Mix;
+use super::{Ip, Mix};
 
 /// What an interface is. Bits from 8 on are for tools: what became of XDP there.
 pub struct InterfaceFlags;
@@ -23,6 +23,10 @@ impl InterfaceFlags {
 pub struct InterfaceWord(pub u64);
 
 impl InterfaceWord {
+    /// That of an interface whose value is being replaced again and again: what arrives by it is not
+    /// trusted as a pod's.
+    pub const TORN: Self = Self::new(InterfaceFlags::OFF_NODE, 0);
+
     /// A word.
     #[inline(always)]
     pub const fn new(flags: u32, group: u32) -> Self {
@@ -44,6 +48,22 @@ impl InterfaceWord {
 
 /// Addresses of each family that an interface has for SNAT.
 pub const SNAT_ADDRESSES: usize = 4;
+
+/// Which of an interface's addresses serves at a turn: where it has not as many, the first two do in turn,
+/// or the only one. Zeros if it has none; `at` tells those at an index below [`SNAT_ADDRESSES`].
+#[inline(always)]
+pub fn address_in_turn<const N: usize>(turn: u32, at: impl Fn(usize) -> Ip<N>) -> Ip<N> {
+    let turn = turn as usize;
+    for index in [turn & (SNAT_ADDRESSES - 1), turn & (SNAT_ADDRESSES / 2 - 1)] {
+        let ip = at(index);
+        if ip != [0; N] {
+            return ip;
+        }
+    }
+    at(0)
+}
+
+const _: () = assert!(SNAT_ADDRESSES == 4);
 
 /// Value of `INTERFACES`, by interface index: 96 bytes. Read for new flows only.
 #[repr(C)]

@@ -39,7 +39,7 @@ pub use frontend::{
     Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId, SourceRangeKey,
 };
 pub use hop::{NEXT_HOPS, NextHop};
-pub use interface::{Interface, InterfaceFlags, InterfaceWord, SNAT_ADDRESSES};
+pub use interface::{Interface, InterfaceFlags, InterfaceWord, SNAT_ADDRESSES, address_in_turn};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use programs::ProgramSlot;
 pub use refusal::{REFUSALS_PER_TICK, RefusalWord};

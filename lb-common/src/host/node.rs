@@ -10,7 +10,7 @@ use super::builder::{Words, words};
 use super::family::OfFamily;
 use crate::abi::{
     Interface, InterfaceWord, Ip, LOCAL_CIDRS, NEXT_HOPS, NODE_PORT_WORDS, NextHop, ServiceCidr,
-    SourceRangeKey, node_port_place,
+    SourceRangeKey, address_in_turn, node_port_place,
 };
 use crate::tables::{LocalMode, NodeTables, RouteStatus, RouteTables, ServiceTables as _};
 
@@ -71,6 +71,12 @@ impl HostTables {
     /// Says what an interface is; its tag is filled in.
     pub fn set_host_interface(&self, ifindex: u32, interface: Interface) {
         let interface = Interface { tag: interface.tag_for(ifindex), ..interface };
+        self.node.interfaces.borrow_mut().insert(ifindex, interface);
+    }
+
+    /// The same, but the agent is about to replace what is said of it.
+    pub fn set_torn_interface(&self, ifindex: u32, interface: Interface) {
+        let interface = Interface { tag: !interface.tag_for(ifindex), ..interface };
         self.node.interfaces.borrow_mut().insert(ifindex, interface);
     }
 
@@ -203,8 +209,10 @@ impl NodeTables for HostTables {
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord> {
         self.cost(|costs| costs.lookups += 1);
         let interface = self.node.interfaces.borrow().get(&ifindex).copied()?;
-        let whole = interface.is_for(ifindex);
-        whole.then(|| InterfaceWord::new(interface.flags, interface.group))
+        if !interface.is_for(ifindex) {
+            return Some(InterfaceWord::TORN);
+        }
+        Some(InterfaceWord::new(interface.flags, interface.group))
     }
 
     fn node_ports(&self, index: u32) -> u64 {
@@ -282,17 +290,19 @@ impl<const N: usize> RouteTables<N> for HostTables
 where
     Self: OfFamily<N>,
 {
-    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N> {
+    fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<N> {
         self.cost(|costs| costs.lookups += 1);
-        let mut ip = [0; N];
         let interfaces = self.node.interfaces.borrow();
-        let Some(interface) = interfaces.get(&ifindex) else { return ip };
-        let four = interface.v4.get(index as usize).map(std::slice::from_ref);
-        let six = interface.v6.get(index as usize).map(<[u32; 4]>::as_slice);
-        if let Some(from) = if N == 1 { four } else { six } {
-            ip.copy_from_slice(from);
-        }
-        ip
+        let Some(interface) = interfaces.get(&ifindex) else { return [0; N] };
+        address_in_turn(turn, |index| {
+            let mut ip = [0; N];
+            let four = interface.v4.get(index).map(std::slice::from_ref);
+            let six = interface.v6.get(index).map(<[u32; 4]>::as_slice);
+            if let Some(from) = if N == 1 { four } else { six } {
+                ip.copy_from_slice(from);
+            }
+            ip
+        })
     }
 
     fn local_cidr(&self, index: u32) -> Option<ServiceCidr<N>> {

@@ -39,8 +39,8 @@ pub trait Packet {
     fn is_linear_until(&self, _end: usize) -> bool {
         true
     }
-    /// Whether it came with a VLAN tag that lies outside of it: an interface of the VLAN will see it
-    /// without.
+    /// Whether it came with the tag of a VLAN that lies outside of it: an interface of the VLAN will see
+    /// it without.
     fn tagged(&self) -> bool {
         false
     }

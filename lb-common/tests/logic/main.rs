@@ -14,6 +14,7 @@ mod refusals;
 mod sent_on;
 mod setup;
 mod stale;
+mod stray;
 mod tables;
 mod unconnected;
 mod wire;

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use lb_common::{
     abi::{AddressFlags, BackendFlags, Counter, FrontendFlags, Scope},
     host::HostRoute,
+    parse::Link,
     socket::{Address, Outcome, connect},
     tables::{LocalMode, NodeTables as _, RouteStatus},
     verdict::Verdict,
 };
-use lb_testbed::packet::{self as built};
+use lb_testbed::packet::{self as built, Packet};
 
 use crate::outside_setup::{MTU, Outside, POD, SECOND, UPLINK, is_node, node, route};
 use crate::setup::{
@@ -87,6 +88,52 @@ fn a_reply_that_would_leave_elsewhere_leaves_where_its_flow_came_in() {
         outside.tables().set_host_interface(SECOND, bond);
         route(outside.tables(), net.client, UPLINK, RouteStatus::Found, UPLINK);
         assert_eq!(outside.world.egress(&answer), (Verdict::Translated, expected));
+    }
+}
+
+/// And so do the later fragments of a reply, and errors about what the client sent.
+#[test]
+fn what_belongs_to_a_reply_leaves_where_its_flow_came_in() {
+    for net in NETS {
+        let outside = Outside::new(net, Protocol::Udp).here();
+        let asks = outside.asks(ACK);
+        assert_eq!(outside.arrives(UPLINK, &asks).0, Verdict::Translated);
+        let answer = packet(Protocol::Udp, outside.pod(), outside.client(), ACK);
+        let back = readdressed(&answer, outside.vip(), outside.client());
+        let payload = [7; 300];
+        let v6 = net.vip.contains(':');
+        let (kind, quoted) = if v6 { (1, 48) } else { (3, 28) };
+        let sent = readdressed(&asks, outside.client(), outside.pod());
+        let error = |from, about: &Packet| {
+            let error = Packet::new(from, outside.client().ip());
+            error.icmp_error(kind, 1, [0; 4], about, quoted).build()
+        };
+        let mut leaving = answer.payload(&payload).fragments(80);
+        let mut expected = back.payload(&payload).fragments(80);
+        leaving.push(error(outside.pod().ip(), &sent));
+        expected.push(error(outside.vip().ip(), &asks));
+        let at = |ifindex, bytes: &[u8]| {
+            outside.tables().set_interface(ifindex);
+            outside.world.run(Hook::Egress, bytes, Link::Ethernet)
+        };
+        for (leaving, expected) in leaving.iter().zip(&expected) {
+            let wanted = [(UPLINK, Verdict::Translated), (SECOND, Verdict::Forwarded)];
+            for (ifindex, wanted) in wanted {
+                let (verdict, bytes) = at(ifindex, leaving);
+                assert_eq!(verdict, wanted);
+                let diff = built::diff(expected, &bytes, built::Link::Ethernet);
+                assert!(diff.is_empty(), "{diff}");
+            }
+            let (_, to, over, out, _) = *outside.tables().asked_routes().last().unwrap();
+            assert_eq!((to, over, out), (outside.client().ip(), UPLINK, true));
+        }
+        // Where no route leads out of it, by the other one.
+        for out in [0, UPLINK] {
+            route(outside.tables(), net.client, out, RouteStatus::NoRoute, 0);
+        }
+        for leaving in &leaving {
+            assert_eq!(at(SECOND, leaving).0, Verdict::Translated);
+        }
     }
 }
 
@@ -245,6 +292,25 @@ fn n_1_n_9_node_ports_are_looked_up_at_the_nodes_addresses_only() {
     }
 }
 
+/// What comes to the node's own ports among those for SNAT, as to the kubelet, pays for the lookup of a
+/// record and for no more.
+#[test]
+fn c_6_the_nodes_own_ports_cost_no_lookup_of_a_frontend() {
+    for net in NETS {
+        for (protocol, most) in [(Protocol::Tcp, 3), (Protocol::Udp, 2)] {
+            let outside = Outside::new(net, protocol);
+            for flags in [SYN, ACK] {
+                let own = at(node(net)[0], 10_250);
+                let asks = packet(protocol, outside.client(), own, flags);
+                outside.tables().reset_costs();
+                assert_eq!(outside.arrives(UPLINK, &asks).0, Verdict::NotService);
+                let lookups = outside.tables().costs().lookups;
+                assert!(lookups <= most, "{protocol:?} {flags:?}: {lookups}");
+            }
+        }
+    }
+}
+
 /// Case 35: a process of the node asks from a port that is a `NodePort` too, and hears the answer.
 #[test]
 fn case_35_answers_to_the_nodes_own_questions_are_its_own() {
@@ -314,6 +380,8 @@ fn xdp_sends_on_and_leaves_all_else_as_it_came() {
             for _ in 0..2 {
                 assert_eq!(outside.early(UPLINK, &outside.asks(ACK)).0, Verdict::Forwarded);
             }
+            // The tag would leave with it.
+            assert_eq!(outside.early(UPLINK, &outside.asks(ACK).vlan(7)).0, Verdict::Left);
             // An egress without XDP, or a neighbour that is still to be asked for, is tc's.
             for (status, egress) in
                 [(RouteStatus::Found, SECOND), (RouteStatus::NoNeighbour, UPLINK)]

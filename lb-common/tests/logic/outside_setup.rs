@@ -172,6 +172,8 @@ fn describe(tables: &HostTables, net: Net) {
     for address in addresses {
         tables.set_address(at(address, 0).ip(), AddressFlags::HOST | AddressFlags::NODE);
     }
+    // Nobody here has a VIP: back to the router.
+    route(tables, net.vip, 0, RouteStatus::Found, UPLINK);
     route(tables, net.pod, 0, RouteStatus::Found, SECOND);
     route(tables, net.pod2, 0, RouteStatus::Found, SECOND);
     for out in [0, UPLINK] {

@@ -1,6 +1,6 @@
 //! The life of a flow that is sent on: its ports, its end, its records, and packets that do not fit.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::SocketAddr};
 
 use lb_common::{
     abi::{BackendFlags, Counter, FlowKey, FlowKind, Scope},
@@ -54,6 +54,56 @@ fn case_39_a_second_address_takes_what_the_first_cannot() {
         // What nobody used for as long as a flow is kept is free again.
         outside.tables().advance(705);
         outside.sent_on(&more);
+    }
+}
+
+/// The ports of clients are random: none is turned away while half of the ports of two
+/// addresses are free, and few until three quarters are taken.
+#[test]
+fn case_39_all_addresses_are_used_alike() {
+    let outside = Outside::new(V4, Protocol::Udp);
+    let each = 2_000;
+    outside.tables().set_snat_ports(2_000, each);
+    let mut state = 1_u32;
+    let mut random = || {
+        // Numerical Recipes' generator; its low bits are poor.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 8
+    };
+    let mut denied = [0; 3];
+    for number in 0..3 * u32::from(each) / 2 {
+        let [a, b, c, d] = random().to_be_bytes();
+        let client = SocketAddr::from(([100, a ^ b, c, d], 1_024 + (random() & 0x7fff) as u16));
+        let (verdict, _) = outside.arrives(UPLINK, &udp(client, outside.vip()));
+        denied[number as usize / 1_000] += u32::from(verdict == Verdict::NoPort);
+    }
+    assert!(denied[..2] == [0, 0] && denied[2] < 10, "{denied:?}");
+}
+
+/// Connections that nobody answers: their ports go to others after 10 s at the shortest tick, and who
+/// asks again begins anew.
+#[test]
+fn half_open_flows_are_given_up_soon() {
+    for net in NETS {
+        let outside = Outside::new(net, Protocol::Tcp);
+        outside.tables().set_snat_ports(2_000, 1);
+        let asks = |n| packet(Protocol::Tcp, at(net.client, SPORT + n), outside.vip(), SYN);
+        let first = outside.sent_on(&asks(0));
+        let second = outside.sent_on(&asks(1));
+        assert_eq!(first.port(), second.port());
+        outside.tables().advance(39);
+        // An answer tells that somebody is there.
+        let answer = |source| packet(Protocol::Tcp, outside.pod(), source, SYN_ACK);
+        assert_eq!(outside.arrives(SECOND, &answer(second)).0, Verdict::Forwarded);
+        assert_eq!(outside.arrives(UPLINK, &asks(2)).0, Verdict::NoPort);
+        outside.tables().advance(1);
+        assert_eq!(outside.sent_on(&asks(2)), first);
+        assert_eq!(outside.arrives(UPLINK, &asks(3)).0, Verdict::NoPort);
+        // The first client's record is still there, and its port is not its own any more.
+        assert_eq!(outside.arrives(UPLINK, &asks(0)).0, Verdict::NoPort);
+        let (verdict, bytes) = outside.arrives(SECOND, &answer(first));
+        assert_eq!(verdict, Verdict::Forwarded);
+        assert_eq!(crate::setup::destination(&bytes).port(), SPORT + 2);
     }
 }
 

@@ -48,6 +48,9 @@ const SHORTEST_OTHER: usize = 14 + 8 + 40 + 20;
 const PULL: u32 = 192;
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
+/// The part of a VLAN tag that names the VLAN. 0 names none: the tag tells a priority only (IEEE 802.1Q
+/// section 6.9), and the kernel takes it off.
+const VLAN_ID: u32 = 0xfff;
 /// The frame was sent to this machine.
 const PACKET_HOST: u32 = 0;
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
@@ -226,8 +229,11 @@ impl Packet for Skb {
     #[inline(always)]
     fn tagged(&self) -> bool {
         let skb = self.0.skb.skb;
-        // SAFETY: a field of this program's context.
-        (unsafe { (&raw const (*skb).vlan_present).read_volatile() }) != 0
+        // SAFETY: fields of this program's context.
+        unsafe {
+            (&raw const (*skb).vlan_present).read_volatile() != 0
+                && (&raw const (*skb).vlan_tci).read_volatile() & VLAN_ID != 0
+        }
     }
 
     #[inline(always)]

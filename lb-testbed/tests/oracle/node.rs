@@ -36,9 +36,12 @@ pub(crate) fn routes(family: Family) -> Vec<(IpAddr, Link)> {
         (Owner::OtherNode, link::UPLINK),
         (Owner::Foreign(0), link::UPLINK),
         (Owner::Foreign(1), link::UPLINK2),
-        (Owner::Balancer(0), link::UPLINK),
     ];
-    let all = pods.chain(others).chain(outside);
+    // Addresses of Services are nobody's here: their way leads to a router.
+    let of_services = (0..10)
+        .flat_map(|n| [Owner::ClusterIp(n), Owner::External(n), Owner::Balancer(n)])
+        .map(|owner| (owner, link::UPLINK));
+    let all = pods.chain(others).chain(outside).chain(of_services);
     all.map(|(owner, link)| (address(family, owner), link)).collect()
 }
 

@@ -1,11 +1,22 @@
 //! The node: by which interface does the packet arrive, who may its client be, and where would it be
 //! sent on?
 
-use lb_common::abi::{InterfaceFlags, InterfaceWord, Ip, NextHop, ServiceCidr};
-use lb_common::tables::{LocalMode, NodeTables, RouteStatus, RouteTables};
+use lb_common::abi::{
+    InterfaceFlags, InterfaceWord, Ip, NextHop, RefusalWord, ServiceCidr, address_in_turn,
+};
+use lb_common::tables::{LocalMode, NodeTables, RefusalTables, RouteStatus, RouteTables};
 
 use super::{Recorder, ip_of};
 use crate::cli::explain::reader::{FamilyReader, Reader};
+
+/// Nobody is answered here.
+impl<R: Reader> RefusalTables for Recorder<'_, R> {
+    fn refusals(&self) -> Option<RefusalWord> {
+        None
+    }
+
+    fn set_refusals(&self, _: RefusalWord) {}
+}
 
 impl<R: Reader> NodeTables for Recorder<'_, R> {
     fn arrival(&self) -> u32 {
@@ -18,8 +29,13 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
 
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord> {
         let found = self.reader.interface(ifindex);
-        let whole = found.filter(|interface| interface.is_for(ifindex));
-        let word = whole.map(|interface| InterfaceWord::new(interface.flags, interface.group));
+        let word = found.map(|interface| {
+            if interface.is_for(ifindex) {
+                InterfaceWord::new(interface.flags, interface.group)
+            } else {
+                InterfaceWord::TORN
+            }
+        });
         if ifindex == self.arrival && !self.told_interface.replace(true) {
             let is = match word {
                 None if ifindex == 0 => "a pod's".to_owned(),
@@ -103,9 +119,12 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
 }
 
 impl<const N: usize, R: FamilyReader<N>> RouteTables<N> for Recorder<'_, R> {
-    fn snat_address(&self, ifindex: u32, index: u32) -> Ip<N> {
-        let found = self.reader.snat_address(ifindex, index);
-        if index == 0 {
+    fn snat_address(&self, ifindex: u32, turn: u32) -> Ip<N> {
+        let at = |index: usize| {
+            self.reader.snat_address(ifindex, u32::try_from(index).unwrap_or(u32::MAX))
+        };
+        let found = address_in_turn(turn, at);
+        if turn == 0 {
             let text = if found == [0; N] {
                 format!("{} has no address to send from", self.name(ifindex))
             } else {
