@@ -177,13 +177,7 @@ where
     let known = match tables.flow(FlowTable::Main, &parsed.key) {
         None => None,
         Some(record) if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) != 0 => {
-            // Where the program's stack has room for it, without a call.
-            let again = if S::EARLY {
-                forward::again::<N, S, P, T>(packet, tables, &parsed, &record)
-            } else {
-                forward::again_apart::<N, S, P, T>(packet, tables, &parsed, &record)
-            };
-            match again {
+            match forward::again::<N, S, P, T>(packet, tables, &parsed, &record) {
                 None => passing(stage, packet, tables, &mut parsed, record),
                 sent => sent,
             }

@@ -14,8 +14,8 @@ use crate::tables::{FlowRef, NodeTables, RouteStatus, RouteTables};
 use crate::verdict::Verdict;
 
 /// The usual packet of a flow that is sent on: the record says where, and it changes nothing. `None`: it
-/// takes more looking, and is untouched.
-#[inline(always)]
+/// takes more looking, and is untouched. A function of its own, for the sake of the stack.
+#[inline(never)]
 pub(crate) fn again<const N: usize, S: Stage, P, T>(
     packet: &mut P,
     tables: &T,
@@ -50,22 +50,6 @@ where
         return None;
     }
     Some(written(packet, headers, &flow))
-}
-
-/// [`again`] as a function of its own, whose frame ends before others begin.
-#[inline(never)]
-pub(crate) fn again_apart<const N: usize, S: Stage, P, T>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    record: &T::Ref,
-) -> Option<Verdict>
-where
-    P: Packet,
-    T: RouteTables<N>,
-    Ipv<N>: Header<N>,
-{
-    again::<N, S, P, T>(packet, tables, headers, record)
 }
 
 /// A packet of a flow that is sent on, either way; its record is to remember the next hop.
