@@ -8,7 +8,7 @@ use crate::abi::{
 };
 use crate::packet::Packet;
 use crate::parse::{ETHERNET, Header, Headers, Ipv};
-use crate::select::{address_flags, choose_for, destination, widen};
+use crate::select::{Place, address_flags, choose_for, destination, place_of, widen};
 use crate::stray::ends_here;
 use crate::tables::{LocalMode, NodeTables, RouteTables};
 use crate::verdict::{NoBackend, Verdict};
@@ -230,16 +230,9 @@ fn client<const N: usize, T: RouteTables<N>>(
 
 #[inline(always)]
 fn by_range<const N: usize, T: RouteTables<N>>(tables: &T, source: &Ip<N>) -> Client {
-    let mut client = Client::Unknown;
-    for index in 0..LOCAL_CIDRS {
-        let Some(range) = tables.local_cidr(index) else { return client };
-        if range.mask.first() == Some(&0) {
-            return client;
-        }
-        if range.holds(source) {
-            return Client::Pod;
-        }
-        client = Client::Other;
+    match place_of(source, LOCAL_CIDRS, |index| tables.local_cidr(index)) {
+        Place::Inside => Client::Pod,
+        Place::Outside => Client::Other,
+        Place::Unknown => Client::Unknown,
     }
-    client
 }

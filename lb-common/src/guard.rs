@@ -8,20 +8,9 @@ use crate::abi::{AddressFlags, FlowKind, Ip, SERVICE_CIDRS, V4, V6};
 use crate::decide::counted;
 use crate::packet::Packet;
 use crate::parse::{Header, Ipv, Link, Network, destination_of, headers, network};
-use crate::select::address_flags;
+use crate::select::{Place, address_flags, place_of};
 use crate::tables::GuardTables;
 use crate::verdict::Verdict;
-
-/// Where an address lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// In a range that Services get their addresses from.
-    Inside,
-    /// In none.
-    Outside,
-    /// No range of this family is known.
-    Unknown,
-}
 
 /// Whether [`leaving`] has to be asked: loads only, because every packet of the node comes here.
 #[inline(always)]
@@ -83,16 +72,5 @@ where
 
 #[inline(always)]
 fn place<const N: usize, T: GuardTables<N>>(tables: &T, ip: &Ip<N>) -> Place {
-    let mut found = Place::Unknown;
-    for index in 0..SERVICE_CIDRS {
-        let Some(cidr) = tables.service_cidr(index) else { return found };
-        if cidr.mask.first() == Some(&0) {
-            return found;
-        }
-        if cidr.holds(ip) {
-            return Place::Inside;
-        }
-        found = Place::Outside;
-    }
-    found
+    place_of(ip, SERVICE_CIDRS, |index| tables.service_cidr(index))
 }

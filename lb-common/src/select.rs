@@ -2,7 +2,7 @@
 
 use crate::abi::{
     AddressFlags, AffinityKey, AffinityRecord, Backend, BackendFlags, BackendId, BackendWord,
-    Counter, FactsFlags, Found, FrontendFlags, FrontendKey, Ip, Scope, ServicePortId,
+    Counter, FactsFlags, Found, FrontendFlags, FrontendKey, Ip, Scope, ServiceCidr, ServicePortId,
 };
 use crate::tables::{FrontendTables, ServiceTables};
 use crate::verdict::NoBackend;
@@ -213,6 +213,38 @@ fn chosen(id: BackendId, backend: &Backend) -> Choice {
 #[inline(always)]
 const fn scaled(random: u32, count: u32) -> u32 {
     ((random as u64).wrapping_mul(count as u64) >> 32) as u32
+}
+
+/// Where an address lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In one of the ranges.
+    Inside,
+    /// In none.
+    Outside,
+    /// There is no range of this family.
+    Unknown,
+}
+
+/// Whether an address lies in one of at most `count` ranges; a zero mask ends the list.
+#[inline(always)]
+pub(crate) fn place_of<const N: usize>(
+    ip: &Ip<N>,
+    count: u32,
+    range: impl Fn(u32) -> Option<ServiceCidr<N>>,
+) -> Place {
+    let mut place = Place::Unknown;
+    for index in 0..count {
+        let Some(range) = range(index) else { return place };
+        if range.mask.first() == Some(&0) {
+            return place;
+        }
+        if range.holds(ip) {
+            return Place::Inside;
+        }
+        place = Place::Outside;
+    }
+    place
 }
 
 #[cfg(test)]
