@@ -83,18 +83,21 @@ fn propose<const N: usize, T: RouteTables<N>>(
     }
     // SCTP's checksum covers its ports: it keeps that of the client.
     if key.proto != proto::SCTP && (forwarded || tried != 0) {
-        // Each client has a stride of its own: where ports are taken in a row, all would go on in step.
-        let stride = STRIDE.wrapping_add(begin >> 16);
+        // Each client has a stride of its own, as where ports are taken in a row, all would go on in
+        // step; one, or its own ports would compete. It is odd: these mostly are all even or all odd.
+        let stride = STRIDE.wrapping_add((begin >> 16 & 0x3ff) << 1);
         key.dport = port(tables, begin.wrapping_add(stride.wrapping_mul(tried)));
     }
     true
 }
 
-/// Where among the ports a client's own port lies: those of one client next to each other.
+/// Where among the ports a client's own port lies, in the low half: those of one client next to each
+/// other. The high half is the same for all of them.
 #[inline(never)]
 fn place<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>, flow: &Flow<N>) -> u32 {
     let mix = Mix::new().word(tables.seed() as u64).ip(&key.src).ip(&flow.dst);
-    (mix.tag() >> 1).wrapping_add(host(key.sport))
+    let client = mix.tag();
+    (client & 0xffff_0000) | (client.wrapping_add(host(key.sport)) & 0xffff)
 }
 
 /// An address of this node for replies to come to; `false` if the interface has none.
