@@ -5,6 +5,7 @@
 //! except for one word that says when it was last seen and how it ended.
 
 use crate::abi::{Counter, FILTER_VIP, Flow, FlowKey, FlowKind, Live, proto};
+use crate::origin::applies;
 use crate::parse::{Headers, tcp};
 use crate::snat::{self, Port};
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert, RouteTables};
@@ -94,9 +95,21 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
     new != live
 }
 
+/// The record under a key, whole, if it counts at the interface at hand.
+#[inline(always)]
+pub fn recorded<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+) -> Option<Flow<N>> {
+    recorded_anywhere(tables, key).filter(|flow| applies(tables, flow))
+}
+
 /// The record under a key, whole, from the table that has it; only TCP has flows in both.
 #[inline(always)]
-pub fn recorded<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>) -> Option<Flow<N>> {
+pub fn recorded_anywhere<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+) -> Option<Flow<N>> {
     for table in [FlowTable::Main, FlowTable::HalfOpen] {
         if let Some(record) = tables.flow(table, key) {
             let flow = record.read();
@@ -224,7 +237,7 @@ pub fn create<const N: usize, T: RouteTables<N>>(
     }
     if flow.flags & Flow::<N>::FORWARDED == 0 {
         // The pod would refuse its own address as a source; the VIP is one that it answers through us.
-        let hairpin = flow.dst == key.src && flow.ifindex == 0;
+        let hairpin = flow.dst == key.src && flow.is_pods();
         flow.src = if hairpin { key.dst } else { key.src };
         flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
         // What comes to an address that is the node's alone is looked up at these ports only.

@@ -4,7 +4,7 @@
 
 use crate::abi::{AddressFlags, Counter, Flow, FlowKey, InterfaceFlags, proto};
 use crate::decide::Stage;
-use crate::flow::recorded;
+use crate::flow::recorded_anywhere;
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv};
 use crate::rewrite::apply;
@@ -52,6 +52,9 @@ where
         return RouteStatus::NoRoute;
     }
     flow.flags &= !Flow::<N>::FORWARDED;
+    if flow.is_pods() {
+        flow.ifindex = Flow::<N>::POD | tables.arrival();
+    }
     status
 }
 
@@ -128,7 +131,7 @@ where
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    let Some(flow) = recorded(tables, &headers.key) else { return Verdict::NotService };
+    let Some(flow) = recorded_anywhere(tables, &headers.key) else { return Verdict::NotService };
     let flow = &flow;
     let status = out_of(tables, flow, length(packet, headers));
     if apply(packet, headers, flow).is_none() {
@@ -141,15 +144,6 @@ where
     }
 }
 
-/// Whether a reply that leaves by the interface at hand leaves where its flow came in.
-#[inline(always)]
-pub(crate) fn leaves_rightly<T: NodeTables>(tables: &T, ifindex: u32) -> bool {
-    let here = tables.arrival();
-    ifindex == 0
-        || ifindex == here
-        || tables.interface(here).is_some_and(|interface| interface.group() == ifindex)
-}
-
 /// The route of a flow's packets in one direction: the client's before they get another source, the
 /// replies out of where the client's came in, if that is possible.
 #[inline(never)]
@@ -160,7 +154,7 @@ pub(crate) fn way<const N: usize, T: RouteTables<N>>(
     length: u32,
 ) -> RouteStatus {
     if flow.flags & Flow::<N>::REPLY == 0 {
-        return tables.route(&key.src, &flow.dst, flow.ifindex, false, length);
+        return tables.route(&key.src, &flow.dst, flow.interface(), false, length);
     }
     let status = out_of(tables, flow, length);
     if matches!(status, RouteStatus::Local | RouteStatus::NoRoute) {
@@ -179,13 +173,13 @@ fn out_of<const N: usize, T: RouteTables<N>>(
     flow: &Flow<N>,
     length: u32,
 ) -> RouteStatus {
-    let status = tables.route(&flow.src, &flow.dst, flow.ifindex, true, length);
+    let status = tables.route(&flow.src, &flow.dst, flow.interface(), true, length);
     let nowhere = matches!(status, RouteStatus::Local | RouteStatus::NoRoute);
-    if !nowhere && tables.egress() == flow.ifindex {
+    if !nowhere && tables.egress() == flow.interface() {
         return status;
     }
-    let own = tables.snat_address(flow.ifindex, 0);
-    tables.route(&own, &flow.dst, flow.ifindex, false, length)
+    let own = tables.snat_address(flow.interface(), 0);
+    tables.route(&own, &flow.dst, flow.interface(), false, length)
 }
 
 /// Whether XDP may send a packet out of the interface that its route leads to.

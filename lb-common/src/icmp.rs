@@ -9,7 +9,7 @@
 use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Ip, V4, V6, proto};
 use crate::csum::{Diff, adjusted, updated};
 use crate::decide::counted;
-use crate::flow::recorded;
+use crate::flow::{recorded, recorded_anywhere};
 use crate::forward::{self, way};
 use crate::packet::{ChecksumChange, Packet};
 use crate::parse::{
@@ -121,7 +121,7 @@ where
         return Verdict::NotService;
     }
     // Not touched: an error does not keep a flow alive.
-    let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
+    let Some(flow) = recorded_anywhere(tables, &quote.key) else { return Verdict::NotService };
     if rewrite(packet, &quote, &flow).is_none() {
         return Verdict::Rewrite;
     }

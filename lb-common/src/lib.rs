@@ -32,6 +32,7 @@ pub mod guard;
 pub mod host;
 pub mod icmp;
 pub mod look;
+mod origin;
 pub mod packet;
 pub mod parse;
 pub mod refuse;

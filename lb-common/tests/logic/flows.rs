@@ -366,21 +366,6 @@ fn a_packet_without_a_length_is_as_long_as_it_is() {
     }
 }
 
-/// The flow's interface was made anew, under another index.
-#[test]
-fn replies_are_met_where_the_flow_goes_on() {
-    for net in NETS {
-        let Ends { client, vip, first: pod, .. } = ends_in(net);
-        let (world, _) = World::single(net, Protocol::Tcp);
-        world.tables.set_interface(3);
-        world.connect(client, vip);
-        world.tables.set_interface(4);
-        world.tables.advance(1);
-        assert_eq!(world.sent_to(&tcp(client, vip, ACK)), pod);
-        world.answers_as(&tcp(pod, client, ACK), vip);
-    }
-}
-
 #[test]
 fn a_live_flow_keeps_its_reply_tuple_whatever_the_clock_says() {
     let Ends { client, vip, first: pod, .. } = ends_in(V4);

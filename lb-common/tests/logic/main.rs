@@ -6,6 +6,7 @@ mod choice;
 mod connected;
 mod destinations;
 mod flows;
+mod forged;
 mod hostile;
 mod lifecycle;
 mod outside;
