@@ -10,11 +10,13 @@
 
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
 use crate::begin::{answers, begin, frontend};
-use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
+use crate::flow::{
+    Tended, answers_another, create, ended, ends, idle, other_idle, promote, tend, touch,
+};
 use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress};
 use crate::origin::{Met, Side, applies, is_forged, settle, side};
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network, tcp};
+use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::still_serves;
 use crate::tables::{
@@ -208,8 +210,13 @@ fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &Flow
     let key = answers(key, FlowKind::INGRESS);
     if let Some(record) = tables.flow(FlowTable::Main, &key) {
         let old = record.read();
+        // A record of a Service's flow is never replaced: what leaves here may be its own reply, which
+        // was translated where it passed before.
+        if old.flags & Flow::<N>::FOREIGN == 0 {
+            return 0;
+        }
         if !idle(now, &key, &old) {
-            if old.flags & Flow::<N>::FOREIGN != 0 && Live(old.live).seen() != now {
+            if Live(old.live).seen() != now {
                 record.set_live(Live::new(now, 0));
             }
             return 0;
@@ -305,8 +312,14 @@ where
         Passage::Foreign => return Some(Verdict::NotService),
         Passage::Again => {}
         Passage::First => {
-            let reset = headers.tcp_flags & tcp::RST != 0;
-            tend(tables, &mut headers.key, &mut flow, reset);
+            let end = ends(headers);
+            let tended = tend(tables, &mut headers.key, &mut flow, end);
+            // Its source port is another flow's by now (production case 38). A late reply harms nobody.
+            if tended == Tended::Taken && flow.flags & Flow::<N>::REPLY == 0 {
+                tables.remove_flow(FlowTable::Main, &headers.key);
+                let tcp = headers.is_tcp();
+                return Some(if tcp { Verdict::NoFlow } else { Verdict::NoPort });
+            }
         }
     }
     Some(forward::send(stage, packet, tables, headers, &flow))
@@ -373,8 +386,8 @@ where
     }
     if met != Met::Nothing {
         let left = S::EARLY && flow.flags & Flow::<N>::FORWARDED == 0;
-        if met == Met::Begun && !left {
-            promote(tables, &mut headers.key, &mut flow);
+        if met == Met::Begun && !left && !promote(tables, &mut headers.key, &mut flow) {
+            return Verdict::NoFlow;
         }
         return go_on(stage, packet, tables, headers, &flow, link);
     }

@@ -7,6 +7,7 @@
 use crate::abi::{Counter, FILTER_VIP, Flow, FlowKey, FlowKind, Live, proto};
 use crate::origin::applies;
 use crate::parse::{Headers, tcp};
+use crate::select::still_serves;
 use crate::snat::{self, Port};
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert, RouteTables};
 use crate::verdict::Verdict;
@@ -85,7 +86,7 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
         if headers.tcp_flags & tcp::RST != 0 {
             state |= Live::RST;
         } else {
-            state &= !Live::RST;
+            state &= !(Live::RST | Live::CLOSING);
         }
     }
     let new = Live::new(now, state);
@@ -93,6 +94,15 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
         record.set_live(new);
     }
     new != live
+}
+
+/// The [`Live`] bits of what a packet ends.
+#[inline(always)]
+pub fn ends<const N: usize>(headers: &Headers<N>) -> u32 {
+    const _: () = assert!(tcp::FIN as u32 == Live::FIN && tcp::RST as u32 == Live::RST << 1);
+    // Without branches, each of which the verifier would follow. Others have neither.
+    let flags = headers.tcp_flags as u32;
+    (flags & tcp::FIN as u32) | ((flags & tcp::RST as u32) >> 1)
 }
 
 /// The record under a key, whole, if it counts at the interface at hand.
@@ -146,7 +156,7 @@ fn over<const N: usize, T: FlowTables<N>>(
     flow: &Flow<N>,
     other: u32,
 ) -> bool {
-    if Live(flow.live).state() != 0 {
+    if Live(flow.live).state() & (Live::FIN | Live::RST) != 0 {
         return true;
     }
     match tables.flow(table, &reply_key(key, flow)) {
@@ -198,16 +208,22 @@ pub fn other_idle<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>
     }
 }
 
-/// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it.
+/// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it. `false`: another flow
+/// has its reply key by now, because the half-open table gave up one of its records and not the other.
+/// It ends then.
 #[inline(always)]
 pub fn promote<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
-) {
-    // The reply record first: with only it, replies are right and the next packet tries again. Nobody
-    // else has its key, or the half-open flow would not have got it.
-    if insert_reply(tables, key, flow, FlowTable::Main, true) == Insert::Done
+) -> bool {
+    // The reply record first: with only it, replies are right and the next packet tries again.
+    let replies = insert_reply(tables, key, flow, FlowTable::Main, false);
+    if replies == Insert::Exists {
+        tables.remove_flow(FlowTable::HalfOpen, key);
+        return false;
+    }
+    if replies == Insert::Done
         && tables.insert_flow(FlowTable::Main, key, flow, true) == Insert::Done
     {
         tables.remove_flow(FlowTable::HalfOpen, key);
@@ -215,6 +231,7 @@ pub fn promote<const N: usize, T: FlowTables<N>>(
     } else {
         tables.count(Counter::FlowTableFull);
     }
+    true
 }
 
 #[inline(never)]
@@ -277,7 +294,8 @@ pub(crate) fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
     if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 
-/// Inserts the reply record; one that is there goes only if it may. Leaves `flow` with its tag.
+/// Inserts the reply record; one that is there goes only if it may, or is the same. Leaves `flow` with
+/// its tag.
 #[inline(never)]
 fn insert_reply<const N: usize, T: FlowTables<N>>(
     tables: &T,
@@ -294,41 +312,77 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
         // Replies are looked up in the main table first: what an old flow left hides ours.
         tables.remove_flow(FlowTable::Main, key);
     }
-    let inserted = tables.insert_flow(table, key, flow, replace);
+    let mut inserted = tables.insert_flow(table, key, flow, replace);
+    if inserted == Insert::Exists
+        && tables.flow(table, key).is_some_and(|record| record.tag() == flow.tag)
+    {
+        inserted = Insert::Done;
+    }
     flow.live = live;
     turn(key, flow);
     inserted
 }
 
-/// A packet of a flow that is sent on was seen in one direction, for the first time in this tick: the
-/// other one's record is kept alive by it, and made anew if it was evicted. Otherwise a record would
-/// have to be idle in both directions before its source port could be given to another flow.
+/// What became of the record of the other direction.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tended {
+    /// It lives, or need not.
+    Kept,
+    /// Another flow has its key.
+    Taken,
+}
+
+/// A packet of a flow was seen in one direction, for the first time in this tick: the other one's record
+/// is kept alive by it, and made anew if it was evicted. Otherwise a record would have to be idle in both
+/// directions before its source port could be given to another flow. `end` has the [`Live`] bits of what
+/// the packet ends.
 #[inline(never)]
 pub(crate) fn tend<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
-    reset: bool,
-) -> u32 {
-    let (now, live) = (tables.now(), flow.live);
+    end: u32,
+) -> Tended {
+    let live = flow.live;
     turn(key, flow);
-    let mut made = 0;
-    match tables.flow(FlowTable::Main, key) {
-        None => {
-            flow.live = Live::new(now, 0).0;
-            let inserted = tables.insert_flow(FlowTable::Main, key, flow, false);
-            made = (inserted == Insert::Done) as u32;
-        }
+    let tended = match tables.flow(FlowTable::Main, key) {
+        None => restore(tables, key, flow, end),
         Some(record) if record.tag() == flow.tag => {
-            let state = record.live().state() | if reset { Live::RST } else { 0 };
-            record.set_live(Live::new(now, state));
+            let closing = if end & Live::RST != 0 { Live::CLOSING } else { 0 };
+            record.set_live(Live::new(tables.now(), record.live().state() | closing));
+            Tended::Kept
         }
-        // Another flow has its key.
-        Some(_) => {}
-    }
+        Some(_) => Tended::Taken,
+    };
     flow.live = live;
     turn(key, flow);
-    made
+    tended
+}
+
+/// Makes the record of the other direction anew, whose key and record are given, but for its word: that
+/// is this direction's. What ends or has ended is not brought back: a new flow may have its key, and its
+/// record would hide that.
+#[inline(never)]
+fn restore<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    flow: &mut Flow<N>,
+    end: u32,
+) -> Tended {
+    if key.proto == proto::TCP
+        && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
+    {
+        return if record.tag() == flow.tag { Tended::Kept } else { Tended::Taken };
+    }
+    let dead = key.proto == proto::UDP && !still_serves(tables, flow.backend, flow.generation);
+    if end | Live(flow.live).state() != 0 || dead {
+        return Tended::Kept;
+    }
+    flow.live = Live::new(tables.now(), 0).0;
+    // Another CPU may have been faster, with the same.
+    let _there = tables.insert_flow(FlowTable::Main, key, flow, false);
+    Tended::Kept
 }
 
 /// [`flip`] as a function of its own, whose frame ends before others begin.

@@ -155,6 +155,9 @@ impl Live {
     /// This direction sent RST and nothing since.
     pub const RST: u32 = 1 << 1;
 
+    /// The other direction sent RST, and this one nothing since.
+    pub const CLOSING: u32 = 1 << 2;
+
     /// A word.
     #[inline(always)]
     pub const fn new(seen: u32, state: u32) -> Self {

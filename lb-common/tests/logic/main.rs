@@ -16,5 +16,6 @@ mod sent_on;
 mod setup;
 mod stale;
 mod tables;
+mod taken;
 mod unconnected;
 mod wire;
