@@ -11,12 +11,13 @@
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
 use crate::begin::{answers, begin, frontend};
 use crate::flow::{
-    Tended, answers_another, create, ended, ends, idle, other_idle, promote, tend, touch,
+    Tended, answers_another, create, ended, ends, idle, is_answered, other_idle, promote, tend,
+    touch,
 };
 use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress};
 use crate::origin::{Met, Side, applies, is_forged, settle, side};
 use crate::packet::Packet;
-use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network};
+use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::rewrite::{apply, swap_ethernet};
 use crate::select::still_serves;
 use crate::tables::{
@@ -506,8 +507,10 @@ fn meets<const N: usize, T: RouteTables<N>>(
     if another {
         return Met::Nothing;
     }
-    let begun =
-        table == FlowTable::HalfOpen && flow.flags & Flow::<N>::REPLY == 0 && !headers.opens();
+    let begun = table == FlowTable::HalfOpen
+        && flow.flags & Flow::<N>::REPLY == 0
+        && !headers.opens()
+        && is_answered(tables, &headers.key, flow);
     if begun { Met::Begun } else { Met::Flow }
 }
 
@@ -572,10 +575,17 @@ where
 {
     let record = match tables.flow(FlowTable::Main, &headers.key) {
         Some(record) => record,
-        // Until the client's second packet only the half-open table knows the flow.
+        // Until the client's second packet only the half-open table knows the flow. What comes before the
+        // answer to its SYN is of another connection, one without a VIP.
         None if headers.is_tcp() => match tables.flow(FlowTable::HalfOpen, &headers.key) {
-            Some(record) => record,
-            None => return Some(Verdict::NotService),
+            Some(record)
+                if headers.accepts()
+                    || headers.tcp_flags & tcp::RST != 0
+                    || record.live().state() & Live::ANSWERED != 0 =>
+            {
+                record
+            }
+            _ => return Some(Verdict::NotService),
         },
         None => return Some(Verdict::NotService),
     };

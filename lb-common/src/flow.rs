@@ -88,6 +88,9 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
         } else {
             state &= !(Live::RST | Live::CLOSING);
         }
+        if headers.accepts() {
+            state |= Live::ANSWERED;
+        }
     }
     let new = Live::new(now, state);
     if new != live {
@@ -134,8 +137,10 @@ pub fn recorded_anywhere<const N: usize, T: FlowTables<N>>(
     None
 }
 
-/// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one, or its
-/// reply record was evicted, without which it cannot go on.
+/// Whether a SYN on this flow's tuple begins a new connection: the old one was refused or reset by its
+/// backend, or both sides ended it, or its reply record was evicted, without which it cannot go on. What
+/// the client alone ended may be a forgery: TCP survives it, so an established flow does (RFC 5961), until
+/// it was idle for as long as one that closes. The backend tells by itself what a SYN means to it.
 #[inline(always)]
 pub fn ended<const N: usize, T: FlowTables<N>>(
     tables: &T,
@@ -143,7 +148,28 @@ pub fn ended<const N: usize, T: FlowTables<N>>(
     key: &FlowKey<N>,
     flow: &Flow<N>,
 ) -> bool {
-    over(tables, table, key, flow, Live::FIN | Live::RST)
+    if table == FlowTable::HalfOpen {
+        return over(tables, table, key, flow, Live::FIN | Live::RST);
+    }
+    let Some(record) = tables.flow(table, &reply_key(key, flow)) else { return true };
+    let (own, other) = (Live(flow.live), record.live());
+    let ended = |live: Live| live.state() & (Live::FIN | Live::RST) != 0;
+    let closed = |live: Live| ended(live) && expired(tables.now(), proto::TCP, live);
+    other.state() & Live::RST != 0 || (ended(own) && ended(other)) || closed(own) || closed(other)
+}
+
+/// Whether the backend has answered the SYN of a half-open flow: until then, nobody knows whether its
+/// client exists. Without a reply record there is nothing to learn any more.
+#[inline(never)]
+pub(crate) fn is_answered<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+) -> bool {
+    match tables.flow(FlowTable::HalfOpen, &reply_key(key, flow)) {
+        Some(record) => record.live().state() & Live::ANSWERED != 0,
+        None => true,
+    }
 }
 
 /// Whether this direction of a flow ended, or the other one did by one of the bits `other`, or is
@@ -168,7 +194,7 @@ fn over<const N: usize, T: FlowTables<N>>(
 /// Whether a record was idle for so long that its direction of the flow is over.
 #[inline(always)]
 pub(crate) fn expired(now: u32, proto: u8, live: Live) -> bool {
-    let limit = match (proto, live.state()) {
+    let limit = match (proto, live.state() & !Live::ANSWERED) {
         (proto::TCP | proto::SCTP, 0) => TCP_ESTABLISHED,
         (proto::TCP, _) => TCP_CLOSING,
         _ => OTHERS,
@@ -376,7 +402,7 @@ fn restore<const N: usize, T: FlowTables<N>>(
         return if record.tag() == flow.tag { Tended::Kept } else { Tended::Taken };
     }
     let dead = key.proto == proto::UDP && !still_serves(tables, flow.backend, flow.generation);
-    if end | Live(flow.live).state() != 0 || dead {
+    if end | (Live(flow.live).state() & !Live::ANSWERED) != 0 || dead {
         return Tended::Kept;
     }
     flow.live = Live::new(tables.now(), 0).0;

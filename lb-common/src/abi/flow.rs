@@ -158,6 +158,9 @@ impl Live {
     /// The other direction sent RST, and this one nothing since.
     pub const CLOSING: u32 = 1 << 2;
 
+    /// This direction accepted a connection (SYN with ACK).
+    pub const ANSWERED: u32 = 1 << 3;
+
     /// A word.
     #[inline(always)]
     pub const fn new(seen: u32, state: u32) -> Self {

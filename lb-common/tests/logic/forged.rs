@@ -10,7 +10,8 @@ use lb_testbed::packet::Packet;
 
 use crate::outside_setup::{MTU, Outside, POD, SECOND, UPLINK, node, route};
 use crate::setup::{
-    ACK, Hook, NETS, Net, PORT, Protocol, SPORT, SYN, SYN_ACK, TARGET, World, at, packet, records,
+    ACK, FIN_ACK, Hook, NETS, Net, PORT, Protocol, RST, SPORT, SYN, SYN_ACK, TARGET, World, at,
+    packet, records,
 };
 
 /// Another pod's interface.
@@ -198,5 +199,60 @@ fn v_5_a_record_lets_nobody_else_through() {
         outside.tables().add_source_range(outside.id, outside.client().ip(), 24);
         assert_eq!(outside.arrives(POD, &outside.asks(ACK)).0, Verdict::Translated);
         assert_eq!(outside.arrives(UPLINK, &outside.asks(ACK)).0, Verdict::NotService);
+    }
+}
+
+/// Production case 65: who knows no more than addresses and ports sends the end of a connection, and a SYN
+/// after it. The connection goes on; so does a new one that really has the tuple, at its backend.
+#[test]
+fn case_65_a_forged_end_and_a_forged_syn_cut_nothing() {
+    for net in NETS {
+        for end in [FIN_ACK, RST] {
+            let (world, _, ends) = crate::setup::of_two(net, Protocol::Tcp);
+            world.tables.push_random(0);
+            let backend = world.connect(ends.client, ends.vip);
+            let send = |flags| world.sent_to(&packet(Protocol::Tcp, ends.client, ends.vip, flags));
+            for flags in [end, SYN, ACK, SYN, ACK] {
+                world.tables.push_random(u32::MAX);
+                assert_eq!(send(flags), backend, "{flags:?} after {end:?}");
+                let answer = packet(Protocol::Tcp, backend, ends.client, ACK);
+                world.answers_as(&answer, ends.vip);
+            }
+        }
+    }
+}
+
+/// A flood of SYNs, each with the segment that would follow the answer: nobody answered, and the main
+/// table is not filled.
+#[test]
+fn what_nobody_answered_stays_half_open() {
+    for net in NETS {
+        for flags in [ACK, RST, FIN_ACK] {
+            let outside = Outside::new(net, Protocol::Tcp);
+            let source = outside.sent_on(&outside.asks(SYN));
+            assert_eq!(outside.sent_on(&outside.asks(flags)), source);
+            assert_eq!(records(&outside.world), (0, 2), "{flags:?}");
+        }
+        let outside = Outside::new(net, Protocol::Tcp);
+        let source = outside.sent_on(&outside.asks(SYN));
+        outside.answered(source, SYN_ACK);
+        outside.sent_on(&outside.asks(ACK));
+        assert_eq!(records(&outside.world), (2, 0));
+    }
+}
+
+/// A forged SYN to the VIP from a port that the client uses for a connection to the backend itself: that
+/// one's packets stay as they are.
+#[test]
+fn a_half_open_flow_does_not_touch_a_direct_connection() {
+    for net in NETS {
+        let outside = Outside::new(net, Protocol::Tcp).here();
+        assert_eq!(outside.arrives(UPLINK, &outside.asks(SYN)).0, Verdict::Translated);
+        let back = |flags| packet(Protocol::Tcp, outside.pod(), outside.client(), flags);
+        for flags in [ACK, FIN_ACK] {
+            assert_eq!(leaves(&outside, UPLINK, &back(flags)), Verdict::NotService);
+        }
+        assert_eq!(leaves(&outside, UPLINK, &back(SYN_ACK)), Verdict::Translated);
+        assert_eq!(leaves(&outside, UPLINK, &back(ACK)), Verdict::Translated, "of the flow now");
     }
 }
