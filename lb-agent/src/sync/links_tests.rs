@@ -248,7 +248,7 @@ fn detector_cluster_cidr_is_in_force_from_the_start_and_fits_the_node() {
     let mut sync = start(outside());
     assert_eq!(sync.datapath().local_cidrs, [vec![(ips(&["10.0.0.0"])[0], 8)], vec![]]);
     assert!(sync.step([is(4, "veth4", Role::PodPort, 0), node(&["192.0.2.1", "fd00::1"], &[])]));
-    assert_eq!(flags(&sync, 4), 0);
+    assert_eq!(flags(&sync, 4), PODS);
     // With addresses of the other family only, it was meant for another cluster: at a start.
     assert!(sync.step([node(&["fd00::1"], &[])]), "what fitted once goes on");
     let mut sync = start(outside());
