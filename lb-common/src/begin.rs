@@ -6,16 +6,13 @@ use crate::abi::{
     AddressFlags, BackendFlags, FactsFlags, Flow, FlowKey, Found, FrontendFlags, FrontendKey,
     FrontendWord, InterfaceFlags, InterfaceWord, Ip, LOCAL_CIDRS, Scope, ServicePortId,
 };
+use crate::origin::{arrival, group, origin};
 use crate::packet::Packet;
 use crate::parse::{ETHERNET, Header, Headers, Ipv};
 use crate::select::{Place, address_flags, choose_for, destination, place_of, widen};
 use crate::stray::ends_here;
-use crate::tables::{LocalMode, NodeTables, RouteTables};
+use crate::tables::{LocalMode, RouteTables};
 use crate::verdict::{NoBackend, Verdict};
-
-/// An interface of which nothing is known leads to a pod: the agent tells of the others before it
-/// attaches programs to them.
-const POD: InterfaceWord = InterfaceWord::new(InterfaceFlags::LOCAL_POD, 0);
 
 /// What the local detector says of a client (contract 4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +89,7 @@ where
     if sent_on {
         flow.flags = Flow::<N>::FORWARDED;
     }
-    if sent_on || plan.has(Plan::OUTSIDE) {
-        flow.ifindex = group(tables.arrival(), interface);
-    } else {
-        flow.ifindex = 0;
-    }
+    flow.ifindex = origin(tables.arrival(), interface, sent_on);
     None
 }
 
@@ -136,13 +129,7 @@ const fn unpacked(word: u32) -> Option<Found> {
     if word == 0 { None } else { Some(Found { id: word & FrontendWord::MAX_ID, flags }) }
 }
 
-/// What the interface at hand is; a function of its own, for the sake of the stack.
-#[inline(never)]
-pub(crate) fn arrival<T: NodeTables>(tables: &T) -> u64 {
-    tables.interface(tables.arrival()).unwrap_or(POD).0
-}
-
-/// What an address is, likewise.
+/// What an address is; a function of its own, for the sake of the stack.
 #[inline(never)]
 pub(crate) fn what_is<const N: usize, T: RouteTables<N>>(tables: &T, ip: &Ip<N>) -> u32 {
     address_flags(tables, ip)
@@ -174,13 +161,6 @@ where
     // The port of a bridge has another address than the bridge.
     let alone = group(ifindex, interface) == ifindex;
     packet.tagged() || l3 > ETHERNET || (alone && packet.for_others()) || !Ipv::<N>::is_host(source)
-}
-
-/// The interface by which packets leave that are to leave where others arrived.
-#[inline(always)]
-pub(crate) const fn group(ifindex: u32, interface: InterfaceWord) -> u32 {
-    let group = interface.group();
-    if group == 0 { ifindex } else { group }
 }
 
 /// The bits of a [`Plan`] (V-1, V-2, V-7 to V-10).

@@ -10,8 +10,12 @@
 
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
 use crate::begin::{begin, frontend};
-use crate::flow::{answers_another, create, ended, idle, other_idle, promote, tend, touch};
+use crate::flow::{
+    Tended, answers_another, create, ended, ends, idle, is_answered, other_idle, promote, tend,
+    touch,
+};
 use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, look_ip, may_begin};
+use crate::origin::{Met, Side, applies, is_forged, settle, side};
 use crate::packet::Packet;
 use crate::parse::{ETHERNET, Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::rewrite::{apply, swap_ethernet};
@@ -230,8 +234,13 @@ fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &Flow
     let key = key.turned(FlowKind::INGRESS);
     if let Some(record) = tables.flow(FlowTable::Main, &key) {
         let old = record.read();
+        // A record of a Service's flow is never replaced: what leaves here may be its own reply, which
+        // was translated where it passed before.
+        if old.flags & Flow::<N>::FOREIGN == 0 {
+            return 0;
+        }
         if !idle(now, &key, &old) {
-            if old.flags & Flow::<N>::FOREIGN != 0 && Live(old.live).seen() != now {
+            if Live(old.live).seen() != now {
                 record.set_live(Live::new(now, 0));
             }
             return 0;
@@ -264,7 +273,7 @@ where
     Ipv<N>: Header<N>,
 {
     let flow = record.read();
-    if !flow.is_for(&headers.key) {
+    if !flow.is_for(&headers.key) || !applies(tables, &flow) {
         return None;
     }
     let now = tables.now();
@@ -273,7 +282,7 @@ where
     }
     if touch(&record, &flow, headers, now) {
         // The flow may have outlived the interface on which it was made.
-        tables.note_flows(&flow.dst, flow.ifindex != 0);
+        tables.note_flows(&flow.dst, !flow.is_pods());
     }
     Some(translate(packet, headers, &flow, link))
 }
@@ -328,8 +337,14 @@ where
         Passage::Foreign => return Some(Verdict::NotService),
         Passage::Again => {}
         Passage::First => {
-            let reset = headers.tcp_flags & tcp::RST != 0;
-            tend(tables, &mut headers.key, &mut flow, reset);
+            let end = ends(headers);
+            let tended = tend(tables, &mut headers.key, &mut flow, end);
+            // Its source port is another flow's by now (production case 38). A late reply harms nobody.
+            if tended == Tended::Taken && flow.flags & Flow::<N>::REPLY == 0 {
+                tables.remove_flow(FlowTable::Main, &headers.key);
+                let tcp = headers.is_tcp();
+                return Some(if tcp { Verdict::NoFlow } else { Verdict::NoPort });
+            }
         }
     }
     Some(forward::send(stage, packet, tables, headers, &flow, Some(&record)))
@@ -357,7 +372,7 @@ fn pass<const N: usize, T: RouteTables<N>>(
     flow: &mut Flow<N>,
 ) -> Passage {
     *flow = record.read();
-    if !flow.is_for(&headers.key) {
+    if !flow.is_for(&headers.key) || !applies(tables, flow) {
         return Passage::Looked;
     }
     let now = tables.now();
@@ -390,38 +405,27 @@ where
     Ipv<N>: Header<N>,
 {
     let mut flow = Flow::empty();
-    if headers.key.proto == proto::UDP
-        && found(tables, headers, FlowTable::Main, &mut flow)
-        && still_serves(tables, flow.backend, flow.generation)
-        && !other_idle(tables, &headers.key)
-    {
-        return go_on(stage, packet, tables, headers, &flow, link);
+    let met = look_up(tables, headers, &mut flow);
+    if met == Met::Forged {
+        return Verdict::NotService;
     }
-    if headers.opens()
-        && found(tables, headers, FlowTable::Main, &mut flow)
-        && !begins_another(tables, headers, FlowTable::Main, &flow)
-    {
-        return go_on(stage, packet, tables, headers, &flow, link);
-    }
-    if headers.is_tcp()
-        && found(tables, headers, FlowTable::HalfOpen, &mut flow)
-        && !begins_another(tables, headers, FlowTable::HalfOpen, &flow)
-    {
+    if met != Met::Nothing {
         let left = S::EARLY && flow.flags & Flow::<N>::FORWARDED == 0;
-        if flow.flags & Flow::<N>::REPLY == 0 && !headers.opens() && !left {
-            promote(tables, &mut headers.key, &mut flow);
+        if met == Met::Begun && !left && !promote(tables, &mut headers.key, &mut flow) {
+            return Verdict::NoFlow;
         }
         return go_on(stage, packet, tables, headers, &flow, link);
     }
-    // Another CPU may have promoted the flow between the two lookups.
-    if headers.is_tcp() && !headers.opens() && found(tables, headers, FlowTable::Main, &mut flow) {
-        return go_on(stage, packet, tables, headers, &flow, link);
-    }
+    // Whatever was found is forgotten: the verifier follows what comes next once.
+    flow = Flow::empty();
     if !may_begin(tables, &headers.key) {
         return Verdict::NotService;
     }
-    if let Some(verdict) = begin(packet, tables, headers, &mut flow, frontend(tables, &headers.key))
-    {
+    let frontend = frontend(tables, &headers.key);
+    if frontend != 0 && (headers.opens() || !headers.is_tcp()) && is_forged(tables, &headers.key) {
+        return Verdict::NotService;
+    }
+    if let Some(verdict) = begin(packet, tables, headers, &mut flow, frontend) {
         return verdict;
     }
     if flow.flags & Flow::<N>::FORWARDED != 0 {
@@ -432,7 +436,7 @@ where
         }
     }
     if flow.flags & Flow::<N>::FORWARDED == 0 {
-        tables.note_flows(&flow.dst, flow.ifindex != 0);
+        tables.note_flows(&flow.dst, !flow.is_pods());
     }
     if let Some(verdict) = create(tables, &mut headers.key, &mut flow) {
         return verdict;
@@ -486,25 +490,84 @@ where
     translate(packet, headers, flow, link)
 }
 
-/// Fills in the record of a TCP packet's flow, if there is one. A SYN leaves it with its state from
-/// before.
-#[inline(never)]
-fn found<const N: usize, T: FlowTables<N>>(
+/// Looks for the flow of a packet that is no matter of course.
+#[inline(always)]
+fn look_up<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    headers: &mut Headers<N>,
+    flow: &mut Flow<N>,
+) -> Met {
+    let of_main = headers.key.proto == proto::UDP || headers.opens();
+    let mut met = Met::Nothing;
+    if of_main {
+        met = meets(tables, headers, FlowTable::Main, flow);
+        let udp = headers.key.proto == proto::UDP;
+        if met == Met::Flow && udp && other_idle(tables, &headers.key) {
+            met = Met::Nothing;
+        }
+    }
+    if met != Met::Flow && headers.is_tcp() {
+        let half_open = meets(tables, headers, FlowTable::HalfOpen, flow);
+        if half_open != Met::Nothing {
+            met = half_open;
+        }
+    }
+    // Another CPU may have promoted the flow between the two lookups.
+    if met == Met::Nothing && !of_main {
+        met = meets(tables, headers, FlowTable::Main, flow);
+    }
+    if met == Met::Elsewhere { settle(tables, &mut headers.key, flow) } else { met }
+}
+
+/// Fills in the record of a packet's flow, if it has one and does not begin another.
+#[inline(always)]
+fn meets<const N: usize, T: RouteTables<N>>(
     tables: &T,
     headers: &Headers<N>,
     table: FlowTable,
     flow: &mut Flow<N>,
-) -> bool {
-    let Some(record) = tables.flow(table, &headers.key) else { return false };
+) -> Met {
+    let met = found(tables, headers, table, flow);
+    if met != Met::Flow {
+        return met;
+    }
+    let another = if headers.key.proto == proto::UDP {
+        !still_serves(tables, flow.backend, flow.generation)
+    } else {
+        begins_another(tables, headers, table, flow)
+    };
+    if another {
+        return Met::Nothing;
+    }
+    let begun = table == FlowTable::HalfOpen
+        && flow.flags & Flow::<N>::REPLY == 0
+        && !headers.opens()
+        && is_answered(tables, &headers.key, flow);
+    if begun { Met::Begun } else { Met::Flow }
+}
+
+/// Fills in the record of a packet's flow, if there is one. A SYN leaves it with its state from
+/// before.
+#[inline(never)]
+fn found<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    table: FlowTable,
+    flow: &mut Flow<N>,
+) -> Met {
+    let Some(record) = tables.flow(table, &headers.key) else { return Met::Nothing };
     *flow = record.read();
     if !flow.is_for(&headers.key) {
-        return false;
+        return Met::Nothing;
+    }
+    if !applies(tables, flow) {
+        return Met::Elsewhere;
     }
     touch(&record, flow, headers, tables.now());
     if !headers.opens() {
         flow.live = record.live().0;
     }
-    true
+    Met::Flow
 }
 
 /// Whether a TCP packet with a record begins another connection: an established flow is never
@@ -545,10 +608,17 @@ where
 {
     let record = match tables.flow(FlowTable::Main, &headers.key) {
         Some(record) => record,
-        // Until the client's second packet only the half-open table knows the flow.
+        // Until the client's second packet only the half-open table knows the flow. What comes before the
+        // answer to its SYN is of another connection, one without a VIP.
         None if headers.is_tcp() => match tables.flow(FlowTable::HalfOpen, &headers.key) {
-            Some(record) => record,
-            None => return Some(Verdict::NotService),
+            Some(record)
+                if headers.accepts()
+                    || headers.tcp_flags & tcp::RST != 0
+                    || record.live().state() & Live::ANSWERED != 0 =>
+            {
+                record
+            }
+            _ => return Some(Verdict::NotService),
         },
         None => return Some(Verdict::NotService),
     };
@@ -557,11 +627,15 @@ where
     if !flow.is_for(&headers.key) {
         return Some(Verdict::NotService);
     }
+    let side = side(tables, &flow);
+    if side == Side::Wrong {
+        return Some(Verdict::NotService);
+    }
     if !lives && idle(now, &headers.key, &flow) {
         return None;
     }
     touch(&record, &flow, headers, now);
-    if !forward::leaves_rightly(tables, flow.ifindex) {
+    if side == Side::Other {
         return Some(Verdict::Left);
     }
     Some(translate(packet, headers, &flow, Link::None))
@@ -569,12 +643,15 @@ where
 
 /// Removes the records that an accepting packet would meet, if their flow is not what it accepts.
 #[inline(never)]
-fn forget_ended<const N: usize, T: FlowTables<N>>(tables: &T, headers: &Headers<N>) -> u32 {
+fn forget_ended<const N: usize, T: RouteTables<N>>(tables: &T, headers: &Headers<N>) -> u32 {
     let mut removed = 0;
     for table in [FlowTable::Main, FlowTable::HalfOpen] {
         let Some(record) = tables.flow(table, &headers.key) else { continue };
         let flow = record.read();
-        if flow.is_for(&headers.key) && answers_another(tables, table, &headers.key, &flow) {
+        if flow.is_for(&headers.key)
+            && applies(tables, &flow)
+            && answers_another(tables, table, &headers.key, &flow)
+        {
             tables.remove_flow(table, &headers.key);
             removed |= 1;
         }

@@ -5,7 +5,9 @@
 //! except for one word that says when it was last seen and how it ended.
 
 use crate::abi::{Counter, FILTER_VIP, Flow, FlowKey, FlowKind, Live, proto};
+use crate::origin::applies;
 use crate::parse::{Headers, tcp};
+use crate::select::still_serves;
 use crate::snat::{self, Port};
 use crate::tables::{FlowRef, FlowTable, FlowTables, Insert, RouteTables};
 use crate::verdict::Verdict;
@@ -87,7 +89,10 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
         if headers.tcp_flags & tcp::RST != 0 {
             state |= Live::RST;
         } else {
-            state &= !Live::RST;
+            state &= !(Live::RST | Live::CLOSING);
+        }
+        if headers.accepts() {
+            state |= Live::ANSWERED;
         }
     }
     let new = Live::new(now, state);
@@ -98,9 +103,30 @@ pub fn touch<const N: usize, R: FlowRef<N>>(
     changes
 }
 
+/// The [`Live`] bits of what a packet ends.
+#[inline(always)]
+pub fn ends<const N: usize>(headers: &Headers<N>) -> u32 {
+    const _: () = assert!(tcp::FIN as u32 == Live::FIN && tcp::RST as u32 == Live::RST << 1);
+    // Without branches, each of which the verifier would follow. Others have neither.
+    let flags = headers.tcp_flags as u32;
+    (flags & tcp::FIN as u32) | ((flags & tcp::RST as u32) >> 1)
+}
+
+/// The record under a key, whole, if it counts at the interface at hand.
+#[inline(always)]
+pub fn recorded<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+) -> Option<Flow<N>> {
+    recorded_anywhere(tables, key).filter(|flow| applies(tables, flow))
+}
+
 /// The record under a key, whole, from the table that has it; only TCP has flows in both.
 #[inline(always)]
-pub fn recorded<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>) -> Option<Flow<N>> {
+pub fn recorded_anywhere<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+) -> Option<Flow<N>> {
     for table in [FlowTable::Main, FlowTable::HalfOpen] {
         if let Some(record) = tables.flow(table, key) {
             let flow = record.read();
@@ -115,8 +141,10 @@ pub fn recorded<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>) 
     None
 }
 
-/// Whether a SYN on this flow's tuple begins a new connection: one side ended the old one, or its
-/// reply record was evicted, without which it cannot go on.
+/// Whether a SYN on this flow's tuple begins a new connection: the old one was refused or reset by its
+/// backend, or both sides ended it, or its reply record was evicted, without which it cannot go on. What
+/// the client alone ended may be a forgery: TCP survives it, so an established flow does (RFC 5961), until
+/// it was idle for as long as one that closes. The backend tells by itself what a SYN means to it.
 #[inline(always)]
 pub fn ended<const N: usize, T: FlowTables<N>>(
     tables: &T,
@@ -124,7 +152,28 @@ pub fn ended<const N: usize, T: FlowTables<N>>(
     key: &FlowKey<N>,
     flow: &Flow<N>,
 ) -> bool {
-    over(tables, table, key, flow, Live::FIN | Live::RST)
+    if table == FlowTable::HalfOpen {
+        return over(tables, table, key, flow, Live::FIN | Live::RST);
+    }
+    let Some(record) = tables.flow(table, &reply_key(key, flow)) else { return true };
+    let (own, other) = (Live(flow.live), record.live());
+    let ended = |live: Live| live.state() & (Live::FIN | Live::RST) != 0;
+    let closed = |live: Live| ended(live) && expired(tables.now(), proto::TCP, live);
+    other.state() & Live::RST != 0 || (ended(own) && ended(other)) || closed(own) || closed(other)
+}
+
+/// Whether the backend has answered the SYN of a half-open flow: until then, nobody knows whether its
+/// client exists. Without a reply record there is nothing to learn any more.
+#[inline(never)]
+pub(crate) fn is_answered<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+) -> bool {
+    match tables.flow(FlowTable::HalfOpen, &reply_key(key, flow)) {
+        Some(record) => record.live().state() & Live::ANSWERED != 0,
+        None => true,
+    }
 }
 
 /// Whether this direction of a flow ended, or the other one did by one of the bits `other`, or is
@@ -137,7 +186,7 @@ fn over<const N: usize, T: FlowTables<N>>(
     flow: &Flow<N>,
     other: u32,
 ) -> bool {
-    if Live(flow.live).state() != 0 {
+    if Live(flow.live).state() & (Live::FIN | Live::RST) != 0 {
         return true;
     }
     match tables.flow(table, &reply_key(key, flow)) {
@@ -150,7 +199,7 @@ fn over<const N: usize, T: FlowTables<N>>(
 /// Whether a record was idle for so long that its direction of the flow is over.
 #[inline(always)]
 pub(crate) fn expired(now: u32, proto: u8, live: Live) -> bool {
-    let limit = match (proto, live.state()) {
+    let limit = match (proto, live.state() & !Live::ANSWERED) {
         (proto::TCP | proto::SCTP, 0) => TCP_ESTABLISHED,
         (proto::TCP, _) => TCP_CLOSING,
         _ => OTHERS,
@@ -202,16 +251,22 @@ pub fn other_idle<const N: usize, T: FlowTables<N>>(tables: &T, key: &FlowKey<N>
     }
 }
 
-/// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it.
+/// Moves a half-open flow to the main table, where a flood of SYNs cannot evict it. `false`: another flow
+/// has its reply key by now, because the half-open table gave up one of its records and not the other.
+/// It ends then.
 #[inline(always)]
 pub fn promote<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
-) {
-    // The reply record first: with only it, replies are right and the next packet tries again. Nobody
-    // else has its key, or the half-open flow would not have got it.
-    if insert_reply(tables, key, flow, FlowTable::Main, true) == Insert::Done
+) -> bool {
+    // The reply record first: with only it, replies are right and the next packet tries again.
+    let replies = insert_reply(tables, key, flow, FlowTable::Main, false);
+    if replies == Insert::Exists {
+        tables.remove_flow(FlowTable::HalfOpen, key);
+        return false;
+    }
+    if replies == Insert::Done
         && tables.insert_flow(FlowTable::Main, key, flow, true) == Insert::Done
     {
         tables.remove_flow(FlowTable::HalfOpen, key);
@@ -219,6 +274,7 @@ pub fn promote<const N: usize, T: FlowTables<N>>(
     } else {
         tables.count(Counter::FlowTableFull);
     }
+    true
 }
 
 #[inline(never)]
@@ -241,7 +297,7 @@ pub fn create<const N: usize, T: RouteTables<N>>(
     }
     if flow.flags & Flow::<N>::FORWARDED == 0 {
         // The pod would refuse its own address as a source; the VIP is one that it answers through us.
-        let hairpin = flow.dst == key.src && flow.ifindex == 0;
+        let hairpin = flow.dst == key.src && flow.is_pods();
         flow.src = if hairpin { key.dst } else { key.src };
         flow.flags = if hairpin { Flow::<N>::HAIRPIN } else { 0 };
         // What comes to an address that is the node's alone is looked up at these ports only.
@@ -281,7 +337,8 @@ pub(crate) fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
     if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 
-/// Inserts the reply record; one that is there goes only if it may. Leaves `flow` with its tag.
+/// Inserts the reply record; one that is there goes only if it may, or is the same. Leaves `flow` with
+/// its tag.
 #[inline(never)]
 fn insert_reply<const N: usize, T: FlowTables<N>>(
     tables: &T,
@@ -298,44 +355,81 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
         // Replies are looked up in the main table first: what an old flow left hides ours.
         tables.remove_flow(FlowTable::Main, key);
     }
-    let inserted = tables.insert_flow(table, key, flow, replace);
+    let mut inserted = tables.insert_flow(table, key, flow, replace);
+    if inserted == Insert::Exists
+        && tables.flow(table, key).is_some_and(|record| record.tag() == flow.tag)
+    {
+        inserted = Insert::Done;
+    }
     flow.live = live;
     turn(key, flow);
     inserted
 }
 
-/// A packet of a flow that is sent on was seen in one direction, for the first time in this tick: the
-/// other one's record is kept alive by it, and made anew if it was evicted. Otherwise a record would
-/// have to be idle in both directions before its source port could be given to another flow.
+/// What became of the record of the other direction.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tended {
+    /// It lives, or need not.
+    Kept,
+    /// Another flow has its key.
+    Taken,
+}
+
+/// A packet of a flow was seen in one direction, for the first time in this tick: the other one's record
+/// is kept alive by it, and made anew if it was evicted. Otherwise a record would have to be idle in both
+/// directions before its source port could be given to another flow. `end` has the [`Live`] bits of what
+/// the packet ends.
 #[inline(never)]
 pub(crate) fn tend<const N: usize, T: FlowTables<N>>(
     tables: &T,
     key: &mut FlowKey<N>,
     flow: &mut Flow<N>,
-    reset: bool,
-) -> u32 {
-    let (now, live) = (tables.now(), flow.live);
+    end: u32,
+) -> Tended {
+    let live = flow.live;
     turn(key, flow);
-    let mut made = 0;
-    match tables.flow(FlowTable::Main, key) {
-        None => {
-            flow.live = Live::new(now, 0).0;
-            let inserted = tables.insert_flow(FlowTable::Main, key, flow, false);
-            made = (inserted == Insert::Done) as u32;
-        }
+    let tended = match tables.flow(FlowTable::Main, key) {
+        None => restore(tables, key, flow, end),
         Some(record) if record.tag() == flow.tag => {
+            let closing = if end & Live::RST != 0 { Live::CLOSING } else { 0 };
             let old = record.live();
-            let new = Live::new(now, old.state() | if reset { Live::RST } else { 0 });
+            let new = Live::new(tables.now(), old.state() | closing);
             if new != old.without_hop() {
                 record.set_live(new);
             }
+            Tended::Kept
         }
-        // Another flow has its key.
-        Some(_) => {}
-    }
+        Some(_) => Tended::Taken,
+    };
     flow.live = live;
     turn(key, flow);
-    made
+    tended
+}
+
+/// Makes the record of the other direction anew, whose key and record are given, but for its word: that
+/// is this direction's. What ends or has ended is not brought back: a new flow may have its key, and its
+/// record would hide that.
+#[inline(never)]
+fn restore<const N: usize, T: FlowTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    flow: &mut Flow<N>,
+    end: u32,
+) -> Tended {
+    if key.proto == proto::TCP
+        && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
+    {
+        return if record.tag() == flow.tag { Tended::Kept } else { Tended::Taken };
+    }
+    let dead = key.proto == proto::UDP && !still_serves(tables, flow.backend, flow.generation);
+    if end | (Live(flow.live).state() & !Live::ANSWERED) != 0 || dead {
+        return Tended::Kept;
+    }
+    flow.live = Live::new(tables.now(), 0).0;
+    // Another CPU may have been faster, with the same.
+    let _there = tables.insert_flow(FlowTable::Main, key, flow, false);
+    Tended::Kept
 }
 
 /// [`flip`] as a function of its own, whose frame ends before others begin.

@@ -4,8 +4,9 @@
 
 use crate::abi::{AddressFlags, Counter, Flow, FlowKey, FlowKind, Live, proto};
 use crate::decide::Stage;
-use crate::flow::recorded;
+use crate::flow::recorded_anywhere;
 use crate::hop;
+use crate::origin::{Side, side};
 use crate::packet::Packet;
 use crate::parse::{Header, Headers, Ipv, short, tcp};
 use crate::rewrite::{apply, apply_routed};
@@ -30,7 +31,7 @@ where
     let flow = record.read();
     let live = Live(flow.live);
     let usual = live.seen() == tables.now()
-        && live.state() == 0
+        && live.state() & !Live::ANSWERED == 0
         && headers.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
         && flow.flags & Flow::<N>::FORWARDED != 0
         && flow.is_for(&headers.key);
@@ -108,6 +109,9 @@ where
         return RouteStatus::NoRoute;
     }
     flow.flags &= !Flow::<N>::FORWARDED;
+    if flow.is_pods() {
+        flow.ifindex = Flow::<N>::POD | tables.arrival();
+    }
     status
 }
 
@@ -197,7 +201,7 @@ where
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    let Some(flow) = recorded(tables, &headers.key) else { return Verdict::NotService };
+    let Some(flow) = recorded_anywhere(tables, &headers.key) else { return Verdict::NotService };
     let flow = &flow;
     let status = out_of(tables, flow, length(packet, headers));
     if apply(packet, headers, flow).is_none() {
@@ -241,7 +245,7 @@ where
 /// Whether what leaves by the interface at hand has to leave by another one, and can.
 #[inline(never)]
 fn elsewhere<const N: usize, T: RouteTables<N>>(tables: &T, flow: &Flow<N>, length: u32) -> bool {
-    !leaves_rightly(tables, flow.ifindex)
+    side(tables, flow) == Side::Other
         && matches!(out_of(tables, flow, length), RouteStatus::Found | RouteStatus::NoNeighbour)
 }
 
@@ -269,15 +273,6 @@ where
     if led == Verdict::Reflected as u32 { Verdict::Reflected } else { Verdict::Translated }
 }
 
-/// Whether a reply that leaves by the interface at hand leaves where its flow came in.
-#[inline(always)]
-pub(crate) fn leaves_rightly<T: NodeTables>(tables: &T, ifindex: u32) -> bool {
-    let here = tables.arrival();
-    ifindex == 0
-        || ifindex == here
-        || tables.interface(here).is_some_and(|interface| interface.group() == ifindex)
-}
-
 /// The route of a flow's packets in one direction: the client's before they get another source, the
 /// replies out of where the client's came in, if that is possible.
 #[inline(never)]
@@ -291,7 +286,7 @@ pub(crate) fn way<const N: usize, T: RouteTables<N>>(
     // A client's packet goes by its own source's rules, a reply by those of whom it seems to come from.
     let from = if asks { &key.src } else { &flow.src };
     let status = if asks {
-        tables.route(from, &flow.dst, flow.ifindex, false, length)
+        tables.route(from, &flow.dst, flow.interface(), false, length)
     } else {
         out_of(tables, flow, length)
     };
@@ -312,13 +307,13 @@ fn out_of<const N: usize, T: RouteTables<N>>(
     flow: &Flow<N>,
     length: u32,
 ) -> RouteStatus {
-    let status = tables.route(&flow.src, &flow.dst, flow.ifindex, true, length);
+    let status = tables.route(&flow.src, &flow.dst, flow.interface(), true, length);
     let nowhere = matches!(status, RouteStatus::Local | RouteStatus::NoRoute);
-    if !nowhere && tables.egress() == flow.ifindex {
+    if !nowhere && tables.egress() == flow.interface() {
         return status;
     }
-    let own = tables.snat_address(flow.ifindex, 0);
-    tables.route(&own, &flow.dst, flow.ifindex, false, length)
+    let own = tables.snat_address(flow.interface(), 0);
+    tables.route(&own, &flow.dst, flow.interface(), false, length)
 }
 
 /// Whether XDP may send all of a packet: what lies in several buffers goes back out of its own interface

@@ -9,7 +9,7 @@ use crate::abi::{
 };
 use crate::csum::{Diff, updated};
 use crate::decide::{arriving, counted, translate_egress};
-use crate::flow::recorded;
+use crate::flow::recorded_anywhere;
 use crate::forward::{goes, gone, led};
 use crate::packet::Packet;
 use crate::parse::{
@@ -224,7 +224,7 @@ where
     let Some(dst) = destination_of::<N, P>(packet, l3) else { return Verdict::Unparsed };
     let (proto, kind) = ((ports >> 32) as u8, (ports >> 40) as u8);
     let key = FlowKey { src, dst, sport, dport, proto, kind, pad: 0 };
-    let Some(flow) = recorded(tables, &key) else { return Verdict::Fragment };
+    let Some(flow) = recorded_anywhere(tables, &key) else { return Verdict::Fragment };
     if addresses(packet, l3, &key.src, &key.dst, &flow).is_none() {
         return Verdict::Rewrite;
     }

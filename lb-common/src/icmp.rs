@@ -10,11 +10,12 @@ use crate::abi::{
     AddressFlags, Counter, Flow, FlowKey, FlowKind, InterfaceFlags, InterfaceWord, Ip, V4, V6,
     proto,
 };
-use crate::begin::{arrival, beyond, what_is};
+use crate::begin::{beyond, what_is};
 use crate::csum::{Diff, adjusted, updated};
 use crate::decide::counted;
-use crate::flow::recorded;
+use crate::flow::{recorded, recorded_anywhere};
 use crate::forward::{goes, gone, led};
+use crate::origin::arrival;
 use crate::packet::{ChecksumChange, Packet};
 use crate::parse::{
     Header, Ipv, Link, MAX_L4, Network, destination_of, join_ports, network, source_of, split_ports,
@@ -150,7 +151,7 @@ where
         return Verdict::NotService;
     }
     // Not touched: an error does not keep a flow alive.
-    let Some(flow) = recorded(tables, &quote.key) else { return Verdict::NotService };
+    let Some(flow) = recorded_anywhere(tables, &quote.key) else { return Verdict::NotService };
     if rewrite(packet, &quote, &flow).is_none() {
         return Verdict::Rewrite;
     }

@@ -33,6 +33,7 @@ mod hop;
 pub mod host;
 pub mod icmp;
 pub mod look;
+mod origin;
 pub mod packet;
 pub mod parse;
 pub mod refuse;

@@ -120,15 +120,7 @@ fn who_has<const N: usize, T: RouteTables<N>>(
 ) -> Port {
     let table = table_of(key);
     let mut left = false;
-    if let Some(record) = tables.flow(FlowTable::Main, key) {
-        // Only what is sent on is kept alive in both directions by either.
-        let kept = key.proto == proto::UDP && flow.flags & Flow::<N>::FORWARDED == 0;
-        if !record.translates_as(flow) && (kept || !expired(tables.now(), key.proto, record.live()))
-        {
-            return Port::Taken;
-        }
-        left = table == FlowTable::Main;
-    }
+    // In this order: a flow may move from the half-open table to the main one meanwhile.
     if table == FlowTable::HalfOpen
         && let Some(record) = tables.flow(FlowTable::HalfOpen, key)
     {
@@ -137,6 +129,15 @@ fn who_has<const N: usize, T: RouteTables<N>>(
             return Port::Taken;
         }
         left = true;
+    }
+    if let Some(record) = tables.flow(FlowTable::Main, key) {
+        // Only what is sent on is kept alive in both directions by either.
+        let kept = key.proto == proto::UDP && flow.flags & Flow::<N>::FORWARDED == 0;
+        if !record.translates_as(flow) && (kept || !expired(tables.now(), key.proto, record.live()))
+        {
+            return Port::Taken;
+        }
+        left |= table == FlowTable::Main;
     }
     if left { Port::Left } else { Port::Free }
 }

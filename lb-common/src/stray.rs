@@ -5,7 +5,8 @@
 //! one packet as good as a hundred for who wants to fill the link.
 
 use crate::abi::{AddressFlags, InterfaceFlags, InterfaceWord, Ip, V4, V6};
-use crate::begin::{arrival, beyond, group, what_is};
+use crate::begin::{beyond, what_is};
+use crate::origin::{arrival, group};
 use crate::packet::Packet;
 use crate::parse::{Header, Ipv, Link, Network, destination_of, network, source_of};
 use crate::tables::{NodeTables, RouteStatus, RouteTables};

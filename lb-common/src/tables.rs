@@ -80,6 +80,11 @@ pub trait NodeTables: RefusalTables {
     fn own(&self) -> bool;
     /// What an interface is; `None` if nothing is known of it, [`InterfaceWord::TORN`] if that changes.
     fn interface(&self, ifindex: u32) -> Option<InterfaceWord>;
+    /// The same for less, for every packet: in the moment when what is known of interfaces changes it may
+    /// be another one's.
+    fn interface_unchecked(&self, ifindex: u32) -> Option<InterfaceWord> {
+        self.interface(ifindex)
+    }
     /// Element of `NODE_PORTS`; 0 out of range.
     fn node_ports(&self, index: u32) -> u64;
     /// How pods of this node are told from other clients.

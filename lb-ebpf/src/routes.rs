@@ -200,6 +200,19 @@ impl NodeTables for Maps {
     }
 
     #[inline(always)]
+    fn interface_unchecked(&self, ifindex: u32) -> Option<InterfaceWord> {
+        let value = maps::INTERFACES.get_ptr(ifindex)?;
+        // SAFETY: a looked-up element; who asks can do with that of another interface.
+        let (flags, group) = unsafe {
+            (
+                (&raw const (*value).flags).read_volatile(),
+                (&raw const (*value).group).read_volatile(),
+            )
+        };
+        Some(InterfaceWord::new(flags, group))
+    }
+
+    #[inline(always)]
     fn node_ports(&self, index: u32) -> u64 {
         let Some(word) = maps::NODE_PORTS.get_ptr(index) else { return 0 };
         // SAFETY: the verifier proved the index; one aligned word.

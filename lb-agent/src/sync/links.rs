@@ -278,6 +278,11 @@ impl<D: Datapath> Sync<D> {
             Role::Uplink | Role::Overlay => (false, true),
             Role::Ignored(_) => (false, false),
         };
+        let leads_to_pod =
+            |port: &Interface| port.device.master == index && port.role == Role::PodPort;
+        let pods = pod_port
+            || (own.role == Role::Ignored(Reason::Master)
+                && self.interfaces.values().any(leads_to_pod));
         let names = chain.iter().map(|interface| interface.name.as_str());
         let local = links.outside.detector.is_local(pod_port, names);
         let is_loopback = own.role == Role::Ignored(Reason::Loopback);
@@ -285,6 +290,7 @@ impl<D: Datapath> Sync<D> {
         for (flag, is_set) in [
             (InterfaceFlags::OFF_NODE, off_node),
             (InterfaceFlags::LOCAL_POD, local),
+            (InterfaceFlags::PODS, pods),
             (InterfaceFlags::L3, !own.ethernet && !is_loopback),
         ] {
             flags |= if is_set { flag } else { 0 };

@@ -13,7 +13,9 @@ use crate::source::SourceEvent;
 use crate::sync::Event;
 
 const OFF_NODE: u32 = InterfaceFlags::OFF_NODE;
+/// Of a pod's port, to a detector that goes by interfaces.
 const LOCAL_POD: u32 = InterfaceFlags::LOCAL_POD;
+const PODS: u32 = InterfaceFlags::PODS;
 
 fn start(outside: Outside) -> Sync<Fake> {
     Sync::new(Fake::new(SMALL), SMALL).unwrap().with_outside(outside)
@@ -115,7 +117,8 @@ fn every_interface_is_told_before_programs_are_attached_masters_included() {
     assert!(sync.datapath().interfaces.is_empty(), "nothing is attached");
     let each =
         |f: fn(Record) -> u32| (1..=6).map(|i| f(told(&sync, i).unwrap())).collect::<Vec<_>>();
-    assert_eq!(each(|r| r.flags), [0, OFF_NODE, 0, LOCAL_POD, 0, OFF_NODE | InterfaceFlags::L3]);
+    let flags = [0, OFF_NODE, 0, LOCAL_POD | PODS, PODS, OFF_NODE | InterfaceFlags::L3];
+    assert_eq!(each(|r| r.flags), flags);
     assert_eq!(each(|r| r.group), [1, 3, 3, 5, 5, 6]);
     assert_eq!(each(|r| r.mtu), [1500; 6]);
 }
@@ -181,7 +184,7 @@ fn records_are_written_on_change_only_and_go_with_their_interfaces() {
     assert_eq!(told(&sync, 4), None);
     // An index that another interface takes in the same burst.
     sync.step([gone(2), is(2, "veth2", Role::PodPort, 0)]);
-    assert_eq!(flags(&sync, 2), LOCAL_POD);
+    assert_eq!(flags(&sync, 2), LOCAL_POD | PODS);
     sync.step([gone(2)]);
     assert!(sync.datapath().told_interfaces.is_empty());
 }
@@ -221,7 +224,8 @@ fn detectors_by_interface_decide_what_a_local_pod_is() {
         let word = detector.word();
         let mut sync = start(of(detector.clone()));
         sync.step(all());
-        assert_eq!([2, 4, 5, 6].map(|index| flags(&sync, index)), expected, "{detector}");
+        let found = [2, 4, 5, 6].map(|index| flags(&sync, index) & !PODS);
+        assert_eq!(found, expected, "{detector}");
         assert_eq!(sync.datapath().local_cidrs, [[], []]);
         assert_eq!(sync.datapath().meta[MetaWord::LocalDetector as usize], word);
     }
@@ -234,7 +238,7 @@ fn detector_cluster_cidr_is_in_force_from_the_start_and_fits_the_node() {
     let mut sync = start(outside());
     assert_eq!(sync.datapath().local_cidrs, [vec![(ips(&["10.0.0.0"])[0], 8)], vec![]]);
     assert!(sync.step([is(4, "veth4", Role::PodPort, 0), node(&["192.0.2.1", "fd00::1"], &[])]));
-    assert_eq!(flags(&sync, 4), 0);
+    assert_eq!(flags(&sync, 4), PODS);
     // With addresses of the other family only, it was meant for another cluster: at a start.
     assert!(sync.step([node(&["fd00::1"], &[])]), "what fitted once goes on");
     let mut sync = start(outside());

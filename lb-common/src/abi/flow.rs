@@ -75,8 +75,9 @@ pub struct Flow<const N: usize> {
     /// [`Flow::tag_for`] of the key and all of the above but `live`, and but the backend in the reply
     /// direction.
     pub tag: u32,
-    /// The interface by which the client's packets arrive, if they come from outside the node: its
-    /// replies leave by it. 0 for all other flows.
+    /// The interface by which the client's packets arrive and its replies leave, with [`Flow::POD`] if it
+    /// leads to a pod. Its bridge or bond instead where the client is off the node, or the flow is sent
+    /// on. 0 for what is none of ours.
     pub ifindex: u32,
 }
 
@@ -92,6 +93,22 @@ impl<const N: usize> Flow<N> {
     pub const FORWARDED: u32 = 1 << 2;
     /// None of ours: an answer to what this node sent from a port that is a `NodePort` too.
     pub const FOREIGN: u32 = 1 << 3;
+
+    /// In [`Flow::ifindex`]: the client is a pod of this node, and only what arrives or leaves by this
+    /// interface is its own.
+    pub const POD: u32 = 1 << 31;
+
+    /// The interface alone.
+    #[inline(always)]
+    pub const fn interface(&self) -> u32 {
+        self.ifindex & !Self::POD
+    }
+
+    /// Whether the client is a pod of this node.
+    #[inline(always)]
+    pub const fn is_pods(&self) -> bool {
+        self.ifindex & Self::POD != 0
+    }
 
     /// A record to be filled in.
     #[inline(always)]
@@ -159,6 +176,12 @@ impl Live {
     const STATE: u32 = 0xf;
     /// Where the next hop begins.
     const HOP: u32 = 36;
+
+    /// The other direction sent RST, and this one nothing since.
+    pub const CLOSING: u32 = 1 << 2;
+
+    /// This direction accepted a connection (SYN with ACK).
+    pub const ANSWERED: u32 = 1 << 3;
 
     /// A word without a next hop.
     #[inline(always)]

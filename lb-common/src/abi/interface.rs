@@ -15,6 +15,8 @@ impl InterfaceFlags {
     pub const XDP: u32 = 1 << 2;
     /// Its packets have no Ethernet header.
     pub const L3: u32 = 1 << 3;
+    /// Pods of this node are behind it: it is the port of one, or the bridge of such a port.
+    pub const PODS: u32 = 1 << 4;
 }
 
 /// What decisions on a packet need to know of its interface: [`InterfaceFlags`] in the low half, the

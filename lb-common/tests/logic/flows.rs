@@ -51,11 +51,11 @@ fn a_repeated_syn_goes_to_the_same_backend() {
 #[test]
 fn a_syn_after_the_end_of_a_connection_chooses_anew() {
     for net in NETS {
-        for (hook, flags) in [
-            (Hook::Ingress, FIN_ACK),
-            (Hook::Egress, FIN_ACK),
-            (Hook::Ingress, RST),
-            (Hook::Egress, RST),
+        for (hook, flags, at_once) in [
+            (Hook::Ingress, FIN_ACK, false),
+            (Hook::Egress, FIN_ACK, false),
+            (Hook::Ingress, RST, false),
+            (Hook::Egress, RST, true),
         ] {
             let (world, _, Ends { client, vip, first, last }) = of_two(net, Protocol::Tcp);
             world.tables.push_random(FIRST);
@@ -67,6 +67,14 @@ fn a_syn_after_the_end_of_a_connection_chooses_anew() {
             // What is still under way goes where it went.
             if flags == FIN_ACK {
                 assert_eq!(world.sent_to(&tcp(client, vip, ACK)), first);
+            }
+            // What one side alone said may be forged, but for a reset by the backend.
+            if !at_once {
+                assert_eq!(world.sent_to(&tcp(client, vip, SYN)), first, "{hook:?} {flags:?}");
+                if flags == RST {
+                    assert_eq!(world.sent_to(&tcp(client, vip, RST)), first);
+                }
+                world.tables.advance(470);
             }
             world.tables.push_random(LAST);
             assert_eq!(world.connect(client, vip), last, "{hook:?} {flags:?}");
@@ -366,21 +374,6 @@ fn a_packet_without_a_length_is_as_long_as_it_is() {
     }
 }
 
-/// The flow's interface was made anew, under another index.
-#[test]
-fn replies_are_met_where_the_flow_goes_on() {
-    for net in NETS {
-        let Ends { client, vip, first: pod, .. } = ends_in(net);
-        let (world, _) = World::single(net, Protocol::Tcp);
-        world.tables.set_interface(3);
-        world.connect(client, vip);
-        world.tables.set_interface(4);
-        world.tables.advance(1);
-        assert_eq!(world.sent_to(&tcp(client, vip, ACK)), pod);
-        world.answers_as(&tcp(pod, client, ACK), vip);
-    }
-}
-
 #[test]
 fn a_live_flow_keeps_its_reply_tuple_whatever_the_clock_says() {
     let Ends { client, vip, first: pod, .. } = ends_in(V4);
@@ -422,6 +415,7 @@ fn a_pod_that_reaches_itself() {
             // Its end is seen as any other's.
             if protocol == Protocol::Tcp {
                 reflected(&packet(protocol, client, vip, FIN_ACK), back, server);
+                reflected(&packet(protocol, server, back, FIN_ACK), vip, client);
                 reflected(&packet(protocol, client, vip, SYN), back, server);
                 assert_eq!(world.count(Counter::FlowCreated), 2);
             }

@@ -68,8 +68,8 @@ fn case_65_resets_that_are_ignored_take_nothing_away() {
     }
 }
 
-/// Production case 65, its other half: a reset that ended the connection frees its tuple at once,
-/// whichever side sent it.
+/// Production case 65, its other half: a reset that ended the connection frees its tuple, whichever side
+/// sent it.
 #[test]
 fn case_65_a_real_reset_frees_the_tuple_in_either_direction() {
     for net in NETS {
@@ -81,6 +81,10 @@ fn case_65_a_real_reset_frees_the_tuple_in_either_direction() {
                 assert_eq!(backend, if round % 2 == 0 { ends.first } else { ends.last });
                 segment(&world, hook, &ends, backend, RST);
                 assert_eq!(world.count(Counter::FlowCreated), round, "{hook:?}");
+                // That of a client may be forged: the backend has its say for a while.
+                if hook == Hook::Ingress {
+                    world.tables.advance(CLOSED);
+                }
             }
             assert_eq!(world.count(Counter::FlowReported), 0, "its source port is free as well");
         }
@@ -112,11 +116,10 @@ fn case_65_a_reset_connection_does_not_take_its_backends_tuple_for_long() {
 /// ended the old one and how far the end had got.
 #[test]
 fn case_66_a_tuple_is_opened_again_right_after_its_end() {
-    let ends_of_connections: [&[(Hook, lb_testbed::packet::TcpFlags)]; 5] = [
+    let ends_of_connections: [&[(Hook, lb_testbed::packet::TcpFlags)]; 4] = [
         &[(Hook::Ingress, FIN_ACK), (Hook::Egress, FIN_ACK), (Hook::Ingress, ACK)],
         &[(Hook::Egress, FIN_ACK), (Hook::Ingress, FIN_ACK), (Hook::Egress, ACK)],
         &[(Hook::Egress, FIN_ACK), (Hook::Ingress, ACK), (Hook::Ingress, RST)],
-        &[(Hook::Ingress, RST)],
         &[(Hook::Egress, RST)],
     ];
     for net in NETS {

@@ -12,7 +12,7 @@ use lb_common::{
 };
 use lb_testbed::packet::{self as built, Packet};
 
-use crate::outside_setup::{MTU, Outside, POD, SECOND, UPLINK, is_node, node, route};
+use crate::outside_setup::{MTU, Outside, POD, SECOND, UPLINK, node, route};
 use crate::setup::{
     ACK, FIN_ACK, Hook, NETS, PORT, Protocol, SPORT, SYN, SYN_ACK, V4, at, ip, packet, readdressed,
     records, udp,
@@ -181,9 +181,10 @@ fn v_8_v_9_v_10_the_local_policy_binds_only_who_is_not_on_this_node() {
         outside.tables().set_local_mode(LocalMode::None);
         let other = packet(Protocol::Tcp, at(net.pod2, SPORT), outside.vip(), SYN);
         assert_eq!(outside.arrives(POD, &other).0, Verdict::NoLocalBackend);
-        // V-10, M-5: an address of this node.
+        // V-10: an address of this node; it does not come from off it.
         let own = packet(Protocol::Tcp, at(node(net)[0], SPORT), outside.vip(), SYN);
-        assert!(is_node(net, outside.sent_on(&own).ip()));
+        assert_eq!(outside.arrives(POD, &own).0, Verdict::Translated);
+        assert_eq!(outside.arrives(UPLINK, &own).0, Verdict::NotService);
         // V-6: nobody anywhere.
         outside.tables().set_backends(outside.id, Scope::Local, &[]);
         let another = packet(Protocol::Tcp, at(net.foreign, SPORT), outside.vip(), SYN);

@@ -1,6 +1,6 @@
 //! A node with two uplinks, its Services reached from outside, and a backend on another node.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use lb_common::{
     abi::{
@@ -20,6 +20,8 @@ use crate::setup::{Net, PORT, Protocol, SPORT, TARGET, World, at, packet, readdr
 
 /// A pod's interface.
 pub(crate) const POD: u32 = 5;
+/// What is known of it.
+const POD_FLAGS: u32 = InterfaceFlags::LOCAL_POD | InterfaceFlags::PODS;
 /// Where clients are.
 pub(crate) const UPLINK: u32 = 6;
 /// Where the other node is.
@@ -166,7 +168,7 @@ fn describe(tables: &HostTables, net: Net) {
         value
     };
     let addresses = node(net);
-    tables.set_host_interface(POD, interface(InterfaceFlags::LOCAL_POD, POD, &addresses[..1]));
+    tables.set_host_interface(POD, interface(POD_FLAGS, POD, &addresses[..1]));
     tables.set_host_interface(UPLINK, interface(InterfaceFlags::OFF_NODE, UPLINK, &addresses[..1]));
     tables.set_host_interface(SECOND, interface(InterfaceFlags::OFF_NODE, SECOND, &addresses));
     for address in addresses {
@@ -184,8 +186,4 @@ fn describe(tables: &HostTables, net: Net) {
 /// Packets to an address go there.
 pub(crate) fn route(tables: &HostTables, to: &str, out: u32, status: RouteStatus, egress: u32) {
     tables.add_route(at(to, 0).ip(), out, HostRoute { status, egress, mtu: MTU });
-}
-
-pub(crate) fn is_node(net: Net, ip: IpAddr) -> bool {
-    node(net).iter().any(|address| at(address, 0).ip() == ip)
 }

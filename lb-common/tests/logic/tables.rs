@@ -8,7 +8,8 @@ use lb_common::{
 };
 
 use crate::setup::{
-    ACK, Ends, NETS, Net, Protocol, SYN, World, at, ends_in, of_two, packet, records, tcp, udp,
+    ACK, Ends, NETS, Net, Protocol, SYN, SYN_ACK, World, at, ends_in, of_two, packet, records, tcp,
+    udp,
 };
 
 #[test]
@@ -146,6 +147,7 @@ fn established_packets_update_no_map_and_store_once_in_a_tick() {
             let Ends { client, vip, first: pod, .. } = ends_in(net);
             let (world, _) = World::single(net, protocol);
             world.ingress(&packet(protocol, client, vip, SYN));
+            world.egress(&packet(protocol, pod, client, SYN_ACK));
             world.ingress(&packet(protocol, client, vip, ACK));
             world.tables.reset_costs();
             for _ in 0..3 {

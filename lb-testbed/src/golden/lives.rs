@@ -253,7 +253,15 @@ fn ended(net: Net, hook: Hook, flags: TcpFlags) -> Case {
         Hook::Ingress => there(net, Protocol::Tcp, flags),
         Hook::Egress | Hook::Uplink => back(net, Protocol::Tcp, flags),
     };
-    let case = case.becomes(hook, &from, &to).established();
+    let mut case = case.becomes(hook, &from, &to).established();
+    // What one side alone says may be forged, but for a reset by the backend.
+    if hook == Hook::Ingress {
+        let (from, to) = back(net, Protocol::Tcp, flags);
+        case = case.becomes(Hook::Egress, &from, &to).established();
+    } else if flags != RST {
+        let (from, to) = there(net, Protocol::Tcp, flags);
+        case = case.becomes(Hook::Ingress, &from, &to).established();
+    }
     goes_on(begun(case, net, Protocol::Tcp), net, Protocol::Tcp)
 }
 

@@ -15,6 +15,8 @@
 //!   would leave the way it came, and come again;
 //! - f: SCTP has no hook at a socket; packets of the node's own sockets are not translated.
 //!
+//! What comes from off the node with a source that the node has is forged, and left to
+//! the kernel, which refuses it.
 //! Nothing that is delivered to the node itself is masqueraded, as in kube-proxy: it never leaves.
 
 use std::{
@@ -153,6 +155,11 @@ impl View {
                 (Verdict::PassUntouched, "departure f")
             }
             (Engine::Packet, Place::Host, Some(_)) => (Verdict::Reject, "V-12"),
+            (Engine::Packet, Place::Elsewhere, Some((kind, _))) if self.is_of_node(client.ip) => {
+                // Untranslated, it would leave the node again if the kernel let it.
+                let again = kind == Kind::ClusterIp;
+                (if again { Verdict::Reject } else { Verdict::PassUntouched }, "forged")
+            }
             (_, _, Some((kind, port))) => self.at_frontend(engine, client, to, kind, port),
             (_, _, None) => self.elsewhere(engine, client.place, to.ip()),
         };

@@ -97,9 +97,7 @@ pub(crate) fn interface(link: Link, detector: &LocalDetector) -> Interface {
     if has_early(link) {
         flags |= InterfaceFlags::XDP;
     }
-    if !leads_to_pod {
-        flags |= InterfaceFlags::OFF_NODE;
-    }
+    flags |= if leads_to_pod { InterfaceFlags::PODS } else { InterfaceFlags::OFF_NODE };
     if detector.is_local(leads_to_pod, names) {
         flags |= InterfaceFlags::LOCAL_POD;
     }

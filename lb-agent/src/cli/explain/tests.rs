@@ -175,6 +175,14 @@ fn send(host: &Host, from: &str, to: &str, tcp_flags: u8) -> Verdict {
     decide::ingress(&mut SlicePacket(&mut bytes), &host.0, Link::None)
 }
 
+/// The backend accepts a connection.
+fn accept(host: &Host, from: &str, to: &str) -> Verdict {
+    let tcp_flags = tcp::SYN | tcp::ACK;
+    let probe = Probe { from: at(from), to: at(to), protocol: proto::TCP, tcp_flags };
+    let mut bytes = probe.bytes();
+    decide::egress(&mut SlicePacket(&mut bytes), &host.0, Link::None)
+}
+
 #[test]
 fn a_hit_tells_the_way_and_all_that_might_have_been_chosen() {
     let explanation = ask(&host(), VIP, None);
@@ -283,6 +291,7 @@ fn the_record_of_a_flow_decides_and_stays_as_it_is() {
     // The second backend, which no explanation would choose.
     host.0.push_random(u32::MAX);
     assert_eq!(send(&host, "10.244.0.9:40000", VIP, tcp::SYN), Verdict::Translated);
+    assert_eq!(accept(&host, "10.244.1.2:8080", "10.244.0.9:40000"), Verdict::Translated);
     assert_eq!(send(&host, "10.244.0.9:40000", VIP, tcp::ACK), Verdict::Translated);
     let before = host.0.flows::<V4>(FlowTable::Main);
     assert_eq!(before.len(), 2);
