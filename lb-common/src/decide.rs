@@ -405,7 +405,7 @@ where
     Ipv<N>: Header<N>,
 {
     let mut flow = Flow::empty();
-    let met = look_up(tables, headers, &mut flow);
+    let met = look_up::<N, S, T>(tables, headers, &mut flow);
     if met == Met::Forged {
         return Verdict::NotService;
     }
@@ -490,9 +490,9 @@ where
     translate(packet, headers, flow, link)
 }
 
-/// Looks for the flow of a packet that is no matter of course.
+/// Looks for the flow of a packet that is no matter of course; the least likely is left to tc.
 #[inline(always)]
-fn look_up<const N: usize, T: RouteTables<N>>(
+fn look_up<const N: usize, S: Stage, T: RouteTables<N>>(
     tables: &T,
     headers: &mut Headers<N>,
     flow: &mut Flow<N>,
@@ -513,7 +513,7 @@ fn look_up<const N: usize, T: RouteTables<N>>(
         }
     }
     // Another CPU may have promoted the flow between the two lookups.
-    if met == Met::Nothing && !of_main {
+    if met == Met::Nothing && !of_main && !S::EARLY {
         met = meets(tables, headers, FlowTable::Main, flow);
     }
     if met == Met::Elsewhere { settle(tables, &mut headers.key, flow) } else { met }
