@@ -24,6 +24,7 @@ pub mod abi;
 mod begin;
 pub mod csum;
 pub mod decide;
+mod first;
 pub mod flow;
 mod forward;
 pub mod fragment;
