@@ -133,8 +133,24 @@ impl World {
                 }
             }
         }
+        self.look_after_neighbours(net, protocol)?;
         self.kernel.reset()?;
         self.kernel.fill(&self.tables)
+    }
+
+    /// Gives the kernel a packet for each next hop, as it wants one every few ticks: the programs write
+    /// the Ethernet addresses of all others.
+    fn look_after_neighbours(&mut self, net: &Net, protocol: Protocol) -> Result<()> {
+        self.kernel.fill(&self.tables)?;
+        let client = at(net.client, SPORT - 1);
+        let asks = build(protocol, client, at(net.vip, PORT), SYN).build();
+        let sent = self.kernel.run_at("tc_ingress", &asks, UPLINK)?;
+        let (source, _) = ends(&sent.data, Link::Ethernet)?;
+        let reply = build(protocol, at(net.backend, TARGET), source, SYN_ACK).build();
+        for returned in [sent.verdict, self.kernel.run_at("tc_ingress", &reply, SECOND)?.verdict] {
+            ensure!(returned.cast_signed() == REDIRECT, "tc_ingress returned {returned}");
+        }
+        Ok(())
     }
 
     /// What arrives by an interface.

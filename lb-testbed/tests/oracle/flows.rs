@@ -116,7 +116,8 @@ impl Flow {
         let mut bytes = traffic::packet(Protocol::Tcp, self.backend, self.source, flags).build();
         let mut slice = SlicePacket(&mut bytes);
         let comes_back = !self.elsewhere && self.backend.ip() == self.client.ip();
-        let is_kept = self.source == self.client;
+        // (An externalIP may be the client's own address, which is no reason to keep the source.)
+        let is_kept = self.source == self.client && !comes_back;
         // That of a backend with its source kept leaves by the way that the client came.
         let link = if is_kept { None } else { node::egress(self.backend.ip()) };
         tables.set_interface(node::index(link.unwrap_or(self.link)));

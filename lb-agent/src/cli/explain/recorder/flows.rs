@@ -52,8 +52,8 @@ impl<const N: usize, R: FamilyReader<N>> FlowTables<N> for Recorder<'_, R> {
             None => "no record".to_owned(),
             Some(flow) if flow.is_for(key) => {
                 self.known_flow.set(true);
-                let ends =
-                    if Live(flow.live).state() == 0 { "" } else { ", one side has ended it" };
+                let ended = Live(flow.live).state() & !Live::ANSWERED != 0;
+                let ends = if ended { ", one side has ended it" } else { "" };
                 format!(
                     "becomes {} to {} (backend {}, generation {}){ends}",
                     at(&flow.src, flow.sport),
