@@ -67,6 +67,7 @@ fn xdp_forwards_both_ways_and_leaves_the_rest_to_tc() -> Result<()> {
             // The first ones make neighbours known.
             client.tcp_once(to).with_context(|| format!("{way:?} {family}"))?;
             let forwarded = rig.counter(0, Counter::FlowForwarded)?;
+            let left = rig.counter(0, Counter::XdpLeft)?;
             wire.clear()?;
             for reply in [client.tcp_once(to)?, client.udp_once(to)?] {
                 assert_eq!(reply.server, "there", "{way:?} {family}");
@@ -76,7 +77,10 @@ fn xdp_forwards_both_ways_and_leaves_the_rest_to_tc() -> Result<()> {
             let seen = frames.iter().filter(|frame| {
                 has_port(&frame.parsed, to.port()) || has_port(&frame.parsed, TARGET)
             });
-            assert_eq!(seen.count(), 0, "{way:?} {family}: the kernel made packets of frames");
+            // Now and then one, for the kernel to look after the neighbour.
+            let seen = seen.count() as u64;
+            assert!(seen <= 2, "{way:?} {family}: the kernel made packets of {seen} frames");
+            assert_eq!(rig.counter(0, Counter::XdpLeft)?, left + seen, "{way:?} {family}");
             assert_eq!(rig.counter(0, Counter::FlowForwarded)?, forwarded + 2);
 
             // To a backend here: the kernel sees it, and the server sees the client itself.

@@ -75,7 +75,8 @@ impl Packet for Buffer {
 
     #[inline(always)]
     fn is_linear_until(&self, end: usize) -> bool {
-        self.data().wrapping_add(end) <= self.data_end()
+        // Older verifiers do not let an unknown number be added to a pointer.
+        end <= self.data_end().wrapping_sub(self.data())
     }
 
     /// A frame to a group is meant for more than this machine. A card hands over no other machine's
