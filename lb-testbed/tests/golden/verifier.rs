@@ -30,7 +30,7 @@ const CALL: u8 = 0x85;
 /// `BPF_PSEUDO_CALL`.
 const OWN_FUNCTION: u8 = 1;
 /// What no program may exceed on any kernel; it allows a million instructions.
-const MAX_INSTRUCTIONS: u32 = 125_000;
+const MAX_INSTRUCTIONS: u32 = 150_000;
 const MAX_STACK: u32 = 384;
 /// What the verifier allows; it rounds frames up.
 const MAX_FRAMES_IN_32S: u32 = 512;
