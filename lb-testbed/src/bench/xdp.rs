@@ -165,16 +165,17 @@ impl Bench {
         for tcp in [true, false] {
             let name = if tcp { "tcp" } else { "udp" };
             let there = |flags| transport(end.client, end.vip, [CLIENT_PORT, PORT], tcp, flags);
-            if tcp {
-                self.forwarded(&there(TcpFlags::SYN))?;
-            }
-            let request = there(TcpFlags::ACK);
-            let sent = self.forwarded(&request)?;
+            let opens = if tcp { TcpFlags::SYN } else { TcpFlags::ACK };
+            let sent = self.forwarded(&there(opens))?;
             let [sport, _] = sent.ports.context("ports")?;
-            let reply = transport(sent.dst, end.node, [TARGET, sport], tcp, TcpFlags::ACK);
-            let back = self.forwarded(&reply)?;
-            ensure!((back.src, back.dst) == (end.vip, end.client), "{back:?} came back");
-            ensure!(back.ports == Some([PORT, CLIENT_PORT]), "{back:?} came back");
+            let back = |flags| transport(sent.dst, end.node, [TARGET, sport], tcp, flags);
+            // A connection is established when both sides have said so.
+            self.forwarded(&back(opens | TcpFlags::ACK))?;
+            let (request, reply) = (there(TcpFlags::ACK), back(TcpFlags::ACK));
+            self.forwarded(&request)?;
+            let came = self.forwarded(&reply)?;
+            ensure!((came.src, came.dst) == (end.vip, end.client), "{came:?} came back");
+            ensure!(came.ports == Some([PORT, CLIENT_PORT]), "{came:?} came back");
             for (way, packet) in [("request", request), ("reply", reply)] {
                 let name = format!("{}_{name}_{way}", end.family);
                 cases.push(Case { name, packet, verdict: XDP_TX });
