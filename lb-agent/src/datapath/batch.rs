@@ -17,7 +17,7 @@ pub(super) struct Hash<'a> {
 }
 
 /// Elements that [`Hash::for_each`] reads by one call.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 4096;
 
 /// Bytes of a value of [`Hash`].
 pub(super) const VALUE_SIZE: usize = 8;

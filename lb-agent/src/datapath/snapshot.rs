@@ -11,13 +11,10 @@ use lb_common::abi::{
 };
 
 use super::Error;
-use super::batch::{Batch, Cursor, Hash, VALUE_SIZE};
+use super::batch::Hash;
 use super::maps::Maps;
 use crate::model::{self, Family};
 use crate::plan::{FrontKey, PortRow, SetRow, Snapshot, SourceRange, address, name};
-
-/// Elements read by one call.
-const CHUNK: usize = 4096;
 
 impl Maps {
     /// Everything that is programmed.
@@ -98,34 +95,12 @@ fn read_batches(
     hash: &Hash<'_>,
     each: &mut dyn FnMut(&[u8], u64),
 ) -> Result<(), (bool, io::Error)> {
-    let mut cursor = Cursor::default();
     let mut read = false;
-    let mut chunk = CHUNK;
-    loop {
-        let mut keys = vec![0; chunk * hash.key_size()];
-        let mut values = vec![0; chunk * VALUE_SIZE];
-        let before = cursor;
-        let (count, result) = hash.batch(Batch::Lookup, &mut keys, &mut values, Some(&mut cursor));
-        let end = match &result {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            // One bucket holds more than there is room for; the cursor has not moved.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
-                cursor = before;
-                chunk *= 2;
-                continue;
-            }
-            Err(_) => return result.map_err(|error| (read, error)),
-        };
-        let values = values.chunks_exact(VALUE_SIZE);
-        for (key, value) in keys.chunks_exact(hash.key_size()).zip(values).take(count) {
-            each(key, word(value));
-        }
-        read |= count > 0;
-        if end {
-            return Ok(());
-        }
-    }
+    let each = |key: &[u8], value: &[u8]| {
+        read = true;
+        each(key, word(value));
+    };
+    hash.for_each(each).map_err(|error| (read, error))
 }
 
 fn read_single(hash: &Hash<'_>, each: &mut dyn FnMut(&[u8], u64)) -> io::Result<()> {

@@ -172,16 +172,14 @@ impl Live {
     pub const FIN: u32 = 1;
     /// This direction sent RST and nothing since.
     pub const RST: u32 = 1 << 1;
+    /// The other direction sent RST, and this one nothing since.
+    pub const CLOSING: u32 = 1 << 2;
+    /// This direction accepted a connection (SYN with ACK).
+    pub const ANSWERED: u32 = 1 << 3;
     /// All state bits.
     const STATE: u32 = 0xf;
     /// Where the next hop begins.
     const HOP: u32 = 36;
-
-    /// The other direction sent RST, and this one nothing since.
-    pub const CLOSING: u32 = 1 << 2;
-
-    /// This direction accepted a connection (SYN with ACK).
-    pub const ANSWERED: u32 = 1 << 3;
 
     /// A word without a next hop.
     #[inline(always)]

@@ -169,7 +169,8 @@ impl Worker {
         }
     }
 
-    /// Who listens knows of a demotion already. Also whether one may be nobody's fault but a neighbour's that went away.
+    /// Who listens knows of a demotion already. Also whether one may be nobody's fault but a neighbour's
+    /// that went away.
     async fn attempt(&mut self, interface: &Interface) -> (State, bool) {
         match self.attach(interface).await {
             Ok(state) => (state, false),
