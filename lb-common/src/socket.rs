@@ -184,13 +184,14 @@ pub fn getpeername<const N: usize, T: SocketTables>(
     connected(&tables.record()?, peer)
 }
 
-/// A socket goes: its records of unconnected peers go with it.
+/// A socket goes: its records go with it. Only UDP sockets have peers.
 #[inline(always)]
-pub fn release<T: SocketTables>(tables: &T) {
-    if let Some(record) = tables.record() {
+pub fn release<T: SocketTables>(tables: &T, protocol: u8) {
+    if protocol == proto::UDP {
+        let Some(record) = tables.record() else { return };
         remove_peers(tables, &record.head);
-        tables.remove_record();
     }
+    tables.remove_record();
 }
 
 /// Forgets the peers of a socket that has as many as it may have, before two more come.

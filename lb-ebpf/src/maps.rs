@@ -10,7 +10,8 @@ use lb_common::abi::{
     FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
     Interface, Ip, LOCAL_CIDRS as PODS, META_WORDS, NEXT_HOPS as NEXT_HOP_COUNT, NODE_PORT_WORDS,
     Name, NetnsRecord, NextHop, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS,
-    ServiceCidr, SocketKey, SocketPeer, SocketRecord, V4, V6,
+    ServiceCidr, SocketKey, SocketPeer, SocketRecord, TCP_SOCKETS as TCP_SOCKET_COUNT, TcpSocket,
+    V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -125,5 +126,7 @@ pub static REJECTS: PerCpuArray<RefusalWord> = PerCpuArray::with_max_entries(1, 
 pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(NEXT_HOP_COUNT, 0);
 #[map]
 pub static HOP: PerCpuArray<Hop> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static TCP_SOCKETS: Array<TcpSocket> = Array::with_max_entries(TCP_SOCKET_COUNT, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();

@@ -18,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::TcpSocket;
+
 /// What a child process does between fork and exec.
 #[derive(Debug, Default)]
 pub(crate) struct ChildSetup {
@@ -203,19 +205,50 @@ pub(crate) fn tcp_connect(
     to: SocketAddr,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
-    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: plain system call without pointers.
-    let fd = check(unsafe { libc::socket(family, kind, 0) })?;
-    // SAFETY: the descriptor was just opened and has no other owner.
-    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let stream = tcp_socket(to)?;
     if let Some(from) = from {
         // As clients do that use one port again and again: it may still be in TIME_WAIT.
         set_option(&stream, libc::SO_REUSEADDR, &1_i32)?;
         let (addr, len) = raw_addr(from);
         // SAFETY: the address lives until the call returns and is `len` bytes long.
-        check(unsafe { libc::bind(fd, (&raw const addr).cast(), len) })?;
+        check(unsafe { libc::bind(stream.as_raw_fd(), (&raw const addr).cast(), len) })?;
     }
+    connect_within(&stream, to, timeout)?;
+    Ok(stream)
+}
+
+/// A TCP connection by a socket whose cookie [`TcpSocket`] has the same place for as for that of
+/// `other`: cookies are numbers in a row, so it is found among some tens of thousands.
+pub(crate) fn tcp_connect_beside(
+    other: &TcpStream,
+    to: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    const TRIES: u32 = 1 << 22;
+    let wanted = TcpSocket::place(cookie(other)?);
+    for _ in 0..TRIES {
+        let stream = tcp_socket(to)?;
+        if TcpSocket::place(cookie(&stream)?) == wanted {
+            connect_within(&stream, to, timeout)?;
+            return Ok(stream);
+        }
+    }
+    Err(io::Error::other(format!("none of {TRIES} sockets had place {wanted}")))
+}
+
+/// A socket for the family of `to`, not connected, whose calls do not wait.
+fn tcp_socket(to: SocketAddr) -> io::Result<TcpStream> {
+    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain system call without pointers.
+    let fd = check(unsafe { libc::socket(family, kind, 0) })?;
+    // SAFETY: the descriptor was just opened and has no other owner.
+    Ok(TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Connects such a socket; its calls wait from then on.
+fn connect_within(stream: &TcpStream, to: SocketAddr, timeout: Duration) -> io::Result<()> {
+    let fd = stream.as_raw_fd();
     let (addr, len) = raw_addr(to);
     // SAFETY: the address lives until the call returns and is `len` bytes long.
     let connected = check(unsafe { libc::connect(fd, (&raw const addr).cast(), len) });
@@ -230,8 +263,18 @@ pub(crate) fn tcp_connect(
             return Err(error);
         }
     }
-    stream.set_nonblocking(false)?;
-    Ok(stream)
+    stream.set_nonblocking(false)
+}
+
+/// What the kernel calls a socket: a number that no other has had.
+fn cookie(stream: &TcpStream) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_COOKIE);
+    let value = (&raw mut cookie).cast();
+    // SAFETY: the value lives until the call returns and is `len` bytes long.
+    check(unsafe { libc::getsockopt(stream.as_raw_fd(), level, option, value, &raw mut len) })?;
+    Ok(cookie)
 }
 
 /// Makes `close()` send a reset and leave no `TIME_WAIT` behind.

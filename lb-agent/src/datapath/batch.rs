@@ -36,9 +36,10 @@ impl<'a> Hash<'a> {
         }
     }
 
-    /// A hash of any kind, or a trie, with values of any size, for [`Self::read`] and batched lookups.
+    /// A hash of any kind, a trie or an array, with values of any size, for [`Self::read`] and batched lookups.
     pub(super) fn to_read(fd: BorrowedFd<'a>) -> io::Result<Self> {
-        const KINDS: [bpf_map_type; 3] = [
+        const KINDS: [bpf_map_type; 4] = [
+            bpf_map_type::BPF_MAP_TYPE_ARRAY,
             bpf_map_type::BPF_MAP_TYPE_HASH,
             bpf_map_type::BPF_MAP_TYPE_LRU_HASH,
             bpf_map_type::BPF_MAP_TYPE_LPM_TRIE,
@@ -49,11 +50,6 @@ impl<'a> Hash<'a> {
         }
         let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
         Ok(Self { fd, key_size, value_size })
-    }
-
-    /// Bytes of a value.
-    pub(super) fn value_size(&self) -> usize {
-        self.value_size
     }
 
     /// Bytes of a key.

@@ -204,7 +204,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 37] = [
+pub(super) const PINNED: [&str; 38] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
@@ -237,6 +237,7 @@ pub(super) const PINNED: [&str; 37] = [
     map::HALF_OPEN6,
     map::FRAGMENTS4,
     map::FRAGMENTS6,
+    map::TCP_SOCKETS,
     map::SOCKETS,
     map::SOCKET_PEERS,
     map::REJECTS,

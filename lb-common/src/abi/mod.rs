@@ -44,7 +44,7 @@ pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use programs::ProgramSlot;
 pub use refusal::{REFUSALS_PER_TICK, RefusalWord};
 pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
-pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord};
+pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord, TCP_SOCKETS, TcpSocket};
 
 /// Version of this layout; the name of the pin folder is `v` followed by it.
 pub const ABI_VERSION: u32 = 3;
@@ -133,7 +133,9 @@ pub mod map {
     pub const HALF_OPEN4: &str = "HALF_OPEN4";
     /// LRU hash: half-open IPv6 TCP flows.
     pub const HALF_OPEN6: &str = "HALF_OPEN6";
-    /// Socket storage: what `connect` translated on other sockets than UDP's.
+    /// Array: what `connect` translated on other sockets than UDP's, by their cookies.
+    pub const TCP_SOCKETS: &str = "TCP_SOCKETS";
+    /// Socket storage: the same for those that find no place in `TCP_SOCKETS`.
     pub const SOCKETS: &str = "SOCKETS";
     /// Hash: what the engine knows of a UDP socket, by its cookie.
     pub const UDP_SOCKETS: &str = "UDP_SOCKETS";

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_common::{
-    abi::{BackendFlags, Counter, FactsFlags, FactsWord, Scope, SetWord},
+    abi::{BackendFlags, Counter, FactsFlags, FactsWord, Scope, SetWord, proto},
     host::{Capacities, HostTables},
     socket::{self, Address, Outcome},
     tables::FrontendTables,
@@ -186,7 +186,7 @@ fn a_disconnected_socket_sees_its_senders_as_they_are() {
     world.tables.push_random(0);
     connect::<1>(&world, Protocol::Udp, vip);
     assert_eq!(from(&world, pod), Some(address::<1>(vip)), "connected again");
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
     assert!(world.tables.peers().is_empty());
 }
 

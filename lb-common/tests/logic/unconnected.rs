@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr};
 
 use lb_common::{
-    abi::{BackendFlags, Counter, Scope, SetWord, SocketLink},
+    abi::{BackendFlags, Counter, Scope, SetWord, SocketLink, proto},
     host::{Capacities, HostTables},
     socket::{self, Address, Outcome},
     tables::{FrontendTables, SocketTables as _},
@@ -63,7 +63,7 @@ where
         world.tables.set_cookie(cookie);
         let Outcome::Translated(Address { ip, .. }) = send::<N>(&world, vip) else { panic!() };
         chosen.insert(ip);
-        socket::release(&world.tables);
+        socket::release(&world.tables, proto::UDP);
     }
     assert_eq!(chosen.len(), 2);
     world.tables.set_cookie(1);
@@ -180,16 +180,16 @@ fn release_removes_every_peer_of_its_socket_and_no_other() {
     }
     let peers = || -> Vec<u64> { world.tables.peers().iter().map(|(key, _)| key.cookie).collect() };
     assert_eq!(peers().len(), 2 * 2 * vips.len());
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
     assert!(peers().iter().all(|cookie| *cookie == 1), "the other socket's stay");
     assert_eq!(peers().len(), 2 * vips.len());
     world.tables.set_cookie(1);
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
     assert_eq!(peers(), Vec::<u64>::new());
     // Neither a second release nor that of a socket without any does harm.
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
     world.tables.set_cookie(3);
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn a_socket_of_both_families_is_released_whole() {
     let families: HashSet<_> =
         world.tables.peers().iter().map(|(key, _)| key.link.family).collect();
     assert_eq!(families, HashSet::from([4, 6]));
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
     assert!(world.tables.peers().is_empty());
 }
 
@@ -218,7 +218,7 @@ fn a_full_table_is_counted_and_the_datagram_goes_on() {
         assert_eq!(world.count(Counter::SocketUnrecorded), u64::from(room < 2), "room {room}");
         // The answer's record comes first: with room for one, the VIP is seen.
         assert_eq!(from::<1>(&world, first).is_some(), room >= 1);
-        socket::release(&world.tables);
+        socket::release(&world.tables, proto::UDP);
         assert!(world.tables.peers().is_empty(), "room {room}");
     }
     let (world, _) = World::with_backends(V4, Protocol::Udp, &[first]);
@@ -250,7 +250,7 @@ fn a_full_table_leaves_datagrams_of_pods_to_the_packet_engine() {
         world.tables.set_capacities(Capacities::default());
         assert_eq!(send::<1>(&world, vip), translated(first), "{n}");
         assert_eq!(from(&world, first), Some(address::<1>(vip)), "{n}");
-        socket::release(&world.tables);
+        socket::release(&world.tables, proto::UDP);
         assert!(world.tables.peers().is_empty(), "{n}");
     }
 }
@@ -265,7 +265,7 @@ fn a_socket_that_connects_after_sending_is_released_whole() {
     assert_eq!(world.tables.peers().len(), 2);
     let kinds: HashSet<_> = world.tables.peers().iter().map(|(key, _)| key.link.kind).collect();
     assert_eq!(kinds, HashSet::from([SocketLink::FORWARD, SocketLink::REVERSE]));
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
     assert!(world.tables.peers().is_empty());
 }
 
@@ -280,7 +280,7 @@ fn a_socket_of_many_peers_begins_anew() {
         assert!(world.tables.peers().len() <= 64, "{n}");
         assert!(from::<1>(&world, pod).is_some(), "{n}: its answer is the VIP's");
     }
-    socket::release(&world.tables);
+    socket::release(&world.tables, proto::UDP);
     assert_eq!(world.tables.peers(), []);
     assert_eq!(world.count(Counter::SocketUnrecorded), 0);
 }

@@ -221,7 +221,8 @@ where
 pub fn release(ctx: &SockContext) -> i32 {
     let sk = ctx.sock;
     // SAFETY: a field of this program's context.
-    let udp = unsafe { (*sk).protocol } == u32::from(proto::UDP);
-    socket::release(&Socket { context: ctx.as_ptr(), sk, udp });
+    let protocol = unsafe { (*sk).protocol } as u8;
+    let udp = protocol == proto::UDP;
+    socket::release(&Socket { context: ctx.as_ptr(), sk, udp }, protocol);
     ALLOW
 }

@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, BYPASS_CGROUPS, Backend, BackendId, BackendWord,
     Counter, FactsWord, FrontendKey, FrontendWord, Ip, NetnsRecord, ServicePortId, SetWord,
-    SocketKey, SocketLink, SocketPeer, SocketRecord,
+    SocketKey, SocketLink, SocketPeer, SocketRecord, TcpSocket,
 };
 use lb_common::select::Choice;
 use lb_common::tables::{FrontendTables, ServiceTables, SocketTables};
@@ -44,6 +44,40 @@ impl Socket {
         // SAFETY: the map of this program and the socket of its context; without a value to begin
         // with, new storage is all zeros.
         unsafe { bpf_sk_storage_get(map, self.sk.cast(), ptr::null_mut(), u64::from(flags)).cast() }
+    }
+
+    /// The place in `TCP_SOCKETS` that a socket may have, and whose it is.
+    #[inline(always)]
+    fn place(cookie: u64) -> Option<(*mut TcpSocket, u64)> {
+        let place = maps::TCP_SOCKETS.get_ptr_mut(TcpSocket::place(cookie))?;
+        // SAFETY: the verifier proved the pointer; owners come and go by whole words.
+        Some((place, unsafe { (&raw const (*place).cookie).read_volatile() }))
+    }
+
+    /// Takes a place in `TCP_SOCKETS` for what `connect` did; `false` if another socket has it.
+    #[inline(always)]
+    fn take_place(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool {
+        let cookie = self.cookie();
+        let Some((place, owner)) = Self::place(cookie) else { return false };
+        if owner != 0 && owner != cookie {
+            return false;
+        }
+        let record = TcpSocket::new(cookie, vip, &to.addr, vip_port, to.port);
+        // SAFETY: the verifier proved the pointer; who writes there at the same time makes a record
+        // that is nobody's.
+        unsafe { place.write(record) };
+        true
+    }
+
+    #[inline(always)]
+    fn leave_place(&self) {
+        let cookie = self.cookie();
+        if let Some((place, owner)) = Self::place(cookie)
+            && owner == cookie
+        {
+            // SAFETY: the verifier proved the pointer; the place is this socket's.
+            unsafe { (&raw mut (*place).cookie).write_volatile(0) };
+        }
     }
 
     /// The socket's record, or null.
@@ -145,6 +179,15 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn record(&self) -> Option<SocketRecord> {
+        if !self.udp {
+            let cookie = self.cookie();
+            if let Some((place, owner)) = Self::place(cookie)
+                && owner == cookie
+            {
+                // SAFETY: the verifier proved the pointer; the record tells whether it is whole.
+                return unsafe { place.read_volatile() }.of(cookie);
+            }
+        }
         let record = self.found();
         if record.is_null() {
             return None;
@@ -156,6 +199,9 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool {
+        if !self.udp && self.take_place(vip, vip_port, to) {
+            return true;
+        }
         self.update(|record| {
             set!(record, vip, *vip);
             set!(record, peer, to.addr);
@@ -168,6 +214,10 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn set_disconnected(&self) {
+        if !self.udp {
+            self.leave_place();
+        }
+        // A socket that has a place may have had none before.
         let record = self.found();
         if !record.is_null() {
             set!(record, vip_port, 0);
@@ -201,6 +251,8 @@ impl SocketTables for Socket {
         if self.udp {
             // A record that is gone already is what was wanted.
             let _gone = maps::UDP_SOCKETS.remove(self.cookie());
+        } else {
+            self.leave_place();
         }
     }
 

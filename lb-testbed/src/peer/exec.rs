@@ -61,6 +61,15 @@ impl Peer {
                 stream.set_nodelay(true)?;
                 self.add(Socket::Tcp(BufReader::new(stream)))
             }
+            Command::TcpConnectBeside { sock, to, timeout_ms } => {
+                let Socket::Tcp(other) = self.socket(sock)? else {
+                    return Err(io::Error::other(format!("socket {sock} is not TCP")));
+                };
+                let timeout = Duration::from_millis(timeout_ms);
+                let stream = sys::tcp_connect_beside(other.get_ref(), to, timeout)?;
+                stream.set_nodelay(true)?;
+                self.add(Socket::Tcp(BufReader::new(stream)))
+            }
             Command::UdpOpen { from } => self.add(Socket::Udp(UdpSocket::bind(from)?)),
             Command::UdpConnect { sock, to } => {
                 self.udp(sock)?.connect(to)?;

@@ -109,6 +109,13 @@ impl Peer {
         self.sock(&Command::TcpConnect { to, from, timeout_ms: millis(deadline) }, deadline)
     }
 
+    /// Opens a TCP connection by a socket that the socket engine has the same place for as for another.
+    pub fn tcp_connect_beside(&mut self, sock: SocketId, to: SocketAddr) -> Result<Sock> {
+        let deadline = STEP * 4;
+        let timeout_ms = millis(deadline);
+        self.sock(&Command::TcpConnectBeside { sock, to, timeout_ms }, deadline)
+    }
+
     /// Opens an unconnected UDP socket for the family of `to`, at any address and port.
     pub fn udp_open(&mut self, to: SocketAddr) -> Result<Sock> {
         self.udp_open_from(exec::any(to))

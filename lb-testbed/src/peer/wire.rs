@@ -21,6 +21,8 @@ pub(super) enum Command {
     Serve { name: String, addrs: Vec<SocketAddr> },
     /// Opens a TCP connection.
     TcpConnect { to: SocketAddr, from: Option<SocketAddr>, timeout_ms: u64 },
+    /// The same by a socket that the engine has the same place for as for `sock`.
+    TcpConnectBeside { sock: SocketId, to: SocketAddr, timeout_ms: u64 },
     /// Opens a UDP socket bound to `from`; port 0 lets the kernel choose.
     UdpOpen { from: SocketAddr },
     /// Connects a UDP socket.

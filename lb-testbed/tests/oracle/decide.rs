@@ -143,7 +143,7 @@ impl<'a> Decider<'a> {
         let became = self.again(way, client, to, protocol, id);
         self.tables.clear_random();
         if way.engine() == Engine::Socket {
-            socket::release(self.tables);
+            socket::release(self.tables, protocol.number());
             self.tables.free_socket();
         }
         became

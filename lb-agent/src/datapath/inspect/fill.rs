@@ -1,18 +1,18 @@
 //! How full is each map?
 
+use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::abi::{
-    BackendFlags, BackendWord, FILTER_WORDS, FactsFlags, FactsWord, SetWord, map,
+    BackendFlags, BackendWord, FILTER_WORDS, FactsFlags, FactsWord, SetWord, TCP_SOCKETS,
+    TcpSocket, map,
 };
 
 use super::{Inspector, open};
-use crate::datapath::batch::{Batch, Cursor, Hash};
+use crate::datapath::batch::Hash;
 use crate::datapath::{Error, sys};
-
-/// Elements read by one call.
-const CHUNK: usize = 4096;
 
 /// How full a map is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,10 @@ impl Inspector {
         ] {
             hash(name, &open(&self.folder, name)?, flag)?;
         }
+        let sockets = open(&self.folder, map::TCP_SOCKETS)?;
+        let (used, max) = count_places(&sockets).map_err(Error::system("count TCP sockets"))?;
+        // Those that find no place have storage of their own.
+        fill.push(Fill { map: map::TCP_SOCKETS, used, max, flag: None });
         let present = |facts: &&AtomicU64| {
             FactsWord(facts.load(Ordering::Relaxed)).flags() & FactsFlags::PRESENT != 0
         };
@@ -104,35 +108,29 @@ impl Inspector {
 }
 
 /// Elements in a hash, and how many it can hold.
-fn count(fd: &OwnedFd) -> std::io::Result<(u64, u64)> {
+fn count(fd: &OwnedFd) -> io::Result<(u64, u64)> {
     let max = u64::from(sys::map_info(fd.as_fd())?.max_entries);
     let hash = Hash::to_read(fd.as_fd())?;
-    let mut cursor = Cursor::default();
-    let (mut used, mut chunk) = (0, CHUNK);
-    loop {
-        let mut keys = vec![0; chunk * hash.key_size()];
-        let mut values = vec![0; chunk * hash.value_size()];
-        let before = cursor;
-        let (read, result) = hash.batch(Batch::Lookup, &mut keys, &mut values, Some(&mut cursor));
-        match result {
-            Ok(()) => used += read as u64,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                return Ok((used + read as u64, max));
-            }
-            // One bucket holds more than there is room for; the cursor has not moved.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 20 => {
-                cursor = before;
-                chunk *= 2;
-            }
-            // A kernel without batches.
-            Err(_) if used == 0 => return Ok((count_singly(&hash, max)?, max)),
-            Err(error) => return Err(error),
-        }
+    let mut used = 0;
+    match hash.for_each(|_, _| used += 1) {
+        // A kernel without batches.
+        Err(_) if used == 0 => Ok((count_singly(&hash, max)?, max)),
+        counted => counted.map(|()| (used, max)),
     }
 }
 
+/// Places of `TCP_SOCKETS` that a socket has, and how many there are.
+fn count_places(fd: &OwnedFd) -> io::Result<(u64, u64)> {
+    let mut used = 0;
+    Hash::to_read(fd.as_fd())?.for_each(|_, record| {
+        let owner = record.get(offset_of!(TcpSocket, cookie)..).and_then(<[u8]>::first_chunk::<8>);
+        used += u64::from(owner.is_some_and(|owner| *owner != [0; 8]));
+    })?;
+    Ok((used, u64::from(TCP_SOCKETS)))
+}
+
 /// At most `max` steps: where a key is gone when the next one is asked for, the kernel begins anew.
-fn count_singly(hash: &Hash<'_>, max: u64) -> std::io::Result<u64> {
+fn count_singly(hash: &Hash<'_>, max: u64) -> io::Result<u64> {
     let mut key: Option<Vec<u8>> = None;
     for used in 0..max {
         match hash.next_key(key.as_deref()) {
