@@ -162,6 +162,7 @@ impl Cluster {
             bpffs: Bpffs::new()?,
             scratch: Scratch::new()?,
         };
+        cluster.fabric.plain_bridges()?;
         cluster.fabric.ip(&wire::bridge("br0", fabric_v4(1), fabric_v6(1)))?;
         for index in 0..usize::from(spec.nodes) {
             cluster.add_node(index).with_context(|| format!("make node {index}"))?;

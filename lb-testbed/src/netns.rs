@@ -135,6 +135,19 @@ impl Netns {
         })?
     }
 
+    /// Keeps what bridges of this namespace switch from netfilter, as a switch of metal does. Where the
+    /// kernel has `br_netfilter`, it is on in every new namespace.
+    pub fn plain_bridges(&self) -> Result<()> {
+        let hooks = ["iptables", "ip6tables", "arptables"];
+        let names = hooks.map(|hook| format!("net.bridge.bridge-nf-call-{hook}"));
+        let there = self.run(|| Path::new("/proc/sys/net/bridge").exists())?;
+        if there {
+            self.sysctls(&names.each_ref().map(|name| (name.as_str(), "0")))
+        } else {
+            Ok(())
+        }
+    }
+
     /// Has an interface inside fill in checksums of what it sends, or not.
     pub fn offload_checksums(&self, interface: &str, on: bool) -> Result<()> {
         self.run(|| sys::offload_checksums(interface, on))?

@@ -158,6 +158,11 @@ impl Way {
             Backend::Here => "of the same node",
             Backend::There => "of another node",
         };
+        // As a switch of metal: `br_netfilter` would have its frames pass this machine's hooks.
+        let wire = match self.client {
+            OUTSIDE => ", over a network whose switch has no netfilter",
+            _ => "",
+        };
         let node = if self.with_cni {
             "a node with a network plugin's rules for all (masquerade, ct state invalid drop)"
         } else {
@@ -165,7 +170,7 @@ impl Way {
         };
         format!(
             "connect, request, reply, close per second over those with kube-proxy, {client} with a \
-             backend {backend}, on {node}; client and server on one CPU at priority -20; {pairs} pairs \
+             backend {backend}, on {node}{wire}; client and server on one CPU at priority -20; {pairs} pairs \
              of runs of {count} after a quarter of that to warm up, in the same namespaces, in turn; \
              rules of {}; median of the ratios of the pairs, the worse of IPv4 and IPv6",
             kube_proxy::versions()
