@@ -38,7 +38,7 @@ struct Client {
 }
 
 pub(super) fn measure(plan: &Plan) -> Result<Vec<Figure>> {
-    let (pairs, count) = (plan.pick(41, 2), plan.pick(2_000, 100));
+    let (pairs, count) = (plan.pick(101, 2), plan.pick(800, 100));
     let method = format!(
         "exchanges per second through the ClusterIP over those to the pod with nothing of Millrace \
          loaded; client and server in pods of one node, both on one CPU at priority -20; {pairs} pairs of runs of \
