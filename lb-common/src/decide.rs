@@ -87,8 +87,13 @@ where
     Ipv<N>: Header<N>,
 {
     match look_ip::<N, P, T>(packet, tables, l3) {
-        Ok(Next::Translate) => ingress_ip::<N, Early, P, T>(Early, packet, tables, l3, link),
-        _ => Verdict::Left,
+        Ok(Next::Translate) => {}
+        _ => return Verdict::Left,
+    }
+    let Ok(mut parsed) = headers(packet, l3, FlowKind::INGRESS) else { return Verdict::Left };
+    match recorded(Early, packet, tables, &mut parsed, link) {
+        Some(verdict) => verdict,
+        None => first(Early, packet, tables, &mut parsed, link),
     }
 }
 
@@ -114,22 +119,42 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    let verdict = arriving(packet, tables, link);
-    counted(tables, unless_stray(packet, tables, link, verdict))
+    match established_ingress(packet, tables, link) {
+        Some(verdict) => verdict,
+        None => begin_ingress(packet, tables, link),
+    }
 }
 
-/// The same, without an end.
+/// [`translate_ingress`] of a packet with a record that stands. `None`: it takes more looking, which is
+/// for [`begin_ingress`], and is untouched.
 #[inline(always)]
-pub(crate) fn arriving<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+pub fn established_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
 where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    match network(packet, link) {
-        Ok(Network::V4(l3)) => ingress_ip::<V4, Final, P, T>(Final, packet, tables, l3, link),
-        Ok(Network::V6(l3)) => ingress_ip::<V6, Final, P, T>(Final, packet, tables, l3, link),
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => established_ip::<V4, P, T>(packet, tables, l3, link)?,
+        Ok(Network::V6(l3)) => established_ip::<V6, P, T>(packet, tables, l3, link)?,
+        Err(_) => return None,
+    };
+    Some(counted(tables, verdict))
+}
+
+/// [`translate_ingress`] of a packet without one. In the kernel this is a program of its own: what few
+/// packets need is most of the code, and the usual packet is not to pay for it.
+#[inline(always)]
+pub fn begin_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => begin_ip::<V4, P, T>(packet, tables, l3, link),
+        Ok(Network::V6(l3)) => begin_ip::<V6, P, T>(packet, tables, l3, link),
         Err(verdict) => verdict,
-    }
+    };
+    counted(tables, unless_stray(packet, tables, link, verdict))
 }
 
 /// The second half of [`egress`].
@@ -157,36 +182,59 @@ pub(crate) fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict
 }
 
 #[inline(always)]
-fn ingress_ip<const N: usize, S: Stage, P, T>(
-    stage: S,
+fn established_ip<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
     l3: usize,
     link: Link,
-) -> Verdict
+) -> Option<Verdict>
 where
     P: Packet,
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    let mut parsed = match headers(packet, l3, FlowKind::INGRESS) {
-        Ok(parsed) => parsed,
-        Err(verdict) => return verdict,
-    };
-    let known = match tables.flow(FlowTable::Main, &parsed.key) {
-        None => None,
-        Some(record) if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) != 0 => {
-            match forward::again::<N, S, P, T>(packet, tables, &parsed, &record) {
-                None => passing(stage, packet, tables, &mut parsed, record),
-                sent => sent,
-            }
+    let mut parsed = headers(packet, l3, FlowKind::INGRESS).ok()?;
+    recorded(Final, packet, tables, &mut parsed, link)
+}
+
+#[inline(always)]
+fn begin_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    match headers(packet, l3, FlowKind::INGRESS) {
+        Ok(mut parsed) => first(Final, packet, tables, &mut parsed, link),
+        Err(verdict) => verdict,
+    }
+}
+
+/// A packet that arrives and has a record in the main table. `None`: it has none, or that does not tell
+/// all.
+#[inline(always)]
+fn recorded<const N: usize, S: Stage, P, T>(
+    stage: S,
+    packet: &mut P,
+    tables: &T,
+    headers: &mut Headers<N>,
+    link: Link,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    let record = tables.flow(FlowTable::Main, &headers.key)?;
+    if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) == 0 {
+        if S::EARLY {
+            return Some(Verdict::Left);
         }
-        Some(_) if S::EARLY => Some(Verdict::Left),
-        Some(record) => known(packet, tables, &parsed, record, link),
-    };
-    match known {
-        Some(verdict) => verdict,
-        None => first(stage, packet, tables, &mut parsed, link),
+        return known(packet, tables, headers, record, link);
+    }
+    match forward::again::<N, S, P, T>(packet, tables, headers, &record) {
+        None => passing(stage, packet, tables, headers, record),
+        sent => sent,
     }
 }
 

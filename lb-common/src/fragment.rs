@@ -8,7 +8,7 @@ use crate::abi::{
     AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6, proto,
 };
 use crate::csum::{Diff, updated};
-use crate::decide::{arriving, counted, translate_egress};
+use crate::decide::{counted, translate_egress, translate_ingress};
 use crate::flow::recorded_anywhere;
 use crate::forward::{goes, gone, led};
 use crate::packet::Packet;
@@ -23,20 +23,16 @@ use crate::tables::{FlowRef, FlowTable, RouteTables};
 use crate::verdict::Verdict;
 
 /// A fragment, or an IPv6 packet with extension headers, that arrives and may concern us.
-///
-/// What has ports is translated by the same program and not by another tail call: arm64 before kernel
-/// 6.0 refuses a program that both jumps and has functions of its own.
 #[inline(always)]
 pub fn ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    let verdict = match follow(packet, tables, link, FlowKind::INGRESS) {
+    match without_ports(packet, tables, link, FlowKind::INGRESS) {
         Some(verdict) => verdict,
-        None => arriving(packet, tables, link),
-    };
-    counted(tables, unless_stray(packet, tables, link, verdict))
+        None => translate_ingress(packet, tables, link),
+    }
 }
 
 /// The same for one that leaves.
@@ -46,10 +42,25 @@ where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
-    match follow(packet, tables, link, FlowKind::EGRESS) {
-        Some(verdict) => counted(tables, verdict),
+    match without_ports(packet, tables, link, FlowKind::EGRESS) {
+        Some(verdict) => verdict,
         None => translate_egress(packet, tables, link),
     }
+}
+
+/// The part of [`ingress`] or [`egress`], as `kind` says, for what has no ports. `None`: it has, and goes
+/// on as the usual packet; the ports of a first fragment are noted, for those that follow.
+#[inline(always)]
+pub fn without_ports<P, T>(packet: &mut P, tables: &T, link: Link, kind: u8) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    let mut verdict = follow(packet, tables, link, kind)?;
+    if kind == FlowKind::INGRESS {
+        verdict = unless_stray(packet, tables, link, verdict);
+    }
+    Some(counted(tables, verdict))
 }
 
 /// `kind` is the hook's. `None`: it has ports. A function of its own, for the sake of the stack.

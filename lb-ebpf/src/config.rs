@@ -20,9 +20,10 @@ static NODE_NETNS: u64 = 0;
 static NODE_ONLY: u32 = 0;
 
 /// 1 if a program that has functions of its own may go on with another (x86-64; arm64 from kernel 6.0):
-/// refused packets are answered, by a program of their own.
+/// packets that are no matter of course are decided on, and refused ones answered, by programs of their
+/// own.
 #[unsafe(no_mangle)]
-static ANSWERS: u32 = 1;
+static JUMPS: u32 = 1;
 
 /// How pods of this node are told from other clients: 0 by the interface that they arrive by, 1 by
 /// ranges of addresses, 2 not at all.
@@ -46,9 +47,9 @@ static SNAT_COUNT: u32 = 28_976;
 static SEED: u32 = 0;
 
 #[inline(always)]
-pub fn answers() -> bool {
+pub fn jumps() -> bool {
     // SAFETY: a static of this module; nothing writes it after load.
-    unsafe { core::ptr::read_volatile(&raw const ANSWERS) != 0 }
+    unsafe { core::ptr::read_volatile(&raw const JUMPS) != 0 }
 }
 
 #[inline(always)]

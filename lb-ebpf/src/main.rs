@@ -79,7 +79,18 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_translate_ingress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |p, t, link| decide::translate_ingress(p, t, link))
+    tc::run_or(
+        ctx,
+        Link::Ethernet,
+        |p, t, link| decide::established_ingress(p, t, link),
+        ProgramSlot::BeginIngress,
+        |p, t, link| decide::begin_ingress(p, t, link),
+    )
+}
+
+#[classifier]
+pub fn tc_begin_ingress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| decide::begin_ingress(p, t, link))
 }
 
 #[classifier]
@@ -89,7 +100,13 @@ pub fn tc_icmp_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_ingress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |p, t, link| fragment::ingress(p, t, link))
+    tc::run_or(
+        ctx,
+        Link::Ethernet,
+        |p, t, link| fragment::without_ports(p, t, link, FlowKind::INGRESS),
+        ProgramSlot::TranslateIngress,
+        |p, t, link| decide::translate_ingress(p, t, link),
+    )
 }
 
 #[classifier]
@@ -99,7 +116,18 @@ pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_translate_ingress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |p, t, link| decide::translate_ingress(p, t, link))
+    tc::run_or(
+        ctx,
+        Link::None,
+        |p, t, link| decide::established_ingress(p, t, link),
+        ProgramSlot::BeginIngressL3,
+        |p, t, link| decide::begin_ingress(p, t, link),
+    )
+}
+
+#[classifier]
+pub fn tc_begin_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| decide::begin_ingress(p, t, link))
 }
 
 #[classifier]
@@ -109,7 +137,13 @@ pub fn tc_icmp_ingress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_ingress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |p, t, link| fragment::ingress(p, t, link))
+    tc::run_or(
+        ctx,
+        Link::None,
+        |p, t, link| fragment::without_ports(p, t, link, FlowKind::INGRESS),
+        ProgramSlot::TranslateIngressL3,
+        |p, t, link| decide::translate_ingress(p, t, link),
+    )
 }
 
 #[classifier]
@@ -129,7 +163,13 @@ pub fn tc_icmp_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_egress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |p, t, link| fragment::egress(p, t, link))
+    tc::run_or(
+        ctx,
+        Link::Ethernet,
+        |p, t, link| fragment::without_ports(p, t, link, FlowKind::EGRESS),
+        ProgramSlot::TranslateEgress,
+        |p, t, link| decide::translate_egress(p, t, link),
+    )
 }
 
 #[classifier]
@@ -149,7 +189,13 @@ pub fn tc_icmp_egress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_fragment_egress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |p, t, link| fragment::egress(p, t, link))
+    tc::run_or(
+        ctx,
+        Link::None,
+        |p, t, link| fragment::without_ports(p, t, link, FlowKind::EGRESS),
+        ProgramSlot::TranslateEgressL3,
+        |p, t, link| decide::translate_egress(p, t, link),
+    )
 }
 
 #[classifier]

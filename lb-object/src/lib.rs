@@ -55,8 +55,9 @@ pub struct Settings {
     pub node_netns: u64,
     /// Only sockets of that namespace are served.
     pub node_only: bool,
-    /// Programs with functions of their own may go on with others: refused packets are answered.
-    pub answers: bool,
+    /// Programs with functions of their own may go on with others: those are smaller then, and refused
+    /// packets are answered.
+    pub jumps: bool,
     /// How pods of this node are told from other clients.
     pub local_mode: LocalMode,
     /// Everything to a clusterIP gets a source of this node (M-6).
@@ -76,7 +77,7 @@ impl Default for Settings {
             summed: None,
             node_netns: 0,
             node_only: false,
-            answers: false,
+            jumps: false,
             local_mode: LocalMode::Interface,
             masquerade_all: false,
             // Below NodePorts and the ephemeral ports of nodes, by default.
@@ -107,13 +108,13 @@ impl Settings {
             Some(Summed { bit: btf.member_bit("sk_buff", "ip_summed")?, cast: btf.function(CAST)? })
         });
         // On arm64 since kernel 6.0; this helper came with the next one, and nothing tells directly.
-        let answers = cfg!(not(target_arch = "aarch64"))
+        let jumps = cfg!(not(target_arch = "aarch64"))
             || is_helper_supported(
                 ProgramType::SchedClassifier,
                 bpf_func_id::BPF_FUNC_ktime_get_tai_ns,
             )
             .unwrap_or(false);
-        Self { set_retval, summed, answers, ..Self::default() }
+        Self { set_retval, summed, jumps, ..Self::default() }
     }
 
     /// The object for this kernel.
@@ -129,7 +130,7 @@ impl Settings {
         loader.override_global("SKB_SUMMED", &constants.skb_summed, true);
         loader.override_global("NODE_NETNS", &constants.node_netns, true);
         loader.override_global("NODE_ONLY", &constants.node_only, true);
-        loader.override_global("ANSWERS", &constants.answers, true);
+        loader.override_global("JUMPS", &constants.jumps, true);
         loader.override_global("LOCAL_MODE", &constants.local_mode, true);
         loader.override_global("MASQUERADE_ALL", &constants.masquerade_all, true);
         loader.override_global("SNAT_FIRST", &constants.snat_first, true);
@@ -144,7 +145,7 @@ impl Settings {
             skb_summed: self.summed.map_or(0, |summed| ((summed.bit / 8) << 8) | (summed.bit % 8)),
             node_netns: self.node_netns,
             node_only: u32::from(self.node_only),
-            answers: u32::from(self.answers),
+            jumps: u32::from(self.jumps),
             local_mode: match self.local_mode {
                 LocalMode::Interface => 0,
                 LocalMode::Range => 1,
@@ -165,7 +166,7 @@ pub struct Constants {
     skb_summed: u32,
     node_netns: u64,
     node_only: u32,
-    answers: u32,
+    jumps: u32,
     local_mode: u32,
     masquerade_all: u32,
     snat_first: u32,

@@ -20,6 +20,7 @@ use crate::sys;
 
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_TEST_RUN: c_int = 10;
+const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
 const BPF_LINK_CREATE: c_int = 28;
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`
 const SUMMED: u32 = 1 << 2;
@@ -222,10 +223,60 @@ pub(crate) fn load(kind: Kind, code: &[u64], attach_type: u32) -> Result<OwnedFd
     load_logged(kind, code, attach_type, c"Apache-2.0", 1).map(|(program, _)| program)
 }
 
+/// What the verifier makes of a program.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// The statistics that it gives (`BPF_LOG_STATS`).
+    pub log: String,
+    /// The instructions that are left: what cannot be reached is gone, with whole functions.
+    pub code: Vec<u64>,
+}
+
 /// Loads a program of these instructions, which may use what is for GPL programs only, and drops it
-/// again; returns the statistics that the verifier gives (`BPF_LOG_STATS`).
-pub fn verify(kind: Kind, code: &[u64], attach_type: u32) -> Result<String> {
-    load_logged(kind, code, attach_type, c"Dual MIT/GPL", 4).map(|(_, log)| log)
+/// again.
+pub fn verify(kind: Kind, code: &[u64], attach_type: u32) -> Result<Verified> {
+    let (program, log) = load_logged(kind, code, attach_type, c"Dual MIT/GPL", 4)?;
+    let mut code = Vec::new();
+    // The first answer says how many there are.
+    for _ in 0..2 {
+        let mut info = Info {
+            xlated_prog_len: u32::try_from(size_of_val(code.as_slice()))?,
+            xlated_prog_insns: code.as_mut_ptr() as u64,
+            ..Info::default()
+        };
+        let mut attr = InfoAttr {
+            bpf_fd: program.as_raw_fd().cast_unsigned(),
+            info_len: u32::try_from(size_of::<Info>()).context("size of a structure")?,
+            info: (&raw mut info) as u64,
+        };
+        // SAFETY: both structures live until the call returns, and so does the code, exclusively ours
+        // and as long as stated.
+        unsafe { sys::bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.context("read a program back")?;
+        code.resize(usize::try_from(info.xlated_prog_len / 8).context("length of a program")?, 0);
+    }
+    Ok(Verified { log, code })
+}
+
+/// `union bpf_attr` as `BPF_OBJ_GET_INFO_BY_FD` reads it.
+#[repr(C)]
+#[derive(Debug)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The first members of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Info {
+    kind: u32,
+    id: u32,
+    tag: u64,
+    jited_prog_len: u32,
+    xlated_prog_len: u32,
+    jited_prog_insns: u64,
+    xlated_prog_insns: u64,
 }
 
 fn load_logged(

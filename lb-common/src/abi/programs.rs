@@ -29,6 +29,10 @@ pub enum ProgramSlot {
     FragmentIngressL3 = 14,
     /// Fragments at `tc_egress_l3`.
     FragmentEgressL3 = 15,
+    /// What `tc_translate_ingress` finds no record for that stands.
+    BeginIngress = 16,
+    /// The same of `tc_translate_ingress_l3`.
+    BeginIngressL3 = 17,
     /// Answers what `tc_ingress` refuses.
     RefuseIngress = 4,
     /// Answers what `tc_ingress_l3` refuses.
@@ -43,8 +47,15 @@ impl ProgramSlot {
     /// Number of elements of `PROGRAMS`.
     pub const COUNT: u32 = 32;
 
-    /// All slots in use.
-    pub const ALL: [Self; 16] = [
+    /// All slots in use, in the order in which they are filled: what others of these go on with comes
+    /// before those.
+    pub const ALL: [Self; 18] = [
+        Self::RefuseIngress,
+        Self::RefuseIngressL3,
+        Self::RefuseEgress,
+        Self::RefuseEgressL3,
+        Self::BeginIngress,
+        Self::BeginIngressL3,
         Self::TranslateIngress,
         Self::TranslateEgress,
         Self::TranslateIngressL3,
@@ -57,10 +68,6 @@ impl ProgramSlot {
         Self::FragmentEgress,
         Self::FragmentIngressL3,
         Self::FragmentEgressL3,
-        Self::RefuseIngress,
-        Self::RefuseIngressL3,
-        Self::RefuseEgress,
-        Self::RefuseEgressL3,
     ];
 
     /// The program that belongs there.
@@ -78,6 +85,8 @@ impl ProgramSlot {
             Self::FragmentEgress => "tc_fragment_egress",
             Self::FragmentIngressL3 => "tc_fragment_ingress_l3",
             Self::FragmentEgressL3 => "tc_fragment_egress_l3",
+            Self::BeginIngress => "tc_begin_ingress",
+            Self::BeginIngressL3 => "tc_begin_ingress_l3",
             Self::RefuseIngress => "tc_refuse",
             Self::RefuseIngressL3 => "tc_refuse_l3",
             Self::RefuseEgress => "tc_refuse_egress",

@@ -303,20 +303,51 @@ pub fn run(
 ) -> i32 {
     let mut skb = Skb(ctx);
     let maps = maps_of(&skb, link);
-    let ifindex = maps.ifindex;
     let verdict = decide(&mut skb, &maps, link);
+    act(skb, &maps, link, verdict)
+}
+
+/// Runs the part of a decision that most packets end with, and goes on with the program in `slot` if that
+/// does not tell. Where a program that has functions of its own may not go on with another, it does what
+/// that one does.
+#[inline(always)]
+pub fn run_or(
+    ctx: TcContext,
+    link: Link,
+    decide: impl FnOnce(&mut Skb, &Maps, Link) -> Option<Verdict>,
+    slot: ProgramSlot,
+    rest: impl FnOnce(&mut Skb, &Maps, Link) -> Verdict,
+) -> i32 {
+    let mut skb = Skb(ctx);
+    let maps = maps_of(&skb, link);
+    let verdict = match decide(&mut skb, &maps, link) {
+        Some(verdict) => verdict,
+        None if config::jumps() => {
+            go_on(&skb.0, slot);
+            maps.count(Counter::ProgramMissing);
+            return NEXT;
+        }
+        None => rest(&mut skb, &maps, link),
+    };
+    act(skb, &maps, link, verdict)
+}
+
+/// Does what a verdict says.
+#[inline(always)]
+fn act(mut skb: Skb, maps: &Maps, link: Link, verdict: Verdict) -> i32 {
+    let ifindex = maps.ifindex;
     #[cfg(feature = "log")]
     if verdict != Verdict::NotService {
         aya_log_ebpf::debug!(&skb.0, "interface {} verdict {}", ifindex, verdict as u32);
     }
     if verdict == Verdict::Forwarded {
-        return send(&mut skb, &maps, link);
+        return send(&mut skb, maps, link);
     }
     if verdict == Verdict::Reflected {
         // SAFETY: a helper without pointers; flags 0: out of the interface.
         return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
     }
-    if verdict.is_reject() && config::answers() {
+    if verdict.is_reject() && config::jumps() {
         set_note(&skb.0, Reason::for_verdict(verdict, || maps.mtu()).word());
         let slot = match link {
             Link::Ethernet => ProgramSlot::RefuseIngress,
@@ -413,7 +444,7 @@ pub fn guard(ctx: &TcContext, link: Link, next: ProgramSlot) {
 /// the interface that the packet would have left by, as if it came from where the packet was to go.
 #[inline(always)]
 pub fn leaving(ctx: &TcContext, link: Link) -> Option<i32> {
-    if !config::answers() {
+    if !config::jumps() {
         // This program has functions of its own, so here it cannot go on with another.
         return Some(NEXT);
     }
