@@ -8,19 +8,19 @@
 //! functions of their own in the kernel too: their frames then use the same part of the stack, and the
 //! verifier, which forgets at each of them by which path it came, follows each once.
 
-use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6, proto};
+use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6};
+use crate::established::{Rest, translate};
 use crate::first::first;
-use crate::flow::{Tended, answers_another, ends, idle, other_idle, tend, touch};
+use crate::flow::{answers_another, idle, other_idle, touch};
 use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, look_ip};
 use crate::origin::{Side, applies, side};
 use crate::packet::Packet;
 use crate::parse::{ETHERNET, Header, Headers, Ipv, Link, Network, headers, network, tcp};
-use crate::rewrite::{apply, swap_ethernet};
-use crate::select::still_serves;
+use crate::passing::passing;
 use crate::stray::unless_stray;
 use crate::tables::{FlowRef, FlowTable, Insert, RouteTables, ServiceTables};
 use crate::verdict::Verdict;
-use crate::{forward, fragment, icmp};
+use crate::{established, forward, fragment, icmp};
 
 /// A packet that arrives from an interface.
 #[inline(always)]
@@ -91,7 +91,7 @@ where
         _ => return Verdict::Left,
     }
     let Ok(mut parsed) = headers(packet, l3, FlowKind::INGRESS) else { return Verdict::Left };
-    match recorded(Early, packet, tables, &mut parsed, link) {
+    match early_recorded(packet, tables, &mut parsed) {
         Some(verdict) => verdict,
         None => first(Early, packet, tables, &mut parsed, link),
     }
@@ -120,29 +120,57 @@ where
     T: RouteTables<V4> + RouteTables<V6>,
 {
     match established_ingress(packet, tables, link) {
-        Some(verdict) => verdict,
-        None => begin_ingress(packet, tables, link),
+        Ok(verdict) => verdict,
+        Err(Rest::Forward) => rest_ingress(packet, tables, link),
+        Err(Rest::Begin) => begin_ingress(packet, tables, link),
     }
 }
 
-/// [`translate_ingress`] of a packet with a record that stands. `None`: it takes more looking, which is
-/// for [`begin_ingress`], and is untouched.
+/// [`translate_ingress`] of the usual packet of an established flow.
 #[inline(always)]
-pub fn established_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
+pub fn established_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Result<Verdict, Rest>
 where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
 {
     let verdict = match network(packet, link) {
-        Ok(Network::V4(l3)) => established_ip::<V4, P, T>(packet, tables, l3, link)?,
-        Ok(Network::V6(l3)) => established_ip::<V6, P, T>(packet, tables, l3, link)?,
+        Ok(Network::V4(l3)) => established::arriving::<V4, P, T>(packet, tables, l3, link)?,
+        Ok(Network::V6(l3)) => established::arriving::<V6, P, T>(packet, tables, l3, link)?,
+        Err(_) => return Err(Rest::Begin),
+    };
+    Ok(counted(tables, verdict))
+}
+
+/// [`translate_ingress`] without regard to the usual packet.
+#[inline(always)]
+pub fn rest_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    match forward_ingress(packet, tables, link) {
+        Some(verdict) => verdict,
+        None => begin_ingress(packet, tables, link),
+    }
+}
+
+/// [`translate_ingress`] of a packet whose record is that of a flow that is sent on, or of an answer to
+/// the node. `None`: it has none, or one that does not tell all.
+#[inline(always)]
+pub fn forward_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => forward_ip::<V4, P, T>(packet, tables, l3)?,
+        Ok(Network::V6(l3)) => forward_ip::<V6, P, T>(packet, tables, l3)?,
         Err(_) => return None,
     };
     Some(counted(tables, verdict))
 }
 
-/// [`translate_ingress`] of a packet without one. In the kernel this is a program of its own: what few
-/// packets need is most of the code, and the usual packet is not to pay for it.
+/// [`translate_ingress`] of a packet that begins a flow, follows one that did, or is none of ours.
 #[inline(always)]
 pub fn begin_ingress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
@@ -160,6 +188,35 @@ where
 /// The second half of [`egress`].
 #[inline(always)]
 pub fn translate_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    match established_egress(packet, tables, link) {
+        Some(verdict) => verdict,
+        None => begin_egress(packet, tables, link),
+    }
+}
+
+/// [`translate_egress`] of the usual packet of an established flow, and of what is none of ours.
+#[inline(always)]
+pub fn established_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<V4> + RouteTables<V6>,
+{
+    let verdict = match network(packet, link) {
+        Ok(Network::V4(l3)) => established::leaving::<V4, P, T>(packet, tables, l3)?,
+        Ok(Network::V6(l3)) => established::leaving::<V6, P, T>(packet, tables, l3)?,
+        Err(_) => return None,
+    };
+    Some(counted(tables, verdict))
+}
+
+/// [`translate_egress`] without regard to the usual packet: one that accepts a connection, or follows
+/// that, of a flow that was idle or came in by another interface, or with a question of the node itself.
+#[inline(always)]
+pub fn begin_egress<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
 where
     P: Packet,
     T: RouteTables<V4> + RouteTables<V6>,
@@ -182,19 +239,18 @@ pub(crate) fn counted<T: ServiceTables>(tables: &T, verdict: Verdict) -> Verdict
 }
 
 #[inline(always)]
-fn established_ip<const N: usize, P, T>(
-    packet: &mut P,
-    tables: &T,
-    l3: usize,
-    link: Link,
-) -> Option<Verdict>
+fn forward_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize) -> Option<Verdict>
 where
     P: Packet,
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    let mut parsed = headers(packet, l3, FlowKind::INGRESS).ok()?;
-    recorded(Final, packet, tables, &mut parsed, link)
+    let mut headers = headers(packet, l3, FlowKind::INGRESS).ok()?;
+    let record = tables.flow(FlowTable::Main, &headers.key)?;
+    if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) == 0 {
+        return None;
+    }
+    passing(Final, packet, tables, &mut headers, record)
 }
 
 #[inline(always)]
@@ -210,15 +266,13 @@ where
     }
 }
 
-/// A packet that arrives and has a record in the main table. `None`: it has none, or that does not tell
+/// What the record in the main table says of a packet at XDP. `None`: there is none, or it does not tell
 /// all.
 #[inline(always)]
-fn recorded<const N: usize, S: Stage, P, T>(
-    stage: S,
+fn early_recorded<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
     headers: &mut Headers<N>,
-    link: Link,
 ) -> Option<Verdict>
 where
     P: Packet,
@@ -227,13 +281,10 @@ where
 {
     let record = tables.flow(FlowTable::Main, &headers.key)?;
     if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) == 0 {
-        if S::EARLY {
-            return Some(Verdict::Left);
-        }
-        return known(packet, tables, headers, record, link);
+        return Some(Verdict::Left);
     }
-    match forward::again::<N, S, P, T>(packet, tables, headers, &record) {
-        None => passing(stage, packet, tables, headers, record),
+    match forward::again_apart::<N, Early, P, T>(packet, tables, headers, &record) {
+        None => passing(Early, packet, tables, headers, record),
         sent => sent,
     }
 }
@@ -298,138 +349,6 @@ fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &Flow
         tables.count(Counter::FlowForeign);
     }
     noted as u32
-}
-
-/// A packet that arrives, of a flow in the main table.
-#[inline(never)]
-#[expect(clippy::needless_pass_by_value, reason = "the kernel's is a pointer in a register")]
-fn known<const N: usize, P, T>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    record: T::Ref,
-    link: Link,
-) -> Option<Verdict>
-where
-    P: Packet,
-    T: RouteTables<N>,
-    Ipv<N>: Header<N>,
-{
-    let flow = record.read();
-    if !flow.is_for(&headers.key) || !applies(tables, &flow) {
-        return None;
-    }
-    let now = tables.now();
-    if flow.flags & Flow::<N>::REPLY == 0 && !stands(tables, headers, &flow, now) {
-        return None;
-    }
-    if touch(&record, &flow, headers, now) {
-        // The flow may have outlived the interface on which it was made.
-        tables.note_flows(&flow.dst, !flow.is_pods());
-    }
-    Some(translate(packet, headers, &flow, link))
-}
-
-/// Whether a client's packet belongs to its flow's record without a further look.
-#[inline(always)]
-fn stands<const N: usize, T: RouteTables<N>>(
-    tables: &T,
-    headers: &Headers<N>,
-    flow: &Flow<N>,
-    now: u32,
-) -> bool {
-    // Whether a SYN begins another connection takes more looking.
-    if headers.opens() {
-        return false;
-    }
-    if headers.key.proto == proto::UDP {
-        // So does whether the other direction was idle for as long.
-        if idle(now, &headers.key, flow) {
-            return false;
-        }
-        // A UDP flow whose backend no longer serves gets another (U-2).
-        if !still_serves(tables, flow.backend, flow.generation) {
-            // Removed, so that a flow that finds no other backend is counted once.
-            tables.count(Counter::FlowMoved);
-            tables.remove_flow(FlowTable::Main, &headers.key);
-            return false;
-        }
-    }
-    true
-}
-
-/// A packet that only passes this node: of a flow that is sent on, or an answer to what the node itself
-/// has asked.
-#[inline(never)]
-#[expect(clippy::needless_pass_by_value, reason = "the kernel's is a pointer in a register")]
-fn passing<const N: usize, S: Stage, P, T>(
-    stage: S,
-    packet: &mut P,
-    tables: &T,
-    headers: &mut Headers<N>,
-    record: T::Ref,
-) -> Option<Verdict>
-where
-    P: Packet,
-    T: RouteTables<N>,
-    Ipv<N>: Header<N>,
-{
-    let mut flow = Flow::empty();
-    match pass(tables, headers, &record, &mut flow) {
-        Passage::Looked => return None,
-        Passage::Foreign => return Some(Verdict::NotService),
-        Passage::Again => {}
-        Passage::First => {
-            let end = ends(headers);
-            let tended = tend(tables, &mut headers.key, &mut flow, end);
-            // Its source port is another flow's by now (production case 38). A late reply harms nobody.
-            if tended == Tended::Taken && flow.flags & Flow::<N>::REPLY == 0 {
-                tables.remove_flow(FlowTable::Main, &headers.key);
-                let tcp = headers.is_tcp();
-                return Some(if tcp { Verdict::NoFlow } else { Verdict::NoPort });
-            }
-        }
-    }
-    Some(forward::send(stage, packet, tables, headers, &flow, Some(&record)))
-}
-
-/// How a packet that only passes is met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Passage {
-    /// Its record does not tell: it takes more looking.
-    Looked,
-    /// It is an answer to what the node has asked.
-    Foreign,
-    /// It is sent on; the first one of its direction in this tick, or one that changes its flow's state.
-    First,
-    /// It is sent on.
-    Again,
-}
-
-/// Fills in the record of a packet that only passes, and notes that it did.
-#[inline(never)]
-fn pass<const N: usize, T: RouteTables<N>>(
-    tables: &T,
-    headers: &Headers<N>,
-    record: &T::Ref,
-    flow: &mut Flow<N>,
-) -> Passage {
-    *flow = record.read();
-    if !flow.is_for(&headers.key) || !applies(tables, flow) {
-        return Passage::Looked;
-    }
-    let now = tables.now();
-    if flow.flags & Flow::<N>::FOREIGN != 0 {
-        if idle(now, &headers.key, flow) {
-            return Passage::Looked;
-        }
-        touch(record, flow, headers, now);
-        return Passage::Foreign;
-    }
-    if flow.flags & Flow::<N>::REPLY == 0 && !stands(tables, headers, flow, now) {
-        return Passage::Looked;
-    }
-    if touch(record, flow, headers, now) { Passage::First } else { Passage::Again }
 }
 
 /// A packet that leaves and may be a reply. `None`: its direction of a UDP flow was idle for long, and
@@ -499,27 +418,4 @@ fn forget_ended<const N: usize, T: RouteTables<N>>(tables: &T, headers: &Headers
         }
     }
     removed
-}
-
-/// Writes a packet of a flow that is not sent on.
-#[inline(always)]
-pub(crate) fn translate<const N: usize, P: Packet>(
-    packet: &mut P,
-    headers: &Headers<N>,
-    flow: &Flow<N>,
-    link: Link,
-) -> Verdict
-where
-    Ipv<N>: Header<N>,
-{
-    if apply(packet, headers, flow).is_none() {
-        return Verdict::Rewrite;
-    }
-    if flow.flags & Flow::<N>::HAIRPIN == 0 {
-        return Verdict::Translated;
-    }
-    if link == Link::Ethernet && swap_ethernet(packet).is_none() {
-        return Verdict::Rewrite;
-    }
-    Verdict::Reflected
 }

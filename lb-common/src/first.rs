@@ -3,7 +3,8 @@
 
 use crate::abi::{Flow, proto};
 use crate::begin::{begin, frontend};
-use crate::decide::{Stage, translate};
+use crate::decide::Stage;
+use crate::established::translate;
 use crate::flow::{create, ended, is_answered, other_idle, promote, touch};
 use crate::look::may_begin;
 use crate::origin::{Met, applies, is_forged, settle};

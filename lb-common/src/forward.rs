@@ -14,9 +14,25 @@ use crate::select::{address_flags, still_serves};
 use crate::tables::{FlowRef, NodeTables, RouteStatus, RouteTables};
 use crate::verdict::Verdict;
 
-/// The usual packet of a flow that is sent on: the record says where, and it changes nothing. `None`: it
-/// takes more looking, and is untouched. A function of its own, for the sake of the stack.
+/// [`again`] as a function of its own, for the sake of the stack.
 #[inline(never)]
+pub(crate) fn again_apart<const N: usize, S: Stage, P, T>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    record: &T::Ref,
+) -> Option<Verdict>
+where
+    P: Packet,
+    T: RouteTables<N>,
+    Ipv<N>: Header<N>,
+{
+    again::<N, S, P, T>(packet, tables, headers, record)
+}
+
+/// The usual packet of a flow that is sent on: the record says where, and it changes nothing. `None`: it
+/// takes more looking, and is untouched.
+#[inline(always)]
 pub(crate) fn again<const N: usize, S: Stage, P, T>(
     packet: &mut P,
     tables: &T,

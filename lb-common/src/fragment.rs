@@ -8,7 +8,7 @@ use crate::abi::{
     AddressFlags, Flow, FlowKey, FlowKind, FragmentKey, FragmentRecord, Ip, V4, V6, proto,
 };
 use crate::csum::{Diff, updated};
-use crate::decide::{counted, translate_egress, translate_ingress};
+use crate::decide::{begin_egress, counted, rest_ingress};
 use crate::flow::recorded_anywhere;
 use crate::forward::{goes, gone, led};
 use crate::packet::Packet;
@@ -31,7 +31,7 @@ where
 {
     match without_ports(packet, tables, link, FlowKind::INGRESS) {
         Some(verdict) => verdict,
-        None => translate_ingress(packet, tables, link),
+        None => rest_ingress(packet, tables, link),
     }
 }
 
@@ -44,12 +44,12 @@ where
 {
     match without_ports(packet, tables, link, FlowKind::EGRESS) {
         Some(verdict) => verdict,
-        None => translate_egress(packet, tables, link),
+        None => begin_egress(packet, tables, link),
     }
 }
 
 /// The part of [`ingress`] or [`egress`], as `kind` says, for what has no ports. `None`: it has, and goes
-/// on as the usual packet; the ports of a first fragment are noted, for those that follow.
+/// on as any other packet; the ports of a first fragment are noted, for those that follow.
 #[inline(always)]
 pub fn without_ports<P, T>(packet: &mut P, tables: &T, link: Link, kind: u8) -> Option<Verdict>
 where

@@ -71,12 +71,27 @@ pub(crate) fn origin(ifindex: u32, interface: InterfaceWord, forwarded: bool) ->
 /// Whether a record counts at the interface at hand.
 #[inline(always)]
 pub(crate) fn applies<const N: usize, T: NodeTables>(tables: &T, flow: &Flow<N>) -> bool {
+    applies_at(tables, flow, |ifindex| side_of(tables, ifindex))
+}
+
+/// The same for the usual packet, without a function of its own.
+#[inline(always)]
+pub(crate) fn applies_at_once<const N: usize, T: NodeTables>(tables: &T, flow: &Flow<N>) -> bool {
+    applies_at(tables, flow, |ifindex| seen_from(tables, ifindex))
+}
+
+#[inline(always)]
+fn applies_at<const N: usize, T: NodeTables>(
+    tables: &T,
+    flow: &Flow<N>,
+    side_of: impl FnOnce(u32) -> Side,
+) -> bool {
     // Replies to what is sent on come from wherever the backend is, and so do answers to the node.
     let reply = Flow::<N>::FORWARDED | Flow::<N>::REPLY;
     flow.interface() == tables.arrival()
         || flow.flags & Flow::<N>::FOREIGN != 0
         || flow.flags & reply == reply
-        || side_of(tables, flow.ifindex) != Side::Wrong
+        || side_of(flow.ifindex) != Side::Wrong
 }
 
 /// The interface at hand, where a packet leaves that may be a reply.
@@ -85,9 +100,20 @@ pub(crate) fn side<const N: usize, T: NodeTables>(tables: &T, flow: &Flow<N>) ->
     if flow.interface() == tables.arrival() { Side::Own } else { side_of(tables, flow.ifindex) }
 }
 
+/// The same for the usual packet, without a function of its own.
+#[inline(always)]
+pub(crate) fn side_at_once<const N: usize, T: NodeTables>(tables: &T, flow: &Flow<N>) -> Side {
+    if flow.interface() == tables.arrival() { Side::Own } else { seen_from(tables, flow.ifindex) }
+}
+
 /// The same where it is not the very interface that the flow names.
 #[inline(never)]
 fn side_of<T: NodeTables>(tables: &T, ifindex: u32) -> Side {
+    seen_from(tables, ifindex)
+}
+
+#[inline(always)]
+fn seen_from<T: NodeTables>(tables: &T, ifindex: u32) -> Side {
     let here = tables.arrival();
     let interface = tables.interface_unchecked(here).unwrap_or(POD);
     let pods = ifindex & Flow::<1>::POD != 0;

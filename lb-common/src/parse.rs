@@ -204,8 +204,11 @@ pub trait Header<const N: usize> {
     /// Whether an address is that of one host that may be reached.
     fn is_host(ip: &Ip<N>) -> bool;
 
-    /// Finds the transport header.
+    /// What follows this header.
     fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict>;
+
+    /// Finds the transport header behind extension headers, if there are any.
+    fn extend<P: Packet>(packet: &P, transport: &mut Transport) -> Result<(), Verdict>;
 }
 
 /// Where the transport header is, and what the IP header says of it.
@@ -361,11 +364,15 @@ impl Header<V4> for Ipv<V4> {
             length: if total == 0 { BIG } else { total.wrapping_sub(header) },
         })
     }
+
+    #[inline(always)]
+    fn extend<P: Packet>(_: &P, _: &mut Transport) -> Result<(), Verdict> {
+        Ok(())
+    }
 }
 
 /// Reads the headers of a packet whose IP header is at `l3`, as seen at a hook of `kind`.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "both are masked")]
 pub fn headers<const N: usize, P: Packet>(
     packet: &P,
     l3: usize,
@@ -374,7 +381,35 @@ pub fn headers<const N: usize, P: Packet>(
 where
     Ipv<N>: Header<N>,
 {
-    let transport = Ipv::<N>::read(packet, l3)?;
+    let mut transport = Ipv::<N>::read(packet, l3)?;
+    Ipv::<N>::extend(packet, &mut transport)?;
+    both(packet, l3, transport, kind)
+}
+
+/// The same of a packet without extension headers, as it is but for a few.
+#[inline(always)]
+pub(crate) fn plain_headers<const N: usize, P: Packet>(
+    packet: &P,
+    l3: usize,
+    kind: u8,
+) -> Result<Headers<N>, Verdict>
+where
+    Ipv<N>: Header<N>,
+{
+    both(packet, l3, Ipv::<N>::read(packet, l3)?, kind)
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "both are masked")]
+fn both<const N: usize, P: Packet>(
+    packet: &P,
+    l3: usize,
+    transport: Transport,
+    kind: u8,
+) -> Result<Headers<N>, Verdict>
+where
+    Ipv<N>: Header<N>,
+{
     let at = transport.at;
     let smallest = match transport.proto {
         proto::TCP => 20,

@@ -19,6 +19,7 @@ use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use lb_common::abi::{FlowKind, ProgramSlot, V4, V6};
 use lb_common::decide;
+use lb_common::established::Rest;
 use lb_common::look::{self, Next};
 use lb_common::parse::Link;
 use lb_common::{fragment, icmp};
@@ -72,6 +73,23 @@ fn next_egress_l3(next: Next) -> ProgramSlot {
     }
 }
 
+/// What the programs of established flows go on with at ingress.
+#[inline(always)]
+fn rest_ingress(rest: Rest) -> ProgramSlot {
+    match rest {
+        Rest::Forward => ProgramSlot::ForwardIngress,
+        Rest::Begin => ProgramSlot::BeginIngress,
+    }
+}
+
+#[inline(always)]
+fn rest_ingress_l3(rest: Rest) -> ProgramSlot {
+    match rest {
+        Rest::Forward => ProgramSlot::ForwardIngressL3,
+        Rest::Begin => ProgramSlot::BeginIngressL3,
+    }
+}
+
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     tc::look(ctx, Link::Ethernet, next_ingress, |p, t, link| look::look_at_ingress(p, t, link))
@@ -79,10 +97,20 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_translate_ingress(ctx: TcContext) -> i32 {
-    tc::run_or(
+    tc::established(
         ctx,
         Link::Ethernet,
         |p, t, link| decide::established_ingress(p, t, link),
+        rest_ingress,
+    )
+}
+
+#[classifier]
+pub fn tc_forward_ingress(ctx: TcContext) -> i32 {
+    tc::run_or(
+        ctx,
+        Link::Ethernet,
+        |p, t, link| decide::forward_ingress(p, t, link),
         ProgramSlot::BeginIngress,
         |p, t, link| decide::begin_ingress(p, t, link),
     )
@@ -104,8 +132,8 @@ pub fn tc_fragment_ingress(ctx: TcContext) -> i32 {
         ctx,
         Link::Ethernet,
         |p, t, link| fragment::without_ports(p, t, link, FlowKind::INGRESS),
-        ProgramSlot::TranslateIngress,
-        |p, t, link| decide::translate_ingress(p, t, link),
+        ProgramSlot::ForwardIngress,
+        |p, t, link| decide::rest_ingress(p, t, link),
     )
 }
 
@@ -116,10 +144,20 @@ pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_translate_ingress_l3(ctx: TcContext) -> i32 {
-    tc::run_or(
+    tc::established(
         ctx,
         Link::None,
         |p, t, link| decide::established_ingress(p, t, link),
+        rest_ingress_l3,
+    )
+}
+
+#[classifier]
+pub fn tc_forward_ingress_l3(ctx: TcContext) -> i32 {
+    tc::run_or(
+        ctx,
+        Link::None,
+        |p, t, link| decide::forward_ingress(p, t, link),
         ProgramSlot::BeginIngressL3,
         |p, t, link| decide::begin_ingress(p, t, link),
     )
@@ -141,8 +179,8 @@ pub fn tc_fragment_ingress_l3(ctx: TcContext) -> i32 {
         ctx,
         Link::None,
         |p, t, link| fragment::without_ports(p, t, link, FlowKind::INGRESS),
-        ProgramSlot::TranslateIngressL3,
-        |p, t, link| decide::translate_ingress(p, t, link),
+        ProgramSlot::ForwardIngressL3,
+        |p, t, link| decide::rest_ingress(p, t, link),
     )
 }
 
@@ -153,7 +191,17 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_translate_egress(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::Ethernet, |p, t, link| decide::translate_egress(p, t, link))
+    tc::established(
+        ctx,
+        Link::Ethernet,
+        |p, t, link| decide::established_egress(p, t, link).ok_or(Rest::Begin),
+        |_| ProgramSlot::BeginEgress,
+    )
+}
+
+#[classifier]
+pub fn tc_begin_egress(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::Ethernet, |p, t, link| decide::begin_egress(p, t, link))
 }
 
 #[classifier]
@@ -167,8 +215,8 @@ pub fn tc_fragment_egress(ctx: TcContext) -> i32 {
         ctx,
         Link::Ethernet,
         |p, t, link| fragment::without_ports(p, t, link, FlowKind::EGRESS),
-        ProgramSlot::TranslateEgress,
-        |p, t, link| decide::translate_egress(p, t, link),
+        ProgramSlot::BeginEgress,
+        |p, t, link| decide::begin_egress(p, t, link),
     )
 }
 
@@ -179,7 +227,17 @@ pub fn tc_egress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn tc_translate_egress_l3(ctx: TcContext) -> i32 {
-    tc::run(ctx, Link::None, |p, t, link| decide::translate_egress(p, t, link))
+    tc::established(
+        ctx,
+        Link::None,
+        |p, t, link| decide::established_egress(p, t, link).ok_or(Rest::Begin),
+        |_| ProgramSlot::BeginEgressL3,
+    )
+}
+
+#[classifier]
+pub fn tc_begin_egress_l3(ctx: TcContext) -> i32 {
+    tc::run(ctx, Link::None, |p, t, link| decide::begin_egress(p, t, link))
 }
 
 #[classifier]
@@ -193,8 +251,8 @@ pub fn tc_fragment_egress_l3(ctx: TcContext) -> i32 {
         ctx,
         Link::None,
         |p, t, link| fragment::without_ports(p, t, link, FlowKind::EGRESS),
-        ProgramSlot::TranslateEgressL3,
-        |p, t, link| decide::translate_egress(p, t, link),
+        ProgramSlot::BeginEgressL3,
+        |p, t, link| decide::begin_egress(p, t, link),
     )
 }
 

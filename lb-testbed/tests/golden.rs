@@ -105,7 +105,7 @@ fn every_program_loads() -> Result<()> {
     for (what, settings) in settings() {
         let mut kernel = Kernel::prepare(&settings)?;
         let names = kernel.names();
-        let all = if require::is_kernel(5, 18) { 35 } else { 34 };
+        let all = if require::is_kernel(5, 18) { 39 } else { 38 };
         ensure!(names.len() == all, "programs: {names:?}");
         println!("with {what}:");
         for name in names {

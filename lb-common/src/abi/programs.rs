@@ -29,10 +29,18 @@ pub enum ProgramSlot {
     FragmentIngressL3 = 14,
     /// Fragments at `tc_egress_l3`.
     FragmentEgressL3 = 15,
-    /// What `tc_translate_ingress` finds no record for that stands.
+    /// With what `tc_translate_ingress` goes on where no record stands.
     BeginIngress = 16,
+    /// The same of `tc_translate_egress`.
+    BeginEgress = 17,
     /// The same of `tc_translate_ingress_l3`.
-    BeginIngressL3 = 17,
+    BeginIngressL3 = 18,
+    /// The same of `tc_translate_egress_l3`.
+    BeginEgressL3 = 19,
+    /// With what `tc_translate_ingress` goes on where the record may be that of a flow that is sent on.
+    ForwardIngress = 20,
+    /// The same of `tc_translate_ingress_l3`.
+    ForwardIngressL3 = 21,
     /// Answers what `tc_ingress` refuses.
     RefuseIngress = 4,
     /// Answers what `tc_ingress_l3` refuses.
@@ -49,13 +57,17 @@ impl ProgramSlot {
 
     /// All slots in use, in the order in which they are filled: what others of these go on with comes
     /// before those.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::RefuseIngress,
         Self::RefuseIngressL3,
         Self::RefuseEgress,
         Self::RefuseEgressL3,
         Self::BeginIngress,
+        Self::BeginEgress,
         Self::BeginIngressL3,
+        Self::BeginEgressL3,
+        Self::ForwardIngress,
+        Self::ForwardIngressL3,
         Self::TranslateIngress,
         Self::TranslateEgress,
         Self::TranslateIngressL3,
@@ -86,7 +98,11 @@ impl ProgramSlot {
             Self::FragmentIngressL3 => "tc_fragment_ingress_l3",
             Self::FragmentEgressL3 => "tc_fragment_egress_l3",
             Self::BeginIngress => "tc_begin_ingress",
+            Self::BeginEgress => "tc_begin_egress",
             Self::BeginIngressL3 => "tc_begin_ingress_l3",
+            Self::BeginEgressL3 => "tc_begin_egress_l3",
+            Self::ForwardIngress => "tc_forward_ingress",
+            Self::ForwardIngressL3 => "tc_forward_ingress_l3",
             Self::RefuseIngress => "tc_refuse",
             Self::RefuseIngressL3 => "tc_refuse_l3",
             Self::RefuseEgress => "tc_refuse_egress",

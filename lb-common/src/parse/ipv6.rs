@@ -103,7 +103,6 @@ impl Header<V6> for Ipv<V6> {
         u32::from_be(first) >> 24 != 0xff && (first | second | third != 0 || u32::from_be(last) > 1)
     }
 
-    /// RFC 8200: up to [`MAX_EXTENSIONS`] extension headers are skipped.
     #[inline(always)]
     fn read<P: Packet>(packet: &P, l3: usize) -> Result<Transport, Verdict> {
         let [first, length] = packet.words(l3).ok_or(Verdict::Unparsed)?;
@@ -111,15 +110,20 @@ impl Header<V6> for Ipv<V6> {
             return Err(Verdict::Unparsed);
         }
         let length = u32::from_be(length);
-        let mut transport = Transport {
+        Ok(Transport {
             proto: (length >> 8 & 0xff) as u8,
             at: l3.wrapping_add(40),
             length: if length >> 16 == 0 { BIG } else { (length >> 16) as usize },
-        };
-        if !matches!(transport.proto, proto::TCP | proto::UDP | proto::SCTP) {
-            extensions(packet, &mut transport)?;
+        })
+    }
+
+    /// RFC 8200: up to [`MAX_EXTENSIONS`] extension headers are skipped.
+    #[inline(always)]
+    fn extend<P: Packet>(packet: &P, transport: &mut Transport) -> Result<(), Verdict> {
+        if matches!(transport.proto, proto::TCP | proto::UDP | proto::SCTP) {
+            return Ok(());
         }
-        Ok(transport)
+        extensions(packet, transport)
     }
 }
 

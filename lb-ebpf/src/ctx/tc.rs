@@ -12,6 +12,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Counter, ProgramSlot};
 use lb_common::csum;
+use lb_common::established::Rest;
 use lb_common::guard;
 use lb_common::look::Next;
 use lb_common::packet::{ChecksumChange, Packet, Renew};
@@ -307,8 +308,30 @@ pub fn run(
     act(skb, &maps, link, verdict)
 }
 
-/// Runs the part of a decision that most packets end with, and goes on with the program in `slot` if that
-/// does not tell. Where a program that has functions of its own may not go on with another, it does what
+/// Runs the part of a decision that is for the usual packet of an established flow, and goes on with
+/// another program where that does not tell. It has no functions of its own, so that every kernel takes
+/// it.
+#[inline(always)]
+pub fn established(
+    ctx: TcContext,
+    link: Link,
+    decide: impl FnOnce(&mut Skb, &Maps, Link) -> Result<Verdict, Rest>,
+    slot: impl FnOnce(Rest) -> ProgramSlot,
+) -> i32 {
+    let mut skb = Skb(ctx);
+    let maps = maps_of(&skb, link);
+    match decide(&mut skb, &maps, link) {
+        Ok(Verdict::Forwarded) => send(&mut skb, &maps, link),
+        Ok(verdict) => passed(verdict, maps.ifindex),
+        Err(rest) => {
+            go_on(&skb.0, slot(rest));
+            maps.count(Counter::ProgramMissing);
+            NEXT
+        }
+    }
+}
+
+/// Runs a part of a decision, and goes on with the program in `slot` if that does not tell. Where a program that has functions of its own may not go on with another, it does what
 /// that one does.
 #[inline(always)]
 pub fn run_or(
@@ -341,11 +364,7 @@ fn act(mut skb: Skb, maps: &Maps, link: Link, verdict: Verdict) -> i32 {
         aya_log_ebpf::debug!(&skb.0, "interface {} verdict {}", ifindex, verdict as u32);
     }
     if verdict == Verdict::Forwarded {
-        return send(&mut skb, maps, link);
-    }
-    if verdict == Verdict::Reflected {
-        // SAFETY: a helper without pointers; flags 0: out of the interface.
-        return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
+        return send_apart(&mut skb, maps, link);
     }
     if verdict.is_reject() && config::jumps() {
         set_note(&skb.0, Reason::for_verdict(verdict, || maps.mtu()).word());
@@ -356,10 +375,27 @@ fn act(mut skb: Skb, maps: &Maps, link: Link, verdict: Verdict) -> i32 {
         go_on(&skb.0, slot);
         maps.count(Counter::RefusalUnanswered);
     }
+    passed(verdict, ifindex)
+}
+
+/// What a verdict means to the kernel, where nothing is sent and nobody told.
+#[inline(always)]
+fn passed(verdict: Verdict, ifindex: u32) -> i32 {
+    if verdict == Verdict::Reflected {
+        // SAFETY: a helper without pointers; flags 0: out of the interface.
+        return (unsafe { bpf_redirect(ifindex, 0) }) as i32;
+    }
     if verdict.drop_counter().is_some() { SHOT } else { NEXT }
 }
 
+/// [`send`] as a function of its own.
+#[inline(never)]
+fn send_apart(skb: &mut Skb, maps: &Maps, link: Link) -> i32 {
+    send(skb, maps, link)
+}
+
 /// Sends a packet to the next hop of the route that was found last.
+#[inline(always)]
 fn send(skb: &mut Skb, maps: &Maps, link: Link) -> i32 {
     let context = skb.0.skb.skb;
     // The tag belongs to the way that it came.

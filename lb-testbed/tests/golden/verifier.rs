@@ -101,7 +101,7 @@ fn measure(settings: &Settings) -> Result<BTreeMap<String, Cost>> {
             .with_context(|| format!("no code of {name}"))?;
         let code: Vec<u64> = function.instructions.iter().copied().map(word).collect();
         // Those that refuse go on with an answer where the kernel takes both (`JUMPS`).
-        if !["tc_translate_", "tc_begin_", "tc_icmp_", "tc_fragment_", "tc_refuse_"]
+        if !["tc_begin_", "tc_forward_", "tc_icmp_", "tc_fragment_", "tc_refuse_"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
         {
