@@ -4,9 +4,10 @@
 //! as a frontend, and if it begins a connection, a backend is chosen and both records are made. At
 //! egress only records count: a packet without one is not a reply to anything of ours.
 //!
-//! Where a packet of no Service goes, the first half ([`crate::look`]) ends it. The steps behind are
-//! functions of their own in the kernel too: their frames then use the same part of the stack, and the
-//! verifier, which forgets at each of them by which path it came, follows each once.
+//! Where a packet of no Service goes, the first half ([`crate::look`]) ends it. The usual packet of an
+//! established flow is next ([`crate::established`]), without any function of its own. The steps behind
+//! are such in the kernel too: their frames then use the same part of the stack, and the verifier, which
+//! forgets at each of them by which path it came, follows each once.
 
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6};
 use crate::established::{Rest, translate};
