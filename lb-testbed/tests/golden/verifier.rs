@@ -59,6 +59,13 @@ fn programs_cost_what_is_recorded_or_stay_within_their_budget() -> Result<()> {
     if !require::bpf_or_skip("programs_cost_what_is_recorded_or_stay_within_their_budget") {
         return Ok(());
     }
+    for (name, cost) in &measure(&Settings { jumps: false, ..Settings::probe() })? {
+        // The verifier follows more there; what it allows for the stack is the same.
+        ensure!(
+            cost.stack <= MAX_STACK && cost.frames_in_32s <= MAX_FRAMES_IN_32S,
+            "{name} needs {cost:?} where programs do not jump"
+        );
+    }
     let here = Record { kernel: release()?, programs: measure(&Settings::probe())? };
     println!("{}", table(&here));
     for (name, cost) in &here.programs {
