@@ -12,7 +12,7 @@
 use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6};
 use crate::established::{Rest, translate};
 use crate::first::first;
-use crate::flow::{answers_another, idle, other_idle, touch};
+use crate::flow::{answers_another, ends, idle, other_idle, tend, touch};
 use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, look_ip};
 use crate::origin::{Side, applies, side};
 use crate::packet::Packet;
@@ -297,7 +297,7 @@ where
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
 {
-    let parsed = match headers(packet, l3, FlowKind::EGRESS) {
+    let mut parsed = match headers(packet, l3, FlowKind::EGRESS) {
         Ok(parsed) => parsed,
         Err(verdict) => return verdict,
     };
@@ -306,10 +306,10 @@ where
     if parsed.accepts() {
         forget_ended(tables, &parsed);
     }
-    let verdict = match returning(packet, tables, &parsed, false) {
+    let verdict = match returning(packet, tables, &mut parsed, false) {
         Some(verdict) => verdict,
         None if other_idle(tables, &parsed.key) => Verdict::NotService,
-        None => returning(packet, tables, &parsed, true).unwrap_or(Verdict::NotService),
+        None => returning(packet, tables, &mut parsed, true).unwrap_or(Verdict::NotService),
     };
     if verdict == Verdict::Left {
         return forward::back(packet, tables, &parsed);
@@ -359,15 +359,15 @@ fn leave_answers_alone<const N: usize, T: RouteTables<N>>(tables: &T, key: &Flow
 fn returning<const N: usize, P, T>(
     packet: &mut P,
     tables: &T,
-    headers: &Headers<N>,
+    headers: &mut Headers<N>,
     lives: bool,
 ) -> Option<Verdict>
 where
     P: Packet,
     T: RouteTables<N>,
     Ipv<N>: Header<N>,
-    Ipv<N>: Header<N>,
 {
+    let mut established = true;
     let record = match tables.flow(FlowTable::Main, &headers.key) {
         Some(record) => record,
         // Until the client's second packet only the half-open table knows the flow. What comes before the
@@ -378,13 +378,14 @@ where
                     || headers.tcp_flags & tcp::RST != 0
                     || record.live().state() & Live::ANSWERED != 0 =>
             {
+                established = false;
                 record
             }
             _ => return Some(Verdict::NotService),
         },
         None => return Some(Verdict::NotService),
     };
-    let flow = record.read();
+    let mut flow = record.read();
     let now = tables.now();
     if !flow.is_for(&headers.key) {
         return Some(Verdict::NotService);
@@ -396,7 +397,12 @@ where
     if !lives && idle(now, &headers.key, &flow) {
         return None;
     }
-    touch(&record, &flow, headers, now);
+    if touch(&record, &flow, headers, now) && established {
+        flow.live = record.live().0;
+        let end = ends(headers);
+        // Where another flow has the client's key, a late reply harms nobody.
+        tend(tables, &mut headers.key, &mut flow, end);
+    }
     if side == Side::Other {
         return Some(Verdict::Left);
     }

@@ -3,7 +3,7 @@
 //! Nothing here is a function of its own in the kernel: each return from one costs as much as a lookup
 //! there, and a program without any may go on with another on every kernel.
 
-use crate::abi::{Counter, Flow, FlowKind, proto};
+use crate::abi::{Counter, Flow, FlowKind, Live, proto};
 use crate::decide::Final;
 use crate::flow::{idle, touch};
 use crate::forward;
@@ -75,7 +75,11 @@ where
     };
     let flow = record.read();
     let now = tables.now();
-    if !flow.is_for(key) || side_at_once(tables, &flow) != Side::Own || idle(now, key, &flow) {
+    if !flow.is_for(key)
+        || side_at_once(tables, &flow) != Side::Own
+        || is_first(&flow, now)
+        || idle(now, key, &flow)
+    {
         return None;
     }
     touch(&record, &flow, &headers, now);
@@ -101,14 +105,20 @@ where
         return None;
     }
     let now = tables.now();
-    if flow.flags & Flow::<N>::REPLY == 0 && !stands(tables, headers, &flow, now) {
+    if is_first(&flow, now)
+        || (flow.flags & Flow::<N>::REPLY == 0 && !stands(tables, headers, &flow, now))
+    {
         return None;
     }
-    if touch(record, &flow, headers, now) {
-        // The flow may have outlived the interface on which it was made.
-        tables.note_flows(&flow.dst, !flow.is_pods());
-    }
+    touch(record, &flow, headers, now);
     Some(translate(packet, headers, &flow, link))
+}
+
+/// Whether a packet is the first one of its direction in this tick: with it, the other direction's record
+/// is looked after.
+#[inline(always)]
+fn is_first<const N: usize>(flow: &Flow<N>, now: u32) -> bool {
+    Live(flow.live).seen() != now
 }
 
 /// Whether a client's packet belongs to its flow's record without a further look.

@@ -5,7 +5,9 @@ use crate::abi::{Flow, proto};
 use crate::begin::{begin, frontend};
 use crate::decide::Stage;
 use crate::established::translate;
-use crate::flow::{create, ended, is_answered, other_idle, promote, touch};
+use crate::flow::{
+    Tended, create, ended, ends, idle, is_answered, other_idle, promote, tend, touch,
+};
 use crate::look::may_begin;
 use crate::origin::{Met, applies, is_forged, settle};
 use crate::packet::Packet;
@@ -116,6 +118,29 @@ where
     translate(packet, headers, flow, link)
 }
 
+/// Looks after both halves of a flow that is not sent on and has a packet. `false`: the other direction's
+/// key is another flow's by now, and this one is over.
+#[inline(always)]
+fn look_after<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    headers: &mut Headers<N>,
+    flow: &mut Flow<N>,
+) -> bool {
+    if headers.opens() || flow.flags & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) != 0 {
+        return true;
+    }
+    // The flow may have outlived the interface on which it was made.
+    tables.note_flows(&flow.dst, !flow.is_pods());
+    let end = ends(headers);
+    let tended = tend(tables, &mut headers.key, flow, end);
+    // A late reply harms nobody.
+    if tended != Tended::Taken || flow.flags & Flow::<N>::REPLY != 0 {
+        return true;
+    }
+    tables.remove_flow(FlowTable::Main, &headers.key);
+    false
+}
+
 /// Looks for the flow of a packet that is no matter of course; the least likely is left to tc.
 #[inline(always)]
 fn look_up<const N: usize, S: Stage, T: RouteTables<N>>(
@@ -127,11 +152,14 @@ fn look_up<const N: usize, S: Stage, T: RouteTables<N>>(
     let mut met = Met::Nothing;
     if of_main {
         met = meets(tables, headers, FlowTable::Main, flow);
-        let udp = headers.key.proto == proto::UDP;
-        if met == Met::Flow && udp && other_idle(tables, &headers.key) {
+        if met == Met::Flow
+            && idle(tables.now(), &headers.key, flow)
+            && other_idle(tables, &headers.key)
+        {
             met = Met::Nothing;
         }
     }
+    let mut is_main = met == Met::Flow;
     if met != Met::Flow && headers.is_tcp() {
         let half_open = meets(tables, headers, FlowTable::HalfOpen, flow);
         if half_open != Met::Nothing {
@@ -141,6 +169,10 @@ fn look_up<const N: usize, S: Stage, T: RouteTables<N>>(
     // Another CPU may have promoted the flow between the two lookups.
     if met == Met::Nothing && !of_main && !S::EARLY {
         met = meets(tables, headers, FlowTable::Main, flow);
+        is_main = met == Met::Flow;
+    }
+    if is_main && !S::EARLY && !look_after(tables, headers, flow) {
+        return Met::Nothing;
     }
     if met == Met::Elsewhere { settle(tables, &mut headers.key, flow) } else { met }
 }
@@ -172,8 +204,8 @@ fn meets<const N: usize, T: RouteTables<N>>(
     if begun { Met::Begun } else { Met::Flow }
 }
 
-/// Fills in the record of a packet's flow, if there is one. A SYN leaves it with its state from
-/// before.
+/// Fills in the record of a packet's flow, if there is one; but for TCP that opens nothing, with its word
+/// from before.
 #[inline(never)]
 fn found<const N: usize, T: RouteTables<N>>(
     tables: &T,
@@ -190,7 +222,7 @@ fn found<const N: usize, T: RouteTables<N>>(
         return Met::Elsewhere;
     }
     touch(&record, flow, headers, tables.now());
-    if !headers.opens() {
+    if headers.is_tcp() && !headers.opens() {
         flow.live = record.live().0;
     }
     Met::Flow

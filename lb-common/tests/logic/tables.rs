@@ -1,5 +1,7 @@
 //! Flow tables that are full, torn or half evicted, and what the rest costs.
 
+use std::net::SocketAddr;
+
 use lb_common::{
     abi::{Counter, Flow},
     host::{Capacities, HostTables, OfFamily, WhenFull},
@@ -141,7 +143,7 @@ fn a_syn_replaces_what_eviction_left_of_a_flow() {
 }
 
 #[test]
-fn established_packets_update_no_map_and_store_once_in_a_tick() {
+fn established_packets_update_no_map_and_store_once_in_a_tick_and_direction() {
     for net in NETS {
         for protocol in Protocol::BOTH {
             let Ends { client, vip, first: pod, .. } = ends_in(net);
@@ -149,19 +151,88 @@ fn established_packets_update_no_map_and_store_once_in_a_tick() {
             world.ingress(&packet(protocol, client, vip, SYN));
             world.egress(&packet(protocol, pod, client, SYN_ACK));
             world.ingress(&packet(protocol, client, vip, ACK));
-            world.tables.reset_costs();
-            for _ in 0..3 {
+            let ask = || world.ingress(&packet(protocol, client, vip, ACK));
+            let answer = || world.egress(&packet(protocol, pod, client, ACK));
+            for tick in 0..4 {
                 world.tables.advance(1);
+                world.tables.reset_costs();
+                // Either direction looks after both records.
+                drop(if tick % 2 == 0 { ask() } else { answer() });
+                let costs = world.tables.costs();
+                assert_eq!((costs.map_updates, costs.precise_clock_reads), (0, 0));
+                assert_eq!(costs.value_stores, 2);
+                world.tables.reset_costs();
                 for _ in 0..10 {
-                    world.ingress(&packet(protocol, client, vip, ACK));
-                    world.egress(&packet(protocol, pod, client, ACK));
+                    ask();
+                    answer();
                 }
+                let costs = world.tables.costs();
+                assert_eq!((costs.map_updates, costs.precise_clock_reads), (0, 0));
+                assert_eq!(costs.value_stores, 0);
+                assert_eq!(costs.lookups, 10 * 2, "one for each packet");
+                assert_eq!(costs.coarse_clock_reads, 10 * 2);
             }
-            let costs = world.tables.costs();
-            assert_eq!((costs.map_updates, costs.precise_clock_reads), (0, 0));
-            assert_eq!(costs.value_stores, 3 * 2);
-            assert_eq!(costs.lookups, 3 * 10 * 2, "one for each packet");
-            assert_eq!(costs.coarse_clock_reads, 3 * 10 * 2);
         }
+    }
+}
+
+/// Removes one half of the only flow.
+fn evict_half(tables: &HostTables, reply: bool) {
+    fn of<const N: usize>(tables: &HostTables, reply: bool)
+    where
+        HostTables: OfFamily<N>,
+    {
+        for (key, flow) in tables.flows::<N>(FlowTable::Main) {
+            if (flow.flags & Flow::<N>::REPLY != 0) == reply {
+                tables.evict::<N>(FlowTable::Main, &key);
+            }
+        }
+    }
+    of::<1>(tables, reply);
+    of::<4>(tables, reply);
+}
+
+/// Contract 3.6: a reply must never reach the client from the pod's address (production case 28).
+#[test]
+fn an_evicted_half_is_made_anew_by_the_other_direction() {
+    for net in NETS {
+        for protocol in Protocol::BOTH {
+            let Ends { client, vip, first: pod, .. } = ends_in(net);
+            let (world, _) = World::single(net, protocol);
+            world.sent_to(&packet(protocol, client, vip, SYN));
+            world.answers_as(&packet(protocol, pod, client, SYN_ACK), vip);
+            world.sent_to(&packet(protocol, client, vip, ACK));
+            // The reply record goes: the client's next packet in another tick brings it back.
+            world.tables.advance(1);
+            evict_half(&world.tables, true);
+            assert_eq!(world.sent_to(&packet(protocol, client, vip, ACK)), pod);
+            world.answers_as(&packet(protocol, pod, client, ACK), vip);
+            // The other one goes.
+            world.tables.advance(1);
+            evict_half(&world.tables, false);
+            world.answers_as(&packet(protocol, pod, client, ACK), vip);
+            assert_eq!(world.sent_to(&packet(protocol, client, vip, ACK)), pod);
+            let counts = [Counter::FlowCreated, Counter::DropNoFlow].map(|of| world.count(of));
+            assert_eq!(counts, [1, 0], "{net:?}, {protocol:?}: the same flow");
+        }
+    }
+}
+
+/// While one half was gone, another flow got its key.
+#[test]
+fn a_flow_whose_reply_key_is_another_ones_is_over() {
+    for net in NETS {
+        let Ends { client, vip, first: pod, .. } = ends_in(net);
+        let (world, _) = World::single(net, Protocol::Tcp);
+        let other = SocketAddr::new(vip.ip(), vip.port() + 1);
+        world.tables.add_service_port(Protocol::Tcp.number(), &[other], &[pod]);
+        world.connect(client, vip);
+        evict_half(&world.tables, true);
+        // The same client port, to the same pod by another Service.
+        assert_eq!(world.connect(client, other), pod);
+        world.tables.advance(1);
+        assert_eq!(world.ingress(&tcp(client, vip, ACK)).0, Verdict::NoFlow);
+        world.answers_as(&tcp(pod, client, ACK), other);
+        assert_eq!(world.sent_to(&tcp(client, other, ACK)), pod);
     }
 }
