@@ -76,7 +76,7 @@ fn settings() -> Vec<(&'static str, Settings)> {
     let probed = Settings::probe();
     // Whether programs jump is a matter of the architecture as well.
     let none = Settings { jumps: probed.jumps, ..Settings::default() };
-    let whole = Settings { jumps: false, ..probed.clone() };
+    let whole = Settings { jumps: false, ..probed };
     let mut settings = vec![("all that this kernel has", probed)];
     for (what, less) in [("what every kernel has", none), ("programs that do not jump", whole)] {
         if settings.iter().all(|(_, more)| *more != less) {
