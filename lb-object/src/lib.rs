@@ -32,15 +32,18 @@ pub enum Error {
     Damaged(&'static str),
 }
 
-/// The bytes of the object, aligned as its headers need it.
-#[repr(C, align(8))]
-struct Aligned<B: ?Sized>(B);
-
-static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/lb-ebpf.o")));
+/// The object as it was built, deflated: it would be a tenth of the agent.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lb-ebpf.o.deflated"));
+/// Bytes that an object has at most, with all its debug information.
+const LARGEST: usize = 64 << 20;
 
 /// The object as it was built.
-pub fn bytes() -> Result<&'static [u8], Error> {
-    if OBJECT.0.is_empty() { Err(Error::Missing) } else { Ok(&OBJECT.0) }
+fn inflated() -> Result<Vec<u8>, Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::Missing);
+    }
+    miniz_oxide::inflate::decompress_to_vec_with_limit(OBJECT, LARGEST)
+        .map_err(|_| Error::Damaged("it cannot be inflated"))
 }
 
 /// What the programs need to know of the kernel. The default assumes nothing and works everywhere.
@@ -119,7 +122,7 @@ impl Settings {
 
     /// The object for this kernel.
     pub fn object(&self) -> Result<Vec<u8>, Error> {
-        let mut object = bytes()?.to_vec();
+        let mut object = inflated()?;
         calls::fit(&mut object, CAST, self.summed.map(|summed| summed.cast))?;
         Ok(object)
     }

@@ -74,12 +74,13 @@ pub(crate) fn programs(debug: bool) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Takes out the debug information for debuggers, most of the file; BTF stays.
+/// Takes out the debug information for debuggers, most of the file; BTF stays. So does what it
+/// tells of lines, without its relocations: these would name the places that it names already.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     let sysroot = setup::sysroot()?;
     let host = sh::host()?;
     let mut objcopy = Command::new(sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy"));
-    objcopy.arg("--strip-debug").arg(from).arg(to);
+    objcopy.args(["--strip-debug", "--remove-section=.rel.BTF.ext"]).arg(from).arg(to);
     // The compiler's own tool does not say where the compiler's LLVM is.
     objcopy.env("LD_LIBRARY_PATH", sysroot.join("lib"));
     sh::run("stripping the kernel programs", &mut objcopy)?;

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_path_to_error::Track;
 use serde_saphyr::with_deserializer_from_str_with_options;
 
+use super::path;
 use super::raw::{RawObject, Text};
 
 /// Why bytes are no object.
@@ -47,21 +48,12 @@ pub struct IdentityMetadata<'a> {
 ///
 /// With the field that is not of the type that the API gives it, or the line of a syntax error.
 pub fn json(bytes: &[u8]) -> Result<RawObject<'_>, DecodeError> {
-    serde_json::from_slice(bytes).map_err(|_| {
-        // Once more, slowly, to learn the field.
-        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        match serde_path_to_error::deserialize::<_, RawObject<'_>>(&mut deserializer) {
-            Err(error) => {
-                let line = error.inner().line() as u64;
-                let is_data = error.inner().is_data();
-                decode_error(is_data.then(|| error.path()), error.inner(), line)
-            }
-            Ok(_) => DecodeError {
-                field: String::new(),
-                problem: "there is more text behind the object".to_owned(),
-                line: 0,
-            },
-        }
+    serde_json::from_slice(bytes).map_err(|error| {
+        let field = match error.is_data() {
+            true => path::at(bytes, error.line(), error.column()),
+            false => String::new(),
+        };
+        decode_error(field, &error, error.line() as u64)
     })
 }
 
@@ -84,26 +76,23 @@ pub fn yaml_identity(text: &str, as_item: bool) -> Option<Identity<'_>> {
     yaml_as(text, as_item).ok()
 }
 
+/// Follows the path of the field from the start, which costs little beside reading YAML: a reader
+/// without would be a second copy of all that reads objects.
 fn yaml_as<'a, T: Deserialize<'a>>(text: &'a str, as_item: bool) -> Result<T, DecodeError> {
-    let decoded = if as_item {
-        serde_saphyr::from_str_with_options(text, options()).map(|(object,)| object)
-    } else {
-        serde_saphyr::from_str_with_options(text, options())
-    };
+    let mut track = Track::new();
+    let decoded = with_deserializer_from_str_with_options(text, options(), |deserializer| {
+        let deserializer = serde_path_to_error::Deserializer::new(deserializer, &mut track);
+        if as_item {
+            <(T,)>::deserialize(deserializer).map(|(object,)| object)
+        } else {
+            T::deserialize(deserializer)
+        }
+    });
     decoded.map_err(|error| {
-        // Once more, slowly, to learn the field.
-        let mut track = Track::new();
-        let outcome = with_deserializer_from_str_with_options(text, options(), |deserializer| {
-            let deserializer = serde_path_to_error::Deserializer::new(deserializer, &mut track);
-            if as_item {
-                <(T,)>::deserialize(deserializer).map(drop)
-            } else {
-                T::deserialize(deserializer).map(drop)
-            }
-        });
-        let error = outcome.err().unwrap_or(error);
         let line = error.location().map_or(0, |location| location.line());
-        decode_error(Some(&track.path()), &error, line)
+        let path = track.path().to_string();
+        let field = path.strip_prefix("[0].").unwrap_or(&path);
+        decode_error(if field == "." { String::new() } else { field.to_owned() }, &error, line)
     })
 }
 
@@ -116,13 +105,7 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-fn decode_error(
-    path: Option<&serde_path_to_error::Path>,
-    error: &dyn Display,
-    line: u64,
-) -> DecodeError {
-    let field = path.map(ToString::to_string).filter(|path| path != ".").unwrap_or_default();
-    let field = field.strip_prefix("[0].").unwrap_or(&field).to_owned();
+fn decode_error(field: String, error: &dyn Display, line: u64) -> DecodeError {
     let text = error.to_string();
     // One line without control characters, and not the input's own text at any length.
     let line_one = text.lines().next().unwrap_or_default();
@@ -154,7 +137,8 @@ mod tests {
 
     #[test]
     fn text_behind_the_object_is_an_error() {
-        assert!(json(b"{} {}").is_err());
+        let error = json(b"{}\n {}").unwrap_err();
+        assert_eq!((error.field.as_str(), error.line), ("", 2));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod external;
 mod hints;
 mod intern;
 mod node;
+mod path;
 #[cfg(test)]
 mod property_tests;
 pub mod raw;
