@@ -236,8 +236,10 @@ where
     Some(found)
 }
 
+/// Whether a socket is of the node's own namespace. Its records are then in tables of their own, which
+/// no pod can fill: the packet engine serves pods that are not remembered, and nobody serves the node.
 #[inline(always)]
-fn in_node<T: SocketTables>(tables: &T) -> bool {
+pub fn in_node<T: SocketTables>(tables: &T) -> bool {
     tables.node_netns() != 0 && tables.netns_cookie() == tables.node_netns()
 }
 

@@ -119,6 +119,10 @@ pub static UDP_SOCKETS: HashMap<u64, SocketRecord> = HashMap::with_max_entries(U
 #[map]
 pub static SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entries(PEERS, 0);
 #[map]
+pub static HOST_UDP_SOCKETS: HashMap<u64, SocketRecord> = HashMap::with_max_entries(UDP, 0);
+#[map]
+pub static HOST_SOCKET_PEERS: HashMap<SocketKey, SocketPeer> = HashMap::with_max_entries(PEERS, 0);
+#[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
 #[map]
 pub static REJECTS: PerCpuArray<RefusalWord> = PerCpuArray::with_max_entries(1, 0);

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_testbed::{
-    agent::Agent,
+    agent::{Agent, Source},
     cluster::{At, Family, Place, Topology},
     peer::{self, Peer, STEP, Sock},
     require,
@@ -291,5 +291,77 @@ fn sockets_that_asked_for_a_vip_before_there_was_anyone_end_when_it_changes() ->
     early.ends()?;
     early.sock = early.peer.udp_connect(early.sock.id, vip)?;
     assert_eq!(early.peer.ask(&early.sock, "late")?.server, "near");
+    Ok(())
+}
+
+/// Of the smallest tables of sockets that the agent makes.
+const ROOM: u64 = 1024;
+
+/// A pod that opens as many UDP sockets as it can takes nothing from processes of the node, which only
+/// the socket engine serves; and pods are then served by the packet engine. Production case 2.
+#[test]
+fn case_2_a_pod_that_fills_the_tables_of_sockets_takes_no_room_of_the_node() -> Result<()> {
+    let test = "case_2_a_pod_that_fills_the_tables_of_sockets_takes_no_room_of_the_node";
+    if !require::root_or_skip(test) {
+        return Ok(());
+    }
+    let rig = Rig::without_agents(Topology::Bridge)?;
+    let source = Source::Manifests(rig.cluster.scratch().join("state.json"));
+    let room = ROOM.to_string();
+    let agent = rig.cluster.agent(0, source)?;
+    let agent = agent.arg("--max-udp-sockets").arg(&room).arg("--max-socket-peers").arg(&room);
+    let agent = agent.start()?;
+    let fill = |name: &str| -> Result<(u64, u64)> {
+        let (_, text) = agent.command_any("status", &["--output", "json"])?;
+        let status: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        let maps = status["maps"].as_array().context("maps")?;
+        let fill = maps.iter().find(|fill| fill["map"] == name).with_context(|| text.clone())?;
+        Ok((fill["used"].as_u64().context("used")?, fill["max"].as_u64().context("max")?))
+    };
+
+    // Sockets of several processes, because one may not have so many descriptors.
+    let vip = rig.vip(Family::V4);
+    let mut hostile = Vec::new();
+    for _ in 0..3 {
+        let mut peer = rig.cluster.peer(CLIENT, Place::InCgroup)?;
+        for _ in 0..400 {
+            let sock = peer.udp_open(vip)?;
+            peer.send_to(sock.id, vip, "flood")?;
+            peer.udp_connect(sock.id, vip)?;
+        }
+        hostile.push(peer);
+    }
+    for name in ["UDP_SOCKETS", "SOCKET_PEERS"] {
+        assert_eq!(fill(name)?, (ROOM, ROOM), "{name}");
+    }
+
+    for (at, family) in places() {
+        let what = format!("{at:?}, {family}");
+        let vip = rig.vip(family);
+        let mut peer = rig.cluster.peer(at, Place::InCgroup)?;
+        let connected = peer.udp_connected(vip)?;
+        peer.ask(&connected, "connected").with_context(|| what.clone())?;
+        let remote = peer.names(connected.id)?.remote;
+        ensure!(remote == Some(vip), "{what}: connected to {remote:?}");
+        let unconnected = peer.udp_open(vip)?;
+        let (_, from) =
+            peer.ask_to(unconnected.id, vip, "who", STEP).with_context(|| what.clone())?;
+        ensure!(from == Some(vip), "{what}: answered by {from:?}");
+        let own = [fill("HOST_UDP_SOCKETS")?, fill("HOST_SOCKET_PEERS")?];
+        let expected = if at == HOST { [(2, ROOM), (2, ROOM)] } else { [(0, ROOM), (0, ROOM)] };
+        ensure!(own == expected, "{what}: {own:?}");
+        peer.close(connected.id, peer::Close::Graceful)?;
+        peer.close(unconnected.id, peer::Close::Graceful)?;
+    }
+    // Closed sockets leave nothing behind.
+    for name in ["HOST_UDP_SOCKETS", "HOST_SOCKET_PEERS"] {
+        let gone = || fill(name).is_ok_and(|(used, _)| used == 0);
+        wait::until(name, ENDED_WITHIN, gone)?;
+    }
+    drop(hostile);
+    for name in ["UDP_SOCKETS", "SOCKET_PEERS"] {
+        let gone = || fill(name).is_ok_and(|(used, _)| used == 0);
+        wait::until(name, ENDED_WITHIN, gone)?;
+    }
     Ok(())
 }

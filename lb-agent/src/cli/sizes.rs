@@ -37,11 +37,11 @@ pub(super) struct SizeArgs {
     #[arg(long, value_name = "N", default_value_t = Sizes::default().half_open)]
     #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
     max_half_open_flows: u32,
-    /// Peers of unconnected UDP sockets, two for each socket and VIP
+    /// Peers of unconnected UDP sockets, two for each socket and VIP; as many again for the node's own sockets
     #[arg(long, value_name = "N", default_value_t = Sizes::default().socket_peers)]
     #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
     max_socket_peers: u32,
-    /// Connected UDP sockets
+    /// UDP sockets; as many again for the node's own
     #[arg(long, value_name = "N", default_value_t = Sizes::default().udp_sockets)]
     #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 24))]
     max_udp_sockets: u32,

@@ -313,7 +313,9 @@ impl BpfDatapath {
 
 /// Whether there are records of UDP sockets.
 fn remembers_sockets(folder: &Path) -> bool {
-    [map::UDP_SOCKETS, map::SOCKET_PEERS].iter().any(|name| {
+    let sockets = [map::UDP_SOCKETS, map::HOST_UDP_SOCKETS];
+    let peers = [map::SOCKET_PEERS, map::HOST_SOCKET_PEERS];
+    sockets.iter().chain(&peers).any(|name| {
         let Ok(fd) = sys::object_get(&folder.join(name)) else { return false };
         Hash::to_read(fd.as_fd()).is_ok_and(|hash| hash.next_key(None).is_ok())
     })

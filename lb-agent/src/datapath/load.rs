@@ -32,9 +32,9 @@ pub struct Sizes {
     pub flows: u32,
     /// `HALF_OPEN4` and `HALF_OPEN6`, each. `--max-half-open-flows`.
     pub half_open: u32,
-    /// `SOCKET_PEERS`. `--max-socket-peers`.
+    /// `SOCKET_PEERS` and `HOST_SOCKET_PEERS`, each. `--max-socket-peers`.
     pub socket_peers: u32,
-    /// `UDP_SOCKETS`. `--max-udp-sockets`.
+    /// `UDP_SOCKETS` and `HOST_UDP_SOCKETS`, each. `--max-udp-sockets`.
     pub udp_sockets: u32,
     /// `AFFINITY`. `--max-affinity`.
     pub affinity: u32,
@@ -67,8 +67,8 @@ impl Sizes {
             map::BACKENDS => tables.backends,
             map::FLOWS4 | map::FLOWS6 => self.flows,
             map::HALF_OPEN4 | map::HALF_OPEN6 => self.half_open,
-            map::SOCKET_PEERS => self.socket_peers,
-            map::UDP_SOCKETS => self.udp_sockets,
+            map::SOCKET_PEERS | map::HOST_SOCKET_PEERS => self.socket_peers,
+            map::UDP_SOCKETS | map::HOST_UDP_SOCKETS => self.udp_sockets,
             map::AFFINITY => self.affinity,
             _ => return None,
         })
@@ -204,7 +204,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 38] = [
+pub(super) const PINNED: [&str; 40] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
@@ -221,6 +221,7 @@ pub(super) const PINNED: [&str; 38] = [
     map::NETNS,
     map::BYPASS_CGROUPS,
     map::UDP_SOCKETS,
+    map::HOST_UDP_SOCKETS,
     map::SETS,
     map::FACTS,
     map::SLOTS,
@@ -240,6 +241,7 @@ pub(super) const PINNED: [&str; 38] = [
     map::TCP_SOCKETS,
     map::SOCKETS,
     map::SOCKET_PEERS,
+    map::HOST_SOCKET_PEERS,
     map::REJECTS,
     map::NEXT_HOPS,
     map::COUNTERS,

@@ -41,19 +41,23 @@ pub struct NamespaceMaps {
     folder: PathBuf,
     maps: Arc<Maps>,
     netns: HashMap<MapData, u64, [u8; RECORD]>,
-    udp_sockets: OwnedFd,
+    /// Those of pods, and those of the node's own namespace.
+    udp_sockets: [OwnedFd; 2],
 }
 
 impl NamespaceMaps {
     /// Opens what is pinned in a folder, and shares what is open already.
     pub fn open(folder: &Path, maps: Arc<Maps>) -> Result<Self, Error> {
-        let path = folder.join(map::UDP_SOCKETS);
-        let what = format!("open the pinned map {}", path.display());
+        let sockets = |name| {
+            let path = folder.join(name);
+            let what = format!("open the pinned map {}", path.display());
+            sys::object_get(&path).map_err(Error::system(what))
+        };
         Ok(Self {
             folder: folder.to_owned(),
             maps,
             netns: netns(folder)?,
-            udp_sockets: sys::object_get(&path).map_err(Error::system(what))?,
+            udp_sockets: [sockets(map::UDP_SOCKETS)?, sockets(map::HOST_UDP_SOCKETS)?],
         })
     }
 
@@ -102,14 +106,15 @@ impl NamespaceMaps {
     /// The UDP sockets that are connected through us, by cookie.
     pub fn udp_sockets(&self) -> Result<Vec<(u64, UdpSocket)>, Error> {
         let mut found = Vec::new();
-        let sockets = Hash::to_read(self.udp_sockets.as_fd());
-        let each = |key: &[u8], value: &[u8]| {
-            let cookie = key.first_chunk().copied().map(u64::from_ne_bytes);
-            found.extend(cookie.zip(udp_socket(value)));
-        };
-        sockets
-            .and_then(|sockets| sockets.for_each(each))
-            .map_err(Error::system("read UDP_SOCKETS"))?;
+        for sockets in &self.udp_sockets {
+            let each = |key: &[u8], value: &[u8]| {
+                let cookie = key.first_chunk().copied().map(u64::from_ne_bytes);
+                found.extend(cookie.zip(udp_socket(value)));
+            };
+            Hash::to_read(sockets.as_fd())
+                .and_then(|sockets| sockets.for_each(each))
+                .map_err(Error::system("read the maps of UDP sockets"))?;
+        }
         Ok(found)
     }
 

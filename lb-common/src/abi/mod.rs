@@ -139,8 +139,12 @@ pub mod map {
     pub const SOCKETS: &str = "SOCKETS";
     /// Hash: what the engine knows of a UDP socket, by its cookie.
     pub const UDP_SOCKETS: &str = "UDP_SOCKETS";
+    /// Hash: the same for UDP sockets of the node's own network namespace.
+    pub const HOST_UDP_SOCKETS: &str = "HOST_UDP_SOCKETS";
     /// Hash: what an unconnected UDP socket's datagrams to a VIP were translated to.
     pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
+    /// Hash: the same for UDP sockets of the node's own network namespace.
+    pub const HOST_SOCKET_PEERS: &str = "HOST_SOCKET_PEERS";
     /// Program array: what the programs at the tc hooks go on with.
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Per-CPU array of one word: how many refusals were answered in this tick.

@@ -3,7 +3,7 @@
 
 use super::{BackendId, Mix};
 
-/// Names a record of `SOCKET_PEERS` within its socket.
+/// Names a record of `SOCKET_PEERS` or `HOST_SOCKET_PEERS` within its socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SocketLink {
@@ -24,7 +24,7 @@ impl SocketLink {
     pub const REVERSE: u8 = 2;
 }
 
-/// Key of `SOCKET_PEERS`, 32 bytes.
+/// Key of `SOCKET_PEERS` and `HOST_SOCKET_PEERS`, 32 bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketKey {
@@ -38,7 +38,7 @@ pub struct SocketKey {
 
 const _: () = assert!(size_of::<SocketKey>() == 32);
 
-/// Value of `SOCKET_PEERS`, 48 bytes.
+/// Value of `SOCKET_PEERS` and `HOST_SOCKET_PEERS`, 48 bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketPeer {
@@ -58,8 +58,8 @@ pub struct SocketPeer {
 
 const _: () = assert!(size_of::<SocketPeer>() == 48);
 
-/// Value of `SOCKETS`, the socket's own storage, freed with it, and of `UDP_SOCKETS`: 72 bytes. A new
-/// one is all zeros.
+/// Value of `SOCKETS`, the socket's own storage, freed with it, and of `UDP_SOCKETS` and
+/// `HOST_UDP_SOCKETS`: 72 bytes. A new one is all zeros.
 ///
 /// [`TcpSocket`] is what most sockets that are not UDP's have in its place.
 #[repr(C, align(8))]

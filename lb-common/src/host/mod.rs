@@ -21,6 +21,7 @@ use crate::abi::{
     SocketRecord,
 };
 use crate::select::Choice;
+use crate::socket::in_node;
 use crate::tables::{FlowTable, RefusalTables, ServiceTables, SocketTables};
 pub use builder::{READY, Words, words};
 use family::Family;
@@ -36,11 +37,11 @@ pub struct Capacities {
     pub flows: usize,
     /// Half-open flow table of each family.
     pub half_open: usize,
-    /// Peers of unconnected sockets, of all sockets together.
+    /// Peers of unconnected sockets: of all sockets of pods together, and as many of those of the node.
     pub peers: usize,
     /// Clients of service ports with session affinity.
     pub affinity: usize,
-    /// Sockets with a record: stands for the memory that socket storage takes.
+    /// Sockets with a record, of pods and as many of the node.
     pub sockets: usize,
     /// What a full flow table does.
     pub when_full: WhenFull,
@@ -107,8 +108,8 @@ pub struct HostTables {
     netns: RefCell<HashMap<u64, NetnsRecord>>,
     affinity: RefCell<HashMap<AffinityKey, AffinityRecord>>,
     seconds: Cell<u32>,
-    records: RefCell<HashMap<u64, SocketRecord>>,
-    peers: RefCell<HashMap<SocketKey, SocketPeer>>,
+    records: [RefCell<HashMap<u64, SocketRecord>>; 2],
+    peers: [RefCell<HashMap<SocketKey, SocketPeer>>; 2],
     counters: RefCell<Vec<u64>>,
     refusals: Cell<RefusalWord>,
     now: Cell<u32>,
@@ -150,8 +151,8 @@ impl HostTables {
             netns: RefCell::default(),
             affinity: RefCell::default(),
             seconds: Cell::new(100_000),
-            records: RefCell::default(),
-            peers: RefCell::default(),
+            records: Default::default(),
+            peers: Default::default(),
             counters: RefCell::new(std::vec![0; COUNTERS as usize]),
             refusals: Cell::default(),
             now: Cell::new(1_000),
@@ -244,7 +245,7 @@ impl HostTables {
 
     /// Frees the socket at hand, with its storage and nothing else, as the kernel does.
     pub fn free_socket(&self) {
-        self.records.borrow_mut().remove(&self.cookie.get());
+        self.records().borrow_mut().remove(&self.cookie.get());
     }
 
     /// Sets how much the tables hold; what they hold already stays.
@@ -283,7 +284,8 @@ impl HostTables {
 
     /// All peers of unconnected sockets.
     pub fn peers(&self) -> Vec<(SocketKey, SocketPeer)> {
-        self.peers.borrow().iter().map(|(key, peer)| (*key, *peer)).collect()
+        let of = |peers: &RefCell<HashMap<_, _>>| peers.borrow().clone();
+        self.peers.iter().flat_map(of).collect()
     }
 
     fn record_stores(&self) -> [&Cell<u64>; 4] {
@@ -406,7 +408,7 @@ impl SocketTables for HostTables {
 
     fn record(&self) -> Option<SocketRecord> {
         self.cost(|costs| costs.lookups += 1);
-        self.records.borrow().get(&self.cookie.get()).copied()
+        self.records().borrow().get(&self.cookie.get()).copied()
     }
 
     fn set_connected(&self, vip: &[u32; 4], vip_port: u16, to: &Choice) -> bool {
@@ -431,7 +433,7 @@ impl SocketTables for HostTables {
     }
 
     fn remove_record(&self) {
-        self.records.borrow_mut().remove(&self.cookie.get());
+        self.records().borrow_mut().remove(&self.cookie.get());
     }
 
     fn set_head(&self, head: &SocketLink, peers: u32) -> bool {
@@ -443,12 +445,12 @@ impl SocketTables for HostTables {
 
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer> {
         self.cost(|costs| costs.lookups += 1);
-        self.peers.borrow().get(key).copied()
+        self.peers_at_hand().borrow().get(key).copied()
     }
 
     fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) -> bool {
         self.cost(|costs| costs.map_updates += 1);
-        let mut peers = self.peers.borrow_mut();
+        let mut peers = self.peers_at_hand().borrow_mut();
         if peers.len() >= self.capacities.get().peers && !peers.contains_key(key) {
             return false;
         }
@@ -458,14 +460,25 @@ impl SocketTables for HostTables {
 
     fn remove_peer(&self, key: &SocketKey) {
         self.cost(|costs| costs.map_updates += 1);
-        self.peers.borrow_mut().remove(key);
+        self.peers_at_hand().borrow_mut().remove(key);
     }
 }
 
 impl HostTables {
+    /// The table of sockets like the one at hand.
+    fn records(&self) -> &RefCell<HashMap<u64, SocketRecord>> {
+        let [pods, node] = &self.records;
+        if in_node(self) { node } else { pods }
+    }
+
+    fn peers_at_hand(&self) -> &RefCell<HashMap<SocketKey, SocketPeer>> {
+        let [pods, node] = &self.peers;
+        if in_node(self) { node } else { pods }
+    }
+
     /// Changes the record of the socket at hand, which is made first if there is room.
     fn update_record(&self, update: impl FnOnce(&mut SocketRecord)) -> bool {
-        let mut records = self.records.borrow_mut();
+        let mut records = self.records().borrow_mut();
         let room = records.len() < self.capacities.get().sockets;
         if let Some(old) = records.get_mut(&self.cookie.get()) {
             self.cost(|costs| costs.value_stores += 1);

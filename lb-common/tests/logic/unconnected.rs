@@ -255,6 +255,58 @@ fn a_full_table_leaves_datagrams_of_pods_to_the_packet_engine() {
     }
 }
 
+/// Nobody but the socket engine serves the node's own processes: no pod takes their room.
+#[test]
+fn pods_that_fill_the_tables_take_no_room_of_the_node() {
+    let Ends { vip, first, .. } = ends(V4);
+    let (world, _) = World::with_backends(V4, Protocol::Udp, &[first]);
+    let node = world.tables.node_netns();
+    let pod = node + 1;
+    world.tables.set_capacities(Capacities { peers: 4, sockets: 2, ..Capacities::default() });
+    world.tables.set_netns(pod);
+    let outcomes = (10..15).map(|cookie| {
+        world.tables.set_cookie(cookie);
+        send::<1>(&world, vip)
+    });
+    let full = [translated(first), translated(first), Outcome::Pass, Outcome::Pass, Outcome::Pass];
+    assert!(outcomes.eq(full));
+
+    world.tables.set_netns(node);
+    let connected = || socket::connect(&world.tables, proto::UDP, &address::<1>(vip));
+    for (cookie, call) in [(20, &connected as &dyn Fn() -> _), (21, &|| send::<1>(&world, vip))] {
+        world.tables.set_cookie(cookie);
+        assert_eq!(call(), translated(first));
+        assert_eq!(from(&world, first), Some(address::<1>(vip)), "{cookie}");
+    }
+    assert_eq!(world.count(Counter::SocketUnrecorded), 3);
+
+    // Nor does the node take theirs, and each is released from its own tables.
+    for (netns, cookie) in [(node, 20), (node, 21), (pod, 10), (pod, 11)] {
+        world.tables.set_netns(netns);
+        world.tables.set_cookie(cookie);
+        socket::release(&world.tables, proto::UDP);
+    }
+    assert_eq!(world.tables.peers(), vec![]);
+    world.tables.set_netns(pod);
+    world.tables.set_cookie(14);
+    assert_eq!(send::<1>(&world, vip), translated(first));
+}
+
+/// Where the kernel does not tell namespaces apart, all sockets share the pods' tables.
+#[test]
+fn sockets_of_unknown_namespaces_share_tables() {
+    let Ends { vip, first, .. } = ends(V4);
+    let (world, _) = World::with_backends(V4, Protocol::Udp, &[first]);
+    world.tables.set_node_netns(0);
+    world.tables.set_netns(0);
+    world.tables.set_capacities(Capacities { sockets: 1, ..Capacities::default() });
+    for (cookie, unrecorded) in [(1, 0), (2, 1)] {
+        world.tables.set_cookie(cookie);
+        assert_eq!(send::<1>(&world, vip), translated(first));
+        assert_eq!(world.count(Counter::SocketUnrecorded), unrecorded);
+    }
+}
+
 #[test]
 fn a_socket_that_connects_after_sending_is_released_whole() {
     let Ends { vip, first, .. } = ends(V4);

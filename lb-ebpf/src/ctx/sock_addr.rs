@@ -1,11 +1,14 @@
 //! Calls on sockets at cgroup hooks: addresses in and out.
-#![expect(unsafe_code, reason = "context fields are raw pointers")]
+#![expect(unsafe_code, reason = "context fields are read and written by instructions")]
+
+use core::arch::asm;
+use core::mem::offset_of;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use lb_common::abi::{V4, V6, proto};
+use lb_common::abi::{V4, V6};
 use lb_common::socket::{self, Address, Outcome};
 use lb_common::tables::FrontendTables;
 
@@ -27,37 +30,63 @@ pub trait Call<const N: usize> {
 /// Selects the fields of a family.
 pub struct Fields<const N: usize>;
 
-#[inline(always)]
-fn read(field: *const u32) -> u32 {
-    // SAFETY: a field of this program's context, which the kernel lets it read as a word.
-    unsafe { field.read_volatile() }
+/// Offset of a word of the context.
+macro_rules! at {
+    ($field:ident) => {
+        offset_of!(bpf_sock_addr, $field)
+    };
+    ($field:ident, $word:literal) => {
+        offset_of!(bpf_sock_addr, $field) + 4 * $word
+    };
 }
 
-#[inline(always)]
-fn write(field: *mut u32, value: u32) {
-    // SAFETY: a field of this program's context, which the kernel lets it write as a word.
-    unsafe { field.write_volatile(value) };
-}
-
-macro_rules! field {
+/// The compiler would make one access of those in two branches, through a pointer that it has moved,
+/// and the verifier wants the context's own pointer with the offset in the instruction.
+macro_rules! read {
     ($ctx:expr, $($field:tt)+) => {{
         let call: *mut bpf_sock_addr = $ctx.sock_addr;
-        // SAFETY: only the address of a field is taken.
-        unsafe { &raw mut (*call).$($field)+ }
+        let value: u64;
+        // SAFETY: a field of this program's context, which the kernel lets it read as a word.
+        unsafe {
+            asm!(
+                "{value} = *(u32 *)({call} + {offset})",
+                value = lateout(reg) value,
+                call = in(reg) call,
+                offset = const at!($($field)+),
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        value as u32
+    }};
+}
+
+macro_rules! write {
+    ($ctx:expr, $value:expr, $($field:tt)+) => {{
+        let call: *mut bpf_sock_addr = $ctx.sock_addr;
+        // SAFETY: a field of this program's context, which the kernel lets it write as a word.
+        unsafe {
+            asm!(
+                "*(u32 *)({call} + {offset}) = {value}",
+                call = in(reg) call,
+                value = in(reg) u64::from($value),
+                offset = const at!($($field)+),
+                options(nostack, preserves_flags),
+            );
+        }
     }};
 }
 
 impl Call<V4> for Fields<V4> {
     #[inline(always)]
     fn address(ctx: &SockAddrContext) -> Address<V4> {
-        Address { ip: [read(field!(ctx, user_ip4))], port: read(field!(ctx, user_port)) as u16 }
+        Address { ip: [read!(ctx, user_ip4)], port: read!(ctx, user_port) as u16 }
     }
 
     #[inline(always)]
     fn set_address(ctx: &SockAddrContext, address: &Address<V4>) {
         let [ip] = address.ip;
-        write(field!(ctx, user_ip4), ip);
-        write(field!(ctx, user_port), u32::from(address.port));
+        write!(ctx, ip, user_ip4);
+        write!(ctx, u32::from(address.port), user_port);
     }
 }
 
@@ -66,23 +95,23 @@ impl Call<V6> for Fields<V6> {
     fn address(ctx: &SockAddrContext) -> Address<V6> {
         Address {
             ip: [
-                read(field!(ctx, user_ip6[0])),
-                read(field!(ctx, user_ip6[1])),
-                read(field!(ctx, user_ip6[2])),
-                read(field!(ctx, user_ip6[3])),
+                read!(ctx, user_ip6, 0),
+                read!(ctx, user_ip6, 1),
+                read!(ctx, user_ip6, 2),
+                read!(ctx, user_ip6, 3),
             ],
-            port: read(field!(ctx, user_port)) as u16,
+            port: read!(ctx, user_port) as u16,
         }
     }
 
     #[inline(always)]
     fn set_address(ctx: &SockAddrContext, address: &Address<V6>) {
         let [a, b, c, d] = address.ip;
-        write(field!(ctx, user_ip6[0]), a);
-        write(field!(ctx, user_ip6[1]), b);
-        write(field!(ctx, user_ip6[2]), c);
-        write(field!(ctx, user_ip6[3]), d);
-        write(field!(ctx, user_port), u32::from(address.port));
+        write!(ctx, a, user_ip6, 0);
+        write!(ctx, b, user_ip6, 1);
+        write!(ctx, c, user_ip6, 2);
+        write!(ctx, d, user_ip6, 3);
+        write!(ctx, u32::from(address.port), user_port);
     }
 }
 
@@ -98,8 +127,7 @@ fn socket_of(ctx: &SockAddrContext) -> Socket {
     let call: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: a field of this program's context.
     let sk = unsafe { (*call).__bindgen_anon_1.sk };
-    let udp = read(field!(ctx, protocol)) == u32::from(proto::UDP);
-    Socket { context: ctx.as_ptr(), sk, udp }
+    Socket::new(ctx.as_ptr(), sk, read!(ctx, protocol))
 }
 
 #[inline(always)]
@@ -154,7 +182,7 @@ where
 {
     let socket = socket_of(ctx);
     let address = Fields::<N>::address(ctx);
-    let protocol = read(field!(ctx, protocol)) as u8;
+    let protocol = read!(ctx, protocol) as u8;
     if N == V6
         && let Some(address) = as_v4(&address)
     {
@@ -221,8 +249,7 @@ where
 pub fn release(ctx: &SockContext) -> i32 {
     let sk = ctx.sock;
     // SAFETY: a field of this program's context.
-    let protocol = unsafe { (*sk).protocol } as u8;
-    let udp = protocol == proto::UDP;
-    socket::release(&Socket { context: ctx.as_ptr(), sk, udp }, protocol);
+    let protocol = unsafe { (*sk).protocol };
+    socket::release(&Socket::new(ctx.as_ptr(), sk, protocol), protocol as u8);
     ALLOW
 }

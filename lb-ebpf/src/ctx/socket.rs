@@ -12,9 +12,10 @@ use aya_ebpf::helpers::generated::{
 use lb_common::abi::{
     AddressWord, AffinityKey, AffinityRecord, BYPASS_CGROUPS, Backend, BackendId, BackendWord,
     Counter, FactsWord, FrontendKey, FrontendWord, Ip, NetnsRecord, ServicePortId, SetWord,
-    SocketKey, SocketLink, SocketPeer, SocketRecord, TcpSocket,
+    SocketKey, SocketLink, SocketPeer, SocketRecord, TcpSocket, proto,
 };
 use lb_common::select::Choice;
+use lb_common::socket;
 use lb_common::tables::{FrontendTables, ServiceTables, SocketTables};
 
 use crate::tables::Maps;
@@ -34,10 +35,37 @@ pub struct Socket {
     pub sk: *mut bpf_sock,
     /// Records of UDP sockets are in a hash: it costs less than new storage for a socket, which may
     /// live for one query, and the agent finds in it who talks to a backend that is gone.
-    pub udp: bool,
+    udp: bool,
+    /// Those of the node's own namespace are in tables that no pod can fill.
+    host: bool,
+}
+
+/// Calls a method of the table of UDP sockets that has this socket's record, or of that of peers.
+macro_rules! table {
+    ($socket:expr, sockets.$method:ident($($argument:expr),*)) => {
+        if $socket.host {
+            maps::HOST_UDP_SOCKETS.$method($($argument),*)
+        } else {
+            maps::UDP_SOCKETS.$method($($argument),*)
+        }
+    };
+    ($socket:expr, peers.$method:ident($($argument:expr),*)) => {
+        if $socket.host {
+            maps::HOST_SOCKET_PEERS.$method($($argument),*)
+        } else {
+            maps::SOCKET_PEERS.$method($($argument),*)
+        }
+    };
 }
 
 impl Socket {
+    #[inline(always)]
+    pub fn new(context: *mut c_void, sk: *mut bpf_sock, protocol: u32) -> Self {
+        let mut socket = Self { context, sk, udp: protocol == u32::from(proto::UDP), host: false };
+        socket.host = socket.udp && socket::in_node(&socket);
+        socket
+    }
+
     #[inline(always)]
     fn storage(&self, flags: u32) -> *mut SocketRecord {
         let map = ptr::from_ref(&maps::SOCKETS).cast_mut().cast();
@@ -84,7 +112,7 @@ impl Socket {
     #[inline(always)]
     fn found(&self) -> *mut SocketRecord {
         if self.udp {
-            maps::UDP_SOCKETS.get_ptr_mut(self.cookie()).unwrap_or_default()
+            table!(self, sockets.get_ptr_mut(self.cookie())).unwrap_or_default()
         } else {
             self.storage(0)
         }
@@ -101,13 +129,13 @@ impl Socket {
             return !record.is_null();
         }
         let cookie = self.cookie();
-        if let Some(record) = maps::UDP_SOCKETS.get_ptr_mut(cookie) {
+        if let Some(record) = table!(self, sockets.get_ptr_mut(cookie)) {
             change(record);
             return true;
         }
         let mut record = SocketRecord::EMPTY;
         change(&raw mut record);
-        maps::UDP_SOCKETS.insert(cookie, record, 0).is_ok()
+        table!(self, sockets.insert(cookie, record, 0)).is_ok()
     }
 }
 
@@ -232,7 +260,7 @@ impl SocketTables for Socket {
             // Made empty and filled in place: a whole one does not fit on this stack.
             record = if !self.udp {
                 self.storage(BPF_SK_STORAGE_GET_F_CREATE)
-            } else if maps::UDP_SOCKETS.insert(self.cookie(), &EMPTY, 0).is_ok() {
+            } else if table!(self, sockets.insert(self.cookie(), &EMPTY, 0)).is_ok() {
                 self.found()
             } else {
                 return false;
@@ -250,7 +278,7 @@ impl SocketTables for Socket {
     fn remove_record(&self) {
         if self.udp {
             // A record that is gone already is what was wanted.
-            let _gone = maps::UDP_SOCKETS.remove(self.cookie());
+            let _gone = table!(self, sockets.remove(self.cookie()));
         } else {
             self.leave_place();
         }
@@ -258,20 +286,20 @@ impl SocketTables for Socket {
 
     #[inline(always)]
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer> {
-        let peer = maps::SOCKET_PEERS.get_ptr(key)?;
+        let peer = table!(self, peers.get_ptr(key))?;
         // SAFETY: the verifier proved the pointer; only this socket's calls change its records.
         Some(unsafe { peer.read_volatile() })
     }
 
     #[inline(always)]
     fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) -> bool {
-        maps::SOCKET_PEERS.insert(key, peer, 0).is_ok()
+        table!(self, peers.insert(key, peer, 0)).is_ok()
     }
 
     #[inline(always)]
     fn remove_peer(&self, key: &SocketKey) {
         // A record that is gone already is what was wanted.
-        let _gone = maps::SOCKET_PEERS.remove(key);
+        let _gone = table!(self, peers.remove(key));
     }
 }
 

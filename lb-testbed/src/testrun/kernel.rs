@@ -104,6 +104,8 @@ impl Kernel {
             map::NAMES,
             map::SOCKET_PEERS,
             map::UDP_SOCKETS,
+            map::HOST_SOCKET_PEERS,
+            map::HOST_UDP_SOCKETS,
             map::ADDRESSES4,
             map::ADDRESSES6,
         ] {

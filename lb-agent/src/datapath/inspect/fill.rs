@@ -52,7 +52,9 @@ impl Inspector {
         hash(map::AFFINITY, &self.affinity, None)?;
         for (name, flag) in [
             (map::SOCKET_PEERS, Some("--max-socket-peers")),
+            (map::HOST_SOCKET_PEERS, Some("--max-socket-peers")),
             (map::UDP_SOCKETS, Some("--max-udp-sockets")),
+            (map::HOST_UDP_SOCKETS, Some("--max-udp-sockets")),
             (map::NETNS, None),
         ] {
             hash(name, &open(&self.folder, name)?, flag)?;
