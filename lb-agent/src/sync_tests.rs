@@ -1,4 +1,4 @@
-//! The loop against maps in memory: when is something programmed, attached, tried again, given up?
+//! The loop against maps in memory: when is something programmed, attached, given up?
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,9 +16,9 @@ use crate::model::{
     Change, ClusterIps, Conditions, Endpoint, Endpoints, Family, Node, Protocol, Service,
     ServicePort, Slice, SlicePort,
 };
-use crate::plan::{Cidr, FrontKey, Snapshot, SourceRange, self_test};
+use crate::plan::{Cidr, FrontKey, Snapshot, self_test};
 
-const CAPACITY: Capacity = Capacity {
+pub(super) const CAPACITY: Capacity = Capacity {
     service_ports: 16,
     backends: 32,
     slots: 32,
@@ -29,12 +29,12 @@ const CAPACITY: Capacity = Capacity {
 
 /// Maps in memory, in which frontends, ranges that go, interfaces and sockets can be made to fail.
 #[derive(Debug)]
-struct Flaky {
-    fake: Fake,
-    refuse: bool,
-    refuse_sockets: bool,
+pub(super) struct Flaky {
+    pub(super) fake: Fake,
+    pub(super) refuse: bool,
+    pub(super) refuse_sockets: bool,
     /// How often an interface's programs were to be taken off.
-    detaches: Arc<AtomicUsize>,
+    pub(super) detaches: Arc<AtomicUsize>,
 }
 
 impl Datapath for Flaky {
@@ -111,44 +111,44 @@ impl Datapath for Flaky {
     }
 }
 
-struct Rig {
-    sync: Sync<Flaky>,
+pub(super) struct Rig {
+    pub(super) sync: Sync<Flaky>,
 }
 
 impl Rig {
-    fn new(fake: Fake) -> Self {
+    pub(super) fn new(fake: Fake) -> Self {
         let flaky = Flaky { fake, refuse: false, refuse_sockets: false, detaches: Arc::default() };
         Self { sync: Sync::new(flaky, CAPACITY).unwrap() }
     }
 
-    fn step(&mut self, events: impl IntoIterator<Item = Event>) {
+    pub(super) fn step(&mut self, events: impl IntoIterator<Item = Event>) {
         assert!(self.sync.step(events));
     }
 
     /// Takes up that a grace period has passed.
-    fn grace(&mut self) {
+    pub(super) fn grace(&mut self) {
         let result = self.sync.graces.blocking_recv().unwrap();
         assert!(result.is_ok());
         self.step([Event::GraceDone(result)]);
     }
 
-    fn fake(&mut self) -> &mut Fake {
+    pub(super) fn fake(&mut self) -> &mut Fake {
         &mut self.sync.datapath.fake
     }
 
-    fn frontends(&mut self) -> Vec<String> {
+    pub(super) fn frontends(&mut self) -> Vec<String> {
         let of_cluster = |key: &&FrontKey| key.port() != self_test::PORT;
         self.fake().frontends.keys().filter(of_cluster).map(ToString::to_string).collect()
     }
 
-    fn backends(&mut self) -> Vec<String> {
+    pub(super) fn backends(&mut self) -> Vec<String> {
         let fake = self.fake();
         let reach = fake.frontends.keys().filter_map(|key| fake.reach(key)).flatten();
         reach.map(|backend| crate::plan::address(&backend.addr, false).to_string()).collect()
     }
 }
 
-fn service(name: &str, last_octet: u8, port: &str) -> Change {
+pub(super) fn service(name: &str, last_octet: u8, port: &str) -> Change {
     Change::SetService(Service {
         key: ObjectKey::new("default", name),
         created_s: 1,
@@ -161,7 +161,7 @@ fn service(name: &str, last_octet: u8, port: &str) -> Change {
     })
 }
 
-fn slice(service: &str, port: &str, last_octets: &[u8]) -> Change {
+pub(super) fn slice(service: &str, port: &str, last_octets: &[u8]) -> Change {
     let ready = Conditions::READY.with(Conditions::SERVING, true);
     let endpoint = |n: &u8| Endpoint { addr: [10, 0, 0, *n].into(), conditions: ready, zones: 0 };
     Change::SetSlice(Slice {
@@ -173,19 +173,19 @@ fn slice(service: &str, port: &str, last_octets: &[u8]) -> Change {
     })
 }
 
-fn changes(changes: Vec<Change>) -> Event {
+pub(super) fn changes(changes: Vec<Change>) -> Event {
     Event::Source(SourceEvent::Batch(changes))
 }
 
-fn listed() -> Event {
+pub(super) fn listed() -> Event {
     Event::Source(SourceEvent::Synced)
 }
 
-fn web() -> Event {
+pub(super) fn web() -> Event {
     changes(vec![service("web", 1, "http"), slice("web", "http", &[1, 2])])
 }
 
-fn pod_port(index: u32) -> Event {
+pub(super) fn pod_port(index: u32) -> Event {
     let name = format!("veth{index}");
     Event::Interface(interfaces::Change::Is(Interface {
         index,
@@ -279,120 +279,6 @@ fn what_goes_out_of_use_is_reused_after_a_grace_period_only() {
 }
 
 #[test]
-fn a_frontend_that_fails_is_tried_again_and_keeps_ids_in_use() {
-    let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([web(), listed()]);
-    rig.sync.datapath.refuse = true;
-    rig.step([changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
-    assert_eq!(rig.frontends().len(), 1);
-    assert!(rig.sync.wants_retry() && rig.sync.grace.is_none());
-    rig.step([]);
-    assert_eq!((rig.frontends().len(), rig.sync.counts().failed_operations), (1, 2));
-    rig.sync.datapath.refuse = false;
-    rig.step([]);
-    assert_eq!(rig.frontends().len(), 0);
-    rig.grace();
-    assert!(!rig.sync.wants_retry());
-}
-
-#[test]
-fn a_range_that_a_crash_left_over_is_tried_to_be_cleared_until_it_is_gone() {
-    let mut fake = Fake::new(CAPACITY);
-    let range = crate::model::Cidr::of_one([203, 0, 113, 7].into());
-    fake.source_ranges.insert(SourceRange { id: 3, range });
-    let flaky = Flaky { fake, refuse: true, refuse_sockets: false, detaches: Arc::default() };
-    let mut rig = Rig { sync: Sync::new(flaky, CAPACITY).unwrap() };
-    assert!(rig.sync.retry_at.is_some());
-    assert_eq!(rig.fake().source_ranges.len(), 1);
-    rig.sync.datapath.refuse = false;
-    rig.step([]);
-    assert_eq!(rig.fake().source_ranges.len(), 0);
-    assert_eq!(rig.sync.retry_at, None);
-}
-
-#[test]
-fn an_interface_that_fails_is_tried_again_unless_it_is_gone() {
-    let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([listed()]);
-    rig.sync.datapath.refuse = true;
-    rig.step([pod_port(3), pod_port(4)]);
-    assert_eq!(rig.sync.counts().failed_attachments, 2);
-    rig.sync.datapath.refuse = false;
-    rig.step([Event::Interface(interfaces::Change::Gone(4))]);
-    rig.step([]);
-    assert_eq!(rig.fake().attached(), [3]);
-    assert!(!rig.sync.wants_retry());
-}
-
-#[test]
-fn a_steady_stream_of_events_does_not_put_off_what_failed() {
-    let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([web(), listed()]);
-    rig.sync.datapath.refuse = true;
-    rig.step([changes(vec![Change::DropService(ObjectKey::new("default", "web"))])]);
-    rig.sync.datapath.refuse = false;
-    let alive = || [Event::Source(SourceEvent::Alive)];
-    let due = rig.sync.retry_at.unwrap();
-    rig.step(alive());
-    assert_eq!(rig.sync.retry_at, Some(due), "an event does not put it off");
-    // The time has come, in the midst of events.
-    rig.sync.retry_at = Some(Instant::now());
-    rig.step(alive());
-    assert_eq!(rig.frontends().len(), 0);
-    rig.grace();
-    assert_eq!(rig.sync.retry_at, None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_loop_wakes_up_by_itself_to_try_again() {
-    let (source, events) = mpsc::channel(8);
-    let (links, interfaces) = mpsc::channel(8);
-    let (stop, shutdown) = oneshot::channel();
-    let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([listed(), pod_port(3)]);
-    rig.sync.datapath.refuse = true;
-    rig.step([Event::Interface(interfaces::Change::Gone(3))]);
-    let due = rig.sync.retry_at.unwrap() + Duration::from_millis(1);
-    let detaches = rig.sync.datapath.detaches.clone();
-    assert_eq!(detaches.load(Ordering::Relaxed), 1);
-    let running = tokio::spawn(rig.sync.run(Inputs { source: events, interfaces, shutdown }));
-    // Nobody sends anything; the clock is paused, and goes on to whatever timer is next.
-    tokio::time::sleep_until(due.into()).await;
-    assert!(detaches.load(Ordering::Relaxed) > 1);
-    stop.send(()).unwrap();
-    running.await.unwrap().unwrap();
-    drop((source, links));
-}
-
-#[test]
-fn a_grace_period_that_fails_is_not_tried_again_at_once() {
-    let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([web(), listed()]);
-    rig.step([changes(vec![slice("web", "http", &[3, 4])])]);
-    assert!(rig.sync.grace.is_some());
-    rig.step([Event::GraceDone(Err(io::ErrorKind::PermissionDenied.into()))]);
-    rig.step([Event::Source(SourceEvent::Alive)]);
-    assert_eq!(rig.sync.grace, None, "it would fail again and again, as fast as it can");
-    assert!(rig.sync.retry_at.is_some() && rig.sync.planner.waiting().is_some());
-    rig.step([]);
-    assert!(rig.sync.grace.is_some());
-}
-
-#[test]
-fn hooks_of_sockets_that_fail_are_tried_again_and_keep_nothing_else_back() {
-    let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.sync.datapath.refuse_sockets = true;
-    rig.step([web(), pod_port(3), Event::Interface(interfaces::Change::Listed), listed()]);
-    assert_eq!(rig.fake().attached(), [3]);
-    assert!(!rig.fake().sockets && rig.sync.retry_at.is_some());
-    assert!(rig.sync.started.is_some(), "not all is in force");
-    rig.sync.datapath.refuse_sockets = false;
-    rig.step([]);
-    assert!(rig.fake().sockets && !rig.sync.wants_retry());
-    assert!(rig.sync.started.is_none());
-}
-
-#[test]
 fn nothing_of_an_interface_is_taken_for_that_of_the_next_with_its_index() {
     let mut rig = Rig::new(Fake::new(CAPACITY));
     rig.step([web(), pod_port(3), Event::Interface(interfaces::Change::Listed), listed()]);
@@ -401,21 +287,6 @@ fn nothing_of_an_interface_is_taken_for_that_of_the_next_with_its_index() {
     assert_eq!(detaches.load(Ordering::Relaxed), 0);
     rig.step([Event::Interface(interfaces::Change::Gone(3)), pod_port(3)]);
     assert_eq!((detaches.load(Ordering::Relaxed), rig.fake().attached()), (1, vec![3]));
-}
-
-#[test]
-fn an_interface_keeps_being_tried_until_its_programs_are_off() {
-    let mut rig = Rig::new(Fake::new(CAPACITY));
-    rig.step([listed(), pod_port(3)]);
-    rig.sync.datapath.refuse = true;
-    rig.step([Event::Interface(interfaces::Change::Gone(3))]);
-    rig.step([]);
-    assert!(rig.sync.wants_retry());
-    assert_eq!(rig.fake().attached(), [3]);
-    rig.sync.datapath.refuse = false;
-    rig.step([]);
-    assert!(rig.fake().attached().is_empty());
-    assert!(!rig.sync.wants_retry());
 }
 
 #[test]

@@ -1,11 +1,9 @@
 //! Somebody else's tc programs on the same interface: a policy that drops some packets and leaves
 //! the rest to the next program, attached by tcx like ours.
-#![expect(unsafe_code, reason = "bpf() reads through addresses in its argument")]
 
 use std::{
-    ffi::c_int,
     net::IpAddr,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result};
@@ -16,7 +14,6 @@ use crate::{
     testrun::{self, Kind},
 };
 
-const BPF_LINK_CREATE: c_int = 28;
 const TCX_NEXT: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
 const ETHERTYPE_V4: u32 = 0x0800;
@@ -104,17 +101,9 @@ impl Policy {
         order: Order,
     ) -> Result<Attached> {
         let program = testrun::load(Kind::SchedCls, &self.code(), 0)?;
-        let mut attr = LinkAttr {
-            prog_fd: program.as_fd().as_raw_fd().cast_unsigned(),
-            target_ifindex: netns.ifindex(interface)?,
-            attach_type: direction as u32,
-            flags: order as u32,
-            ..LinkAttr::default()
-        };
-        let link = netns.run(|| {
-            // SAFETY: no addresses in this argument.
-            unsafe { sys::bpf_open(BPF_LINK_CREATE, &mut attr) }
-        })?;
+        let ifindex = netns.ifindex(interface)?;
+        let link = netns
+            .run(|| sys::link_create(program.as_fd(), ifindex, direction as u32, order as u32))?;
         let link = link.with_context(|| {
             format!("attach a foreign program to {interface}; tcx needs kernel 6.6")
         })?;
@@ -142,19 +131,6 @@ impl Policy {
         code.extend(returning(TCX_NEXT));
         code
     }
-}
-
-/// `union bpf_attr` as `BPF_LINK_CREATE` reads it for tcx.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct LinkAttr {
-    prog_fd: u32,
-    target_ifindex: u32,
-    attach_type: u32,
-    flags: u32,
-    relative_fd: u32,
-    padding: u32,
-    expected_revision: u64,
 }
 
 fn returning(value: i32) -> [u64; 2] {

@@ -318,6 +318,34 @@ pub(crate) unsafe fn bpf_open<T>(command: c_int, attr: &mut T) -> io::Result<Own
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// `union bpf_attr` as `BPF_LINK_CREATE` reads it for XDP, cgroups and tcx; what only tcx has is zero.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct LinkAttr {
+    prog_fd: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    padding: u32,
+    expected_revision: u64,
+}
+
+/// Attaches a program to an interface of this namespace, by its index, or to a cgroup, by its
+/// descriptor, until the descriptor that is returned is closed.
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: c_int = 28;
+    let prog_fd = program.as_raw_fd().cast_unsigned();
+    let mut attr = LinkAttr { prog_fd, target, attach_type, flags, ..LinkAttr::default() };
+    // SAFETY: no addresses in this argument.
+    unsafe { bpf_open(BPF_LINK_CREATE, &mut attr) }
+}
+
 fn writable_within(fd: RawFd, timeout: Duration) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
     let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);

@@ -5,6 +5,7 @@
 pub mod array;
 pub mod kernel;
 pub mod place;
+pub(crate) mod plain;
 pub mod spread;
 
 use std::{
@@ -21,7 +22,6 @@ use crate::sys;
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_TEST_RUN: c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: c_int = 15;
-const BPF_LINK_CREATE: c_int = 28;
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`
 const SUMMED: u32 = 1 << 2;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`
@@ -164,14 +164,7 @@ pub fn live(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32, packets: u32) -
 /// Attaches an XDP program to an interface of the calling thread's namespace, in its driver, until
 /// the descriptor is closed.
 pub fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
-    let mut attr = LinkAttr {
-        prog_fd: program.as_raw_fd().cast_unsigned(),
-        target_ifindex: ifindex,
-        attach_type: ATTACH_XDP,
-        flags: IN_DRIVER,
-    };
-    // SAFETY: no addresses in this argument.
-    unsafe { sys::bpf_open(BPF_LINK_CREATE, &mut attr) }.context("attach an XDP program")
+    sys::link_create(program, ifindex, ATTACH_XDP, IN_DRIVER).context("attach an XDP program")
 }
 
 fn run_flagged(program: BorrowedFd<'_>, input: &Input<'_>, flags: u32) -> Result<Output> {
@@ -329,16 +322,6 @@ struct TestRunAttr {
     cpu: u32,
     batch_size: u32,
     padding: u32,
-}
-
-/// `union bpf_attr` as `BPF_LINK_CREATE` reads it for XDP.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct LinkAttr {
-    prog_fd: u32,
-    target_ifindex: u32,
-    attach_type: u32,
-    flags: u32,
 }
 
 /// `union bpf_attr` as `BPF_PROG_LOAD` reads it, until `expected_attach_type`.

@@ -49,9 +49,10 @@ pub struct IdentityMetadata<'a> {
 /// With the field that is not of the type that the API gives it, or the line of a syntax error.
 pub fn json(bytes: &[u8]) -> Result<RawObject<'_>, DecodeError> {
     serde_json::from_slice(bytes).map_err(|error| {
-        let field = match error.is_data() {
-            true => path::at(bytes, error.line(), error.column()),
-            false => String::new(),
+        let field = if error.is_data() {
+            path::at(bytes, error.line(), error.column())
+        } else {
+            String::new()
         };
         decode_error(field, &error, error.line() as u64)
     })

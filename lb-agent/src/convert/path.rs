@@ -78,7 +78,7 @@ fn display(path: &[Step<'_>]) -> String {
                 text.push_str(&String::from_utf8_lossy(name));
             }
             Step::Field { name: None, .. } => {}
-            Step::Item(index) => text.push_str(&format!("[{index}]")),
+            Step::Item(index) => text.extend(["[", &index.to_string(), "]"]),
         }
     }
     text

@@ -97,3 +97,7 @@ impl<D: Datapath> Sync<D> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

@@ -1,5 +1,4 @@
 //! The kernel programs with tables of a size that a large cluster has, filled by hand.
-#![expect(unsafe_code, reason = "map keys and values of our own types need aya's marker")]
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -20,6 +19,8 @@ use lb_common::abi::{
 };
 use lb_object::Settings;
 
+use crate::testrun::plain::Plain;
+
 /// Services that are loaded in every measurement of a program.
 pub(super) const SERVICES: u32 = 10_000;
 /// Records in the flow table of each family: three quarters of its default size.
@@ -28,32 +29,6 @@ pub(super) const FLOWS: u32 = 200_000;
 pub(super) const PORT: u16 = 80;
 /// The port of all their backends.
 pub(super) const TARGET: u16 = 8080;
-
-/// A key or value of a map.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Plain<T>(T);
-
-macro_rules! plain {
-    ($($type:ty),+) => {
-        $(
-            // SAFETY: an integer type, or `repr(C)` with integers only and without padding, as the
-            // assertions of lb-common say; any bytes are a value of it.
-            unsafe impl aya::Pod for Plain<$type> {}
-        )+
-    };
-}
-
-plain!(
-    Interface,
-    Backend,
-    FrontendKey<V4>,
-    FrontendKey<V6>,
-    FlowKey<V4>,
-    FlowKey<V6>,
-    Flow<V4>,
-    Flow<V6>
-);
 
 /// The loaded object. Everything is gone when it is dropped: nothing is pinned.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! System calls of measurements that the standard library has no form of, or none without extra
 //! work around it that would be timed too.
-#![expect(unsafe_code, reason = "sockets, affinity and bpf() take addresses of structs")]
+#![expect(unsafe_code, reason = "sockets and affinity take addresses of structs")]
 
 use std::{
     fs, io,
@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result};
 
 use crate::sys;
 
-const BPF_LINK_CREATE: libc::c_int = 28;
 /// `BPF_CGROUP_INET4_CONNECT`.
 pub(super) const INET4_CONNECT: u32 = 10;
 
@@ -106,22 +105,6 @@ pub(super) fn attach_to_cgroup(
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
 ) -> Result<OwnedFd> {
-    let mut attr = LinkAttr {
-        prog_fd: program.as_raw_fd().cast_unsigned(),
-        target_fd: cgroup.as_raw_fd().cast_unsigned(),
-        attach_type,
-        flags: 0,
-    };
-    // SAFETY: no addresses in this argument.
-    unsafe { sys::bpf_open(BPF_LINK_CREATE, &mut attr) }.context("attach a program to a cgroup")
-}
-
-/// `union bpf_attr` as `BPF_LINK_CREATE` reads it for cgroups.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct LinkAttr {
-    prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
-    flags: u32,
+    let target = cgroup.as_raw_fd().cast_unsigned();
+    sys::link_create(program, target, attach_type, 0).context("attach a program to a cgroup")
 }

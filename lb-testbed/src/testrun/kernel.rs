@@ -1,5 +1,4 @@
 //! The loaded programs with maps of their own, filled from tables of the host.
-#![expect(unsafe_code, reason = "map keys and values of our own types need aya's marker")]
 
 use std::os::fd::AsFd as _;
 
@@ -15,15 +14,18 @@ use aya::{
 use lb_common::{
     abi::{
         Backend, Counter, FLOW_SOURCE_FLAGS, Flow, FlowKey, FragmentKey, FragmentRecord,
-        FrontendKey, Interface, Ip, LOCAL_CIDRS, Live, SERVICE_CIDRS, ServiceCidr, SourceRangeKey,
-        V4, V6, flow_port, flow_source, map,
+        FrontendKey, Interface, LOCAL_CIDRS, Live, SERVICE_CIDRS, ServiceCidr, SourceRangeKey, V4,
+        V6, flow_port, flow_source, map,
     },
     host::HostTables,
     tables::FlowTable,
 };
 use lb_object::Settings;
 
-use super::Output;
+use super::{
+    Output,
+    plain::{Plain, RangeData},
+};
 use crate::require;
 
 /// The interface of a test run: the loopback one of this namespace.
@@ -34,49 +36,6 @@ const LRU_ENTRIES: u32 = 1 << 13;
 
 /// For packets in several buffers, from kernel 5.18 on.
 const FRAGS: &str = "xdp_ingress_frags";
-
-/// A key or value of a map.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Plain<T>(T);
-
-/// What a source range is looked up by, behind the length of its prefix.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct RangeData<const N: usize> {
-    service_port: u32,
-    addr: Ip<N>,
-}
-
-macro_rules! plain {
-    ($($type:ty),+) => {
-        $(
-            // SAFETY: `repr(C)` with integers only and without padding, as the assertions of
-            // lb-common say; any bytes are a value of it.
-            unsafe impl aya::Pod for Plain<$type> {}
-        )+
-    };
-}
-
-plain!(
-    FragmentKey<V4>,
-    FragmentKey<V6>,
-    FragmentRecord,
-    Interface,
-    Ip<V4>,
-    Ip<V6>,
-    RangeData<V4>,
-    RangeData<V6>,
-    ServiceCidr<V4>,
-    ServiceCidr<V6>,
-    Backend,
-    FrontendKey<V4>,
-    FrontendKey<V6>,
-    FlowKey<V4>,
-    FlowKey<V6>,
-    Flow<V4>,
-    Flow<V6>
-);
 
 /// The programs. Nothing is pinned: all is gone when this is dropped.
 pub struct Kernel {

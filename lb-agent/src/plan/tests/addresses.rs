@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use lb_common::abi::{AddressFlags, BackendFlags, BackendWord, SERVICE_CIDRS};
 
 use super::cases::port;
+use super::model::*;
 use super::world::*;
 use crate::datapath::Datapath as _;
 use crate::datapath::fake::Fake;

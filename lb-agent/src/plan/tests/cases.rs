@@ -1,5 +1,6 @@
 //! Service ports one by one: ids, ownership, full and damaged maps.
 
+use super::model::*;
 use super::world::*;
 use crate::datapath::Datapath as _;
 use crate::datapath::fake::{Fake, Step};

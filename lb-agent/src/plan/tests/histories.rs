@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::guards::*;
+use super::model::*;
 use super::world::*;
 use crate::datapath::Datapath as _;
 use crate::datapath::fake::{Fake, Step, steps};

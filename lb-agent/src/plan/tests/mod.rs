@@ -5,5 +5,7 @@ mod cases;
 mod guards;
 mod histories;
 mod hosts;
+mod model;
 mod ranges;
+mod reader;
 mod world;
