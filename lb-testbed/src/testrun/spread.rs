@@ -29,15 +29,28 @@ pub struct Spread {
     _maps: [OwnedFd; 2],
 }
 
+/// In which order flows come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// One number after the other.
+    Numbered,
+    /// Far apart in number.
+    Scrambled,
+}
+
 impl Spread {
     /// Packets get the addresses of a flow, `vip` and port 80 as destination, and what a router
     /// changes is as it was. Then `target` sees them.
-    pub fn new(target: BorrowedFd<'_>, vip: Ipv4Addr, flows: u32) -> Result<Self> {
+    pub fn new(target: BorrowedFd<'_>, vip: Ipv4Addr, flows: u32, order: Order) -> Result<Self> {
         let counter = map(BPF_MAP_TYPE_ARRAY, 8)?;
         let targets = map(BPF_MAP_TYPE_PROG_ARRAY, 4)?;
         let value = target.as_raw_fd();
         update(targets.as_fd(), &value).context("put a program into an array")?;
-        let code = code(counter.as_fd(), targets.as_fd(), vip, stride(flows)?, flows);
+        let step = match order {
+            Order::Numbered => 1,
+            Order::Scrambled => stride(flows)?,
+        };
+        let code = code(counter.as_fd(), targets.as_fd(), vip, step, flows);
         let program = load(Kind::Xdp, &code, ATTACH_XDP)?;
         Ok(Self { program, _maps: [counter, targets] })
     }
