@@ -13,10 +13,10 @@ use crate::abi::{Counter, Flow, FlowKey, FlowKind, Live, V4, V6};
 use crate::established::{Rest, translate};
 use crate::first::first;
 use crate::flow::{answers_another, ends, idle, other_idle, tend, touch};
-use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress, look_ip};
+use crate::look::{Next, answers_are_foreign, look_at_egress, look_at_ingress};
 use crate::origin::{Side, applies, side};
 use crate::packet::Packet;
-use crate::parse::{ETHERNET, Header, Headers, Ipv, Link, Network, headers, network, tcp};
+use crate::parse::{Header, Headers, Ipv, Link, Network, headers, network, tcp};
 use crate::passing::passing;
 use crate::stray::unless_stray;
 use crate::tables::{FlowRef, FlowTable, Insert, RouteTables, ServiceTables};
@@ -59,43 +59,6 @@ impl Stage for Early {
 
 impl Stage for Final {
     const EARLY: bool = false;
-}
-
-/// A packet that arrives and is met as early as can be, at XDP. [`Verdict::Forwarded`]: it is one of a
-/// flow that is sent on, and was rewritten; the route is the one that was found last
-/// ([`crate::tables::NodeTables::egress`]). Anything else: it is untouched, and goes on to [`ingress`],
-/// which finds the record that may have been made.
-#[inline(always)]
-pub fn early<P, T>(packet: &mut P, tables: &T, link: Link) -> Verdict
-where
-    P: Packet,
-    T: RouteTables<V4> + RouteTables<V6>,
-{
-    let verdict = match network(packet, link) {
-        Ok(Network::V4(l3) | Network::V6(l3)) if l3 != ETHERNET => Verdict::Left,
-        Ok(Network::V4(l3)) => early_ip::<V4, P, T>(packet, tables, l3, link),
-        Ok(Network::V6(l3)) => early_ip::<V6, P, T>(packet, tables, l3, link),
-        Err(verdict) => verdict,
-    };
-    if verdict == Verdict::Forwarded { verdict } else { Verdict::Left }
-}
-
-#[inline(always)]
-fn early_ip<const N: usize, P, T>(packet: &mut P, tables: &T, l3: usize, link: Link) -> Verdict
-where
-    P: Packet,
-    T: RouteTables<N>,
-    Ipv<N>: Header<N>,
-{
-    match look_ip::<N, P, T>(packet, tables, l3) {
-        Ok(Next::Translate) => {}
-        _ => return Verdict::Left,
-    }
-    let Ok(mut parsed) = headers(packet, l3, FlowKind::INGRESS) else { return Verdict::Left };
-    match early_recorded(packet, tables, &mut parsed) {
-        Some(verdict) => verdict,
-        None => first(Early, packet, tables, &mut parsed, link),
-    }
 }
 
 /// A packet that leaves by an interface.
@@ -264,29 +227,6 @@ where
     match headers(packet, l3, FlowKind::INGRESS) {
         Ok(mut parsed) => first(Final, packet, tables, &mut parsed, link),
         Err(verdict) => verdict,
-    }
-}
-
-/// What the record in the main table says of a packet at XDP. `None`: there is none, or it does not tell
-/// all.
-#[inline(always)]
-fn early_recorded<const N: usize, P, T>(
-    packet: &mut P,
-    tables: &T,
-    headers: &mut Headers<N>,
-) -> Option<Verdict>
-where
-    P: Packet,
-    T: RouteTables<N>,
-    Ipv<N>: Header<N>,
-{
-    let record = tables.flow(FlowTable::Main, &headers.key)?;
-    if record.flags() & (Flow::<N>::FORWARDED | Flow::<N>::FOREIGN) == 0 {
-        return Some(Verdict::Left);
-    }
-    match forward::again_apart::<N, Early, P, T>(packet, tables, headers, &record) {
-        None => passing(Early, packet, tables, headers, record),
-        sent => sent,
     }
 }
 

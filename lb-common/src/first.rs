@@ -150,7 +150,8 @@ fn look_up<const N: usize, S: Stage, T: RouteTables<N>>(
 ) -> Met {
     let of_main = headers.key.proto == proto::UDP || headers.opens();
     let mut met = Met::Nothing;
-    if of_main {
+    // Who has a record there does not come here at XDP.
+    if of_main && !S::EARLY {
         met = meets(tables, headers, FlowTable::Main, flow);
         if met == Met::Flow
             && idle(tables.now(), &headers.key, flow)

@@ -14,23 +14,7 @@ use crate::select::{address_flags, still_serves};
 use crate::tables::{FlowRef, NodeTables, RouteStatus, RouteTables};
 use crate::verdict::Verdict;
 
-/// [`again`] as a function of its own, for the sake of the stack.
-#[inline(never)]
-pub(crate) fn again_apart<const N: usize, S: Stage, P, T>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    record: &T::Ref,
-) -> Option<Verdict>
-where
-    P: Packet,
-    T: RouteTables<N>,
-    Ipv<N>: Header<N>,
-{
-    again::<N, S, P, T>(packet, tables, headers, record)
-}
-
-/// The usual packet of a flow that is sent on: the record says where, and it changes nothing. `None`: it
+/// The usual packet of a flow that is sent on: the record says where, and only its time changes. `None`: it
 /// takes more looking, and is untouched.
 #[inline(always)]
 pub(crate) fn again<const N: usize, S: Stage, P, T>(
@@ -46,13 +30,17 @@ where
 {
     let flow = record.read();
     let live = Live(flow.live);
-    let usual = live.seen() == tables.now()
+    let now = tables.now();
+    let usual = live.is_recent(now, flow.tag)
         && live.state() & !Live::ANSWERED == 0
         && headers.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
         && flow.flags & Flow::<N>::FORWARDED != 0
         && flow.is_for(&headers.key);
     if !usual {
         return None;
+    }
+    if live.seen() != now {
+        record.set_live(live.seen_at(now));
     }
     // As a first look would have it (U-2).
     let asks = headers.key.proto == proto::UDP && flow.flags & Flow::<N>::REPLY == 0;

@@ -1,7 +1,8 @@
 //! Which next hop does a flow that is sent on have?
 //!
-//! The kernel's routes are asked once in a tick for each direction of a flow; its record names the
-//! answer until the tick is over. And the kernel looks only after those neighbours that it sends
+//! The kernel's routes are asked every few ticks for each direction of a flow; its record names the
+//! answer. In every tick they are asked for some flow of each next hop: where they lead nobody any more,
+//! those who still name it ask too. And the kernel looks only after those neighbours that it sends
 //! packets to itself: every few ticks it is given one for each next hop, else one that has moved would
 //! be lost for good.
 
@@ -22,12 +23,14 @@ pub(crate) fn settle<T: NodeTables>(tables: &T, flow: u32, early: bool) -> u32 {
         hop.limits |= NextHop::EARLY;
     }
     hop.seen = tables.now();
+    hop.found = hop.seen;
     let hop = hop.tagged();
     let Some((tag, seen)) = tables.next_hop_seen(hop.place()) else { return 0 };
     let name = hop.name_for(flow, tables.arrival());
     let same = tag == hop.tag;
     let trusted = tag != 0 && hop.seen.wrapping_sub(seen) <= TRUSTED;
     if same && trusted {
+        tables.set_next_hop_found(hop.place(), hop.found);
         return name;
     }
     tables.forget_neighbour();
@@ -55,7 +58,8 @@ pub(crate) fn take<T: NodeTables>(
     }
     let Some(hop) = tables.next_hop(name & (NEXT_HOPS - 1)) else { return false };
     let here = tables.arrival();
-    if !hop.is_whole()
+    if hop.found != tables.now()
+        || !hop.is_whole()
         || hop.name_for(flow, here) != name
         || !hop.fits(length)
         || (early && !hop.is_early())

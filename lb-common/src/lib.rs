@@ -24,6 +24,7 @@ pub mod abi;
 mod begin;
 pub mod csum;
 pub mod decide;
+pub mod early;
 pub mod established;
 mod first;
 pub mod flow;

@@ -1,6 +1,6 @@
 //! A packet of a flow that is sent on, or of an answer to the node, where its record alone does not tell.
 
-use crate::abi::Flow;
+use crate::abi::{Flow, Live};
 use crate::decide::Stage;
 use crate::established::stands;
 use crate::flow::{Tended, ends, idle, tend, touch};
@@ -53,7 +53,7 @@ enum Passage {
     Looked,
     /// It is an answer to what the node has asked.
     Foreign,
-    /// It is sent on; the first one of its direction in this tick, or one that changes its flow's state.
+    /// It is sent on; the first one of its direction in some ticks, or one that changes its flow's state.
     First,
     /// It is sent on.
     Again,
@@ -82,5 +82,9 @@ fn pass<const N: usize, T: RouteTables<N>>(
     if flow.flags & Flow::<N>::REPLY == 0 && !stands(tables, headers, flow, now) {
         return Passage::Looked;
     }
-    if touch(record, flow, headers, now) { Passage::First } else { Passage::Again }
+    let old = Live(flow.live);
+    let changes = touch(record, flow, headers, now);
+    // Time alone matters to this direction's record only, most of the time.
+    let small = old.is_recent(now, flow.tag) && record.live().state() == old.state();
+    if changes && !small { Passage::First } else { Passage::Again }
 }

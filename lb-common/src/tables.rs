@@ -118,6 +118,8 @@ pub trait NodeTables: RefusalTables {
     }
     /// Stores it.
     fn set_next_hop(&self, place: u32, hop: &NextHop);
+    /// Stores [`NextHop::found`] alone, if it differs.
+    fn set_next_hop_found(&self, place: u32, found: u32);
     /// Makes a next hop that of the route found last.
     fn take_hop(&self, hop: &NextHop);
     /// Makes its neighbour unknown: the kernel looks for it when the packet is sent.

@@ -18,11 +18,10 @@ mod tables;
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use lb_common::abi::{FlowKind, ProgramSlot, V4, V6};
-use lb_common::decide;
 use lb_common::established::Rest;
 use lb_common::look::{self, Next};
 use lb_common::parse::Link;
-use lb_common::{fragment, icmp};
+use lb_common::{decide, early, fragment, icmp};
 
 use ctx::{sock_addr, tc, xdp as xdp_hook};
 
@@ -300,13 +299,33 @@ pub fn tc_refuse_egress_l3(ctx: TcContext) -> i32 {
 
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
-    xdp_hook::run(ctx)
+    xdp_hook::run(ctx, &maps::XDP_PROGRAMS)
+}
+
+#[xdp]
+pub fn xdp_begin(ctx: XdpContext) -> u32 {
+    xdp_hook::run_rest(ctx, |p, t, link| early::begin(p, t, link))
+}
+
+#[xdp]
+pub fn xdp_forward(ctx: XdpContext) -> u32 {
+    xdp_hook::run_rest(ctx, |p, t, link| early::forward(p, t, link))
 }
 
 /// The same for packets in several buffers (kernel 5.18).
 #[xdp(frags)]
 pub fn xdp_ingress_frags(ctx: XdpContext) -> u32 {
-    xdp_hook::run(ctx)
+    xdp_hook::run(ctx, &maps::XDP_PROGRAMS_FRAGS)
+}
+
+#[xdp(frags)]
+pub fn xdp_begin_frags(ctx: XdpContext) -> u32 {
+    xdp_hook::run_rest(ctx, |p, t, link| early::begin(p, t, link))
+}
+
+#[xdp(frags)]
+pub fn xdp_forward_frags(ctx: XdpContext) -> u32 {
+    xdp_hook::run_rest(ctx, |p, t, link| early::forward(p, t, link))
 }
 
 #[cgroup_sock_addr(connect4)]

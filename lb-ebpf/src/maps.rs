@@ -6,12 +6,12 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     AffinityKey, AffinityRecord, BYPASS_CGROUPS as BYPASS_CGROUP_COUNT, Backend, BypassCgroup,
-    COUNTERS as COUNTER_COUNT, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT, FLOW_SOURCE_FLAGS,
-    FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey, FragmentRecord, FrontendKey,
-    Interface, Ip, LOCAL_CIDRS as PODS, META_WORDS, NEXT_HOPS as NEXT_HOP_COUNT, NODE_PORT_WORDS,
-    Name, NetnsRecord, NextHop, ProgramSlot, RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS,
-    ServiceCidr, SocketKey, SocketPeer, SocketRecord, TCP_SOCKETS as TCP_SOCKET_COUNT, TcpSocket,
-    V4, V6,
+    COUNTERS as COUNTER_COUNT, EarlySlot, FILTER_WORDS, FLOW_PORTS as FLOW_PORT_COUNT,
+    FLOW_SOURCE_FLAGS, FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey,
+    FragmentRecord, FrontendKey, Interface, Ip, LOCAL_CIDRS as PODS, META_WORDS,
+    NEXT_HOPS as NEXT_HOP_COUNT, NODE_PORT_WORDS, Name, NetnsRecord, NextHop, ProgramSlot,
+    RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr, SocketKey, SocketPeer, SocketRecord,
+    TCP_SOCKETS as TCP_SOCKET_COUNT, TcpSocket, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -98,6 +98,10 @@ pub static FLOW_SOURCES: Array<[u8; FLOW_SOURCE_FLAGS]> =
     Array::with_max_entries(FLOW_SOURCE_COUNT, 0);
 #[map]
 pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(ProgramSlot::COUNT, 0);
+#[map]
+pub static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(EarlySlot::COUNT, 0);
+#[map]
+pub static XDP_PROGRAMS_FRAGS: ProgramArray = ProgramArray::with_max_entries(EarlySlot::COUNT, 0);
 #[map]
 pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]

@@ -326,6 +326,19 @@ impl NodeTables for Maps {
     }
 
     #[inline(always)]
+    fn set_next_hop_found(&self, place: u32, found: u32) {
+        if let Some(hop) = maps::NEXT_HOPS.get_ptr_mut(place) {
+            // SAFETY: as above; one aligned word. Only read where it is right already: all CPUs do.
+            unsafe {
+                let word = &raw mut (*hop).found;
+                if word.read_volatile() != found {
+                    word.write_volatile(found);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     fn take_hop(&self, hop: &NextHop) {
         let Some(words) = Words::get() else { return };
         let [to, both, from] = hop.ethernet.map(u32::to_ne_bytes);

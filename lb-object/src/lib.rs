@@ -10,11 +10,11 @@ mod calls;
 use std::fs;
 
 use aya::maps::ProgramArray;
-use aya::programs::{ProgramError, ProgramType, SchedClassifier};
+use aya::programs::{ProgramError, ProgramFd, ProgramType, SchedClassifier, Xdp};
 use aya::sys::is_helper_supported;
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_func_id;
-use lb_common::abi::{ProgramSlot, map};
+use lb_common::abi::{EarlySlot, ProgramSlot, map};
 use lb_common::tables::LocalMode;
 
 pub use btf::Btf;
@@ -175,6 +175,37 @@ pub struct Constants {
     snat_first: u32,
     snat_count: u32,
     seed: u32,
+}
+
+/// The program at XDP, that of packets in several buffers where `frags` says so (kernel 5.18), loaded with
+/// what it goes on with; its name.
+///
+/// # Errors
+///
+/// The kernel refuses one of them, or the place is not to be had.
+pub fn load_early(ebpf: &mut Ebpf, frags: bool) -> Result<&'static str, ProgramError> {
+    let (name, array) = if frags {
+        ("xdp_ingress_frags", map::XDP_PROGRAMS_FRAGS)
+    } else {
+        ("xdp_ingress", map::XDP_PROGRAMS)
+    };
+    let load = |ebpf: &mut Ebpf, name| -> Result<Option<ProgramFd>, ProgramError> {
+        let Some(program) = ebpf.program_mut(name) else { return Ok(None) };
+        let program: &mut Xdp = program.try_into()?;
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Some(program.fd()?.try_clone()?))
+    };
+    for slot in EarlySlot::ALL {
+        let behind = load(ebpf, slot.program(frags))?;
+        if let (Some(fd), Some(map)) = (behind, ebpf.map_mut(array)) {
+            ProgramArray::try_from(map)?.set(slot as u32, &fd, 0)?;
+        }
+    }
+    load(ebpf, name)?;
+    Ok(name)
 }
 
 /// Loads the programs that others go on with, and puts each in its place in `PROGRAMS`. Do it before

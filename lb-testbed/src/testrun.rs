@@ -31,6 +31,8 @@ const LIVE_FRAMES: u32 = 1 << 1;
 pub const ATTACH_XDP: u32 = 37;
 /// `XDP_FLAGS_DRV_MODE`
 const IN_DRIVER: u32 = 1 << 2;
+/// `BPF_F_XDP_HAS_FRAGS`
+const HAS_FRAGS: u32 = 1 << 5;
 /// Programs may grow a packet (XDP head room, encapsulation); the result must have room for it.
 const HEADROOM: usize = 4096;
 /// Longer than any context of any kernel.
@@ -213,7 +215,7 @@ pub fn load_empty(kind: Kind, verdict: i32, attach_type: u32) -> Result<OwnedFd>
 
 /// Loads a program of these instructions.
 pub(crate) fn load(kind: Kind, code: &[u64], attach_type: u32) -> Result<OwnedFd> {
-    load_logged(kind, code, attach_type, c"Apache-2.0", 1).map(|(program, _)| program)
+    load_logged(kind, code, [attach_type, 0], c"Apache-2.0", 1).map(|(program, _)| program)
 }
 
 /// What the verifier makes of a program.
@@ -226,9 +228,10 @@ pub struct Verified {
 }
 
 /// Loads a program of these instructions, which may use what is for GPL programs only, and drops it
-/// again.
-pub fn verify(kind: Kind, code: &[u64], attach_type: u32) -> Result<Verified> {
-    let (program, log) = load_logged(kind, code, attach_type, c"Dual MIT/GPL", 4)?;
+/// again. `frags` says that it takes packets in several buffers (XDP).
+pub fn verify(kind: Kind, code: &[u64], attach_type: u32, frags: bool) -> Result<Verified> {
+    let flags = if frags { HAS_FRAGS } else { 0 };
+    let (program, log) = load_logged(kind, code, [attach_type, flags], c"Dual MIT/GPL", 4)?;
     let mut code = Vec::new();
     // The first answer says how many there are.
     for _ in 0..2 {
@@ -275,7 +278,7 @@ struct Info {
 fn load_logged(
     kind: Kind,
     code: &[u64],
-    attach_type: u32,
+    [attach_type, prog_flags]: [u32; 2],
     license: &CStr,
     log_level: u32,
 ) -> Result<(OwnedFd, String)> {
@@ -289,6 +292,7 @@ fn load_logged(
         log_size: len(&log)?,
         log_buf: log.as_mut_ptr() as u64,
         expected_attach_type: attach_type,
+        prog_flags,
         ..LoadAttr::default()
     };
     // SAFETY: code, licence and log live until the call returns; the log is exclusively ours and as

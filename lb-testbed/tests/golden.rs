@@ -105,7 +105,7 @@ fn every_program_loads() -> Result<()> {
     for (what, settings) in settings() {
         let mut kernel = Kernel::prepare(&settings)?;
         let names = kernel.names();
-        let all = if require::is_kernel(5, 18) { 39 } else { 38 };
+        let all = if require::is_kernel(5, 18) { 43 } else { 40 };
         ensure!(names.len() == all, "programs: {names:?}");
         println!("with {what}:");
         for name in names {

@@ -8,7 +8,7 @@ use std::{net::IpAddr, net::SocketAddr, os::fd::AsFd as _};
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     abi::{AddressFlags, BackendFlags, Counter, Interface, InterfaceFlags},
-    decide,
+    early,
     host::{HostPacket, HostRoute, HostTables, Words, words},
     parse,
     tables::RouteStatus,
@@ -175,7 +175,7 @@ impl<'a> World<'a> {
         let mut on_host = HostPacket(input.to_vec());
         let before = self.kernel.counters()?;
         let host_before = self.tables.counters();
-        let verdict = decide::early(&mut on_host, &self.tables, parse::Link::Ethernet);
+        let verdict = early::ingress(&mut on_host, &self.tables, parse::Link::Ethernet);
         let ran = self.kernel.run_at("xdp_ingress", input, self.links[0])?;
         if verdict == Verdict::Forwarded {
             let diff = packet::diff(&on_host.0[14..], &ran.data[14..], Link::None);

@@ -232,6 +232,8 @@ pub(super) const PINNED: [&str; 40] = [
     map::FLOW_PORTS,
     map::FLOW_SOURCES,
     map::PROGRAMS,
+    map::XDP_PROGRAMS,
+    map::XDP_PROGRAMS_FRAGS,
     map::FLOWS4,
     map::FLOWS6,
     map::HALF_OPEN4,

@@ -132,19 +132,21 @@ struct Programs {
 impl Programs {
     /// Loads both. What the kernel refuses is done without.
     fn load(ebpf: &mut Ebpf) -> Self {
-        Self { frags: load(ebpf, "xdp_ingress_frags"), plain: load(ebpf, "xdp_ingress") }
+        Self { frags: load(ebpf, true), plain: load(ebpf, false) }
     }
 }
 
-fn load(ebpf: &mut Ebpf, name: &'static str) -> Option<OwnedFd> {
-    let loaded =
-        load::load_program(ebpf, name).and_then(|()| load::program_fd(ebpf, name)).and_then(|fd| {
-            fd.try_clone_to_owned().map_err(Error::system(format!("keep a descriptor of {name}")))
+fn load(ebpf: &mut Ebpf, frags: bool) -> Option<OwnedFd> {
+    let loaded = lb_object::load_early(ebpf, frags)
+        .map_err(|source| Error::Program { name: "xdp_ingress", source: Box::new(source) })
+        .and_then(|name| load::program_fd(ebpf, name))
+        .and_then(|fd| {
+            fd.try_clone_to_owned().map_err(Error::system("keep a descriptor of a program"))
         });
     match loaded {
         Ok(fd) => Some(fd),
         Err(error) => {
-            tracing::info!(program = name, %error, "the kernel has no such XDP");
+            tracing::info!(frags, %error, "the kernel has no such XDP");
             None
         }
     }

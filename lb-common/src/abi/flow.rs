@@ -161,8 +161,7 @@ impl<const N: usize> Flow<N> {
 }
 
 /// The word of a flow that changes: when it was last seen in the low half, in ticks of 256 jiffies
-/// (0.26 s to 2.56 s, by the kernel's HZ); in the high one TCP state bits, and which next hop it has in
-/// this tick.
+/// (0.26 s to 2.56 s, by the kernel's HZ); in the high one TCP state bits, and which next hop it has.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Live(pub u64);
@@ -178,6 +177,8 @@ impl Live {
     pub const ANSWERED: u32 = 1 << 3;
     /// All state bits.
     const STATE: u32 = 0xf;
+    /// Ticks after which a flow is looked at as a whole again: 2 s to 20 s, by the kernel's HZ.
+    pub const SPAN: u32 = 8;
     /// Where the next hop begins.
     const HOP: u32 = 36;
 
@@ -192,6 +193,21 @@ impl Live {
     #[expect(clippy::cast_possible_truncation, reason = "the low half")]
     pub const fn seen(self) -> u32 {
         self.0 as u32
+    }
+
+    /// Whether a packet of a flow with this tag may go on by what the packet before it was told, and the
+    /// other direction's record need not be looked after. That ends every [`Live::SPAN`] ticks, not for
+    /// all flows at once.
+    #[inline(always)]
+    pub const fn is_recent(self, now: u32, tag: u32) -> bool {
+        now.wrapping_add(tag) / Self::SPAN == self.seen().wrapping_add(tag) / Self::SPAN
+    }
+
+    /// The same word, seen now.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen_at(self, now: u32) -> Self {
+        Self((self.0 >> 32 << 32) | now as u64)
     }
 
     /// TCP state bits.
@@ -214,7 +230,7 @@ impl Live {
         Self(self.0 & ((1 << Self::HOP) - 1))
     }
 
-    /// The next hop that was found in the tick in which the flow was last seen; 0: none.
+    /// The next hop that was found since the flow was last looked at as a whole; 0: none.
     #[inline(always)]
     pub const fn hop(self) -> u32 {
         (self.0 >> Self::HOP) as u32

@@ -5,7 +5,7 @@ use super::Mix;
 /// Elements of `NEXT_HOPS`; a power of two.
 pub const NEXT_HOPS: u32 = 1 << 12;
 
-/// Value of `NEXT_HOPS`: 32 bytes, at the place that follows from its contents
+/// Value of `NEXT_HOPS`: 40 bytes, at the place that follows from its contents
 /// ([`NextHop::place`]). Another next hop may have the same place; [`NextHop::tag`] tells whose it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,11 +21,15 @@ pub struct NextHop {
     pub ethernet: [u32; 3],
     /// Bytes of IP packet that fit, at least, and [`NextHop::EARLY`].
     pub limits: u32,
-    /// [`NextHop::check_for`] the others but `seen`.
+    /// [`NextHop::check_for`] the others but times.
     pub check: u32,
+    /// When the kernel's routes last led there, for any packet: coarse time, in ticks.
+    pub found: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<NextHop>() == 32);
+const _: () = assert!(size_of::<NextHop>() == 40);
 
 impl NextHop {
     /// In [`NextHop::limits`]: an XDP program may send packets out of the interface.

@@ -41,13 +41,13 @@ pub use frontend::{
 pub use hop::{NEXT_HOPS, NextHop};
 pub use interface::{Interface, InterfaceFlags, InterfaceWord, SNAT_ADDRESSES, address_in_turn};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
-pub use programs::ProgramSlot;
+pub use programs::{EarlySlot, ProgramSlot};
 pub use refusal::{REFUSALS_PER_TICK, RefusalWord};
 pub use set::{FactsFlags, FactsWord, SCOPES, Scope, SetWord};
 pub use socket::{SocketKey, SocketLink, SocketPeer, SocketRecord, TCP_SOCKETS, TcpSocket};
 
 /// Version of this layout; the name of the pin folder is `v` followed by it.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Words of an IPv4 address in keys and records.
 pub const V4: usize = 1;
@@ -147,6 +147,10 @@ pub mod map {
     pub const HOST_SOCKET_PEERS: &str = "HOST_SOCKET_PEERS";
     /// Program array: what the programs at the tc hooks go on with.
     pub const PROGRAMS: &str = "PROGRAMS";
+    /// Program array: what the program at XDP goes on with.
+    pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
+    /// Program array: the same for the one that takes packets in several buffers.
+    pub const XDP_PROGRAMS_FRAGS: &str = "XDP_PROGRAMS_FRAGS";
     /// Per-CPU array of one word: how many refusals were answered in this tick.
     pub const REJECTS: &str = "REJECTS";
     /// Array of next hops of flows that are sent on.

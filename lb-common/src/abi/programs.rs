@@ -110,3 +110,32 @@ impl ProgramSlot {
         }
     }
 }
+
+/// Index of a program in `XDP_PROGRAMS` and `XDP_PROGRAMS_FRAGS`, as above: the kernel keeps programs of
+/// several types, and those that take packets in several buffers, apart.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlySlot {
+    /// What `xdp_ingress` finds no record for.
+    Begin = 0,
+    /// What it finds a record for that does not say all.
+    Forward = 1,
+}
+
+impl EarlySlot {
+    /// Number of elements of either.
+    pub const COUNT: u32 = 4;
+
+    /// All slots in use.
+    pub const ALL: [Self; 2] = [Self::Begin, Self::Forward];
+
+    /// The program that belongs there, that of packets in several buffers where `frags` says so.
+    pub const fn program(self, frags: bool) -> &'static str {
+        match (self, frags) {
+            (Self::Begin, false) => "xdp_begin",
+            (Self::Begin, true) => "xdp_begin_frags",
+            (Self::Forward, false) => "xdp_forward",
+            (Self::Forward, true) => "xdp_forward_frags",
+        }
+    }
+}

@@ -275,6 +275,12 @@ impl NodeTables for HostTables {
         self.node.next_hops.borrow_mut().insert(place, *hop);
     }
 
+    fn set_next_hop_found(&self, place: u32, found: u32) {
+        if let Some(hop) = self.node.next_hops.borrow_mut().get_mut(&place) {
+            hop.found = found;
+        }
+    }
+
     fn take_hop(&self, hop: &NextHop) {
         let (egress, mtu) = (hop.egress, hop.limits & !NextHop::EARLY);
         self.node.hop.set(Some(HostRoute { status: RouteStatus::Found, egress, mtu }));

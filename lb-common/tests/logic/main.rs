@@ -19,4 +19,5 @@ mod stray;
 mod tables;
 mod taken;
 mod unconnected;
+mod ways;
 mod wire;

@@ -7,7 +7,7 @@ use lb_common::{
         AddressFlags, BackendFlags, BackendId, FactsFlags, FactsWord, FrontendFlags, Interface,
         InterfaceFlags, Scope, SetWord,
     },
-    decide,
+    early,
     host::{HostRoute, HostTables, Words, words},
     packet::SlicePacket,
     parse::Link,
@@ -146,7 +146,7 @@ impl Outside {
         self.tables().set_interface(ifindex);
         let before = packet.build();
         let mut bytes = before.clone();
-        let verdict = decide::early(&mut SlicePacket(&mut bytes), self.tables(), Link::Ethernet);
+        let verdict = early::ingress(&mut SlicePacket(&mut bytes), self.tables(), Link::Ethernet);
         assert!(verdict.drop_counter().is_none(), "{verdict:?}");
         if verdict != Verdict::Forwarded {
             assert_eq!(bytes, before, "{verdict:?}");

@@ -1,7 +1,7 @@
 //! Keys that two flows claim: a record goes or stays, and no packet gets into another's connection.
 
 use lb_common::{
-    abi::{BackendFlags, Counter, Flow, Scope},
+    abi::{BackendFlags, Counter, Flow, Live, Scope},
     host::{HostTables, OfFamily},
     tables::{FlowTable, RouteStatus},
     verdict::Verdict,
@@ -72,7 +72,7 @@ fn case_38_a_flow_whose_port_is_anothers_ends() {
         let other = |flags| packet(protocol, at(V4.foreign, SPORT), outside.vip(), flags);
         assert_eq!(outside.sent_on(&other(SYN)), source);
         assert_eq!(outside.sent_on(&other(ACK)), source);
-        outside.tables().advance(1);
+        outside.tables().advance(Live::SPAN);
         let expected = if protocol == Protocol::Tcp { Verdict::NoFlow } else { Verdict::NoPort };
         for flags in [ACK, RST] {
             assert_eq!(outside.arrives(UPLINK, &outside.asks(flags)).0, expected);

@@ -3,12 +3,15 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::XdpContext;
+use lb_common::abi::{Counter, EarlySlot};
 use lb_common::csum;
-use lb_common::decide;
+use lb_common::early;
+use lb_common::established::Rest;
 use lb_common::packet::{ChecksumChange, Packet};
 use lb_common::parse::Link;
-use lb_common::tables::NodeTables as _;
+use lb_common::tables::{NodeTables as _, ServiceTables as _};
 use lb_common::verdict::Verdict;
 
 use super::direct::{self, Bounds};
@@ -87,16 +90,49 @@ impl Packet for Buffer {
     }
 }
 
-/// Runs the early decision and does what it says. What is not sent on goes on as it came, with nothing
-/// noted beside it: packets of one flow whose notes differ are not put together (GRO).
+/// Runs the part of the decision that most packets end with, and goes on with one of the programs in
+/// `others` if that does not tell.
 #[inline(always)]
-pub fn run(ctx: XdpContext) -> u32 {
+pub fn run(ctx: XdpContext, others: &ProgramArray) -> u32 {
+    let (mut buffer, maps) = opened(ctx);
+    let rest = match early::established(&mut buffer, &maps, Link::Ethernet) {
+        Ok(verdict) => return act(buffer, &maps, verdict),
+        Err(rest) => rest,
+    };
+    // Constants each: a jump to a place that the kernel knows costs nothing.
+    // SAFETY: a helper on this program's context.
+    unsafe {
+        match rest {
+            Rest::Begin => others.tail_call(&buffer.0, EarlySlot::Begin as u32),
+            Rest::Forward => others.tail_call(&buffer.0, EarlySlot::Forward as u32),
+        }
+    };
+    // Nothing is in the slot: tc decides.
+    maps.count(Counter::ProgramMissing);
+    XDP_PASS
+}
+
+/// Runs a part of the rest of the decision.
+#[inline(always)]
+pub fn run_rest(ctx: XdpContext, decide: impl FnOnce(&mut Buffer, &Maps, Link) -> Verdict) -> u32 {
+    let (mut buffer, maps) = opened(ctx);
+    let verdict = decide(&mut buffer, &maps, Link::Ethernet);
+    act(buffer, &maps, verdict)
+}
+
+#[inline(always)]
+fn opened(ctx: XdpContext) -> (Buffer, Maps) {
     let context = ctx.ctx.cast();
     // SAFETY: a field of this program's context.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let mut buffer = Buffer(ctx);
-    let maps = Maps { ifindex, context, framed: true };
-    if decide::early(&mut buffer, &maps, Link::Ethernet) != Verdict::Forwarded {
+    (Buffer(ctx), Maps { ifindex, context, framed: true })
+}
+
+/// Does what a verdict says. What is not sent on goes on as it came, with nothing noted beside it: packets
+/// of one flow whose notes differ are not put together (GRO).
+#[inline(always)]
+fn act(mut buffer: Buffer, maps: &Maps, verdict: Verdict) -> u32 {
+    if verdict != Verdict::Forwarded {
         return XDP_PASS;
     }
     let sent = maps.ethernet().and_then(|addresses| buffer.set_words(0, &addresses));
@@ -105,7 +141,7 @@ pub fn run(ctx: XdpContext) -> u32 {
         return XDP_ABORTED;
     }
     let egress = maps.egress();
-    if egress == ifindex {
+    if egress == maps.ifindex {
         return XDP_TX;
     }
     // SAFETY: a helper without pointers.

@@ -65,6 +65,7 @@ impl Object {
             .with_context(|| format!("load the program {name}"))?;
         }
         lb_object::fill_program_array(&mut ebpf).context("load the programs behind them")?;
+        lb_object::load_early(&mut ebpf, false).context("load the programs at XDP")?;
         Ok(Self { ebpf })
     }
 

@@ -15,7 +15,7 @@ mod refusals;
 use anyhow::{Result, ensure};
 use lb_common::{
     abi::Counter,
-    decide, guard,
+    decide, early, guard,
     host::{Costs, HostPacket, HostTables},
     parse,
     refuse::{self, Reason},
@@ -243,7 +243,7 @@ impl Shot {
     #[must_use]
     pub fn early_on_host(&self, tables: &HostTables) -> (Verdict, Vec<u8>) {
         let mut packet = HostPacket(self.input.clone());
-        let verdict = decide::early(&mut packet, tables, parse::Link::Ethernet);
+        let verdict = early::ingress(&mut packet, tables, parse::Link::Ethernet);
         (verdict, packet.0)
     }
 

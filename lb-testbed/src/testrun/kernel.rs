@@ -35,7 +35,7 @@ const ENTRIES: u32 = 256;
 const LRU_ENTRIES: u32 = 1 << 13;
 
 /// For packets in several buffers, from kernel 5.18 on.
-const FRAGS: &str = "xdp_ingress_frags";
+const FRAGS: &str = "_frags";
 
 /// The programs. Nothing is pinned: all is gone when this is dropped.
 pub struct Kernel {
@@ -88,7 +88,7 @@ impl Kernel {
     pub fn names(&self) -> Vec<String> {
         let frags = require::is_kernel(5, 18);
         let mut names: Vec<_> = self.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
-        names.retain(|name| frags || name != FRAGS);
+        names.retain(|name| frags || !name.ends_with(FRAGS));
         names.sort();
         names
     }
@@ -109,7 +109,14 @@ impl Kernel {
 
     /// Loads the programs that others go on with, and tells those.
     pub fn fill_program_array(&mut self) -> Result<()> {
-        lb_object::fill_program_array(&mut self.ebpf).context("load the programs behind the hooks")
+        lb_object::fill_program_array(&mut self.ebpf)
+            .context("load the programs behind the hooks")?;
+        for frags in [false, true] {
+            if !frags || require::is_kernel(5, 18) {
+                lb_object::load_early(&mut self.ebpf, frags).context("load the programs at XDP")?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs a loaded program over a packet, as if it came by the loopback interface.

@@ -115,8 +115,9 @@ fn measure(settings: &Settings) -> Result<BTreeMap<String, Cost>> {
             jumps_or_calls(&function.instructions).context(name.clone())?;
         }
         let (kind, attach) = kind(&program.section)?;
+        let frags = matches!(program.section, ProgramSection::Xdp { frags: true, .. });
         let Verified { log, code } =
-            testrun::verify(kind, &code, attach as u32).context(name.clone())?;
+            testrun::verify(kind, &code, attach as u32, frags).context(name.clone())?;
         let (processed, depths) = statistics(&log).with_context(|| format!("{name}: {log}"))?;
         // The real load knows types of functions too; where it does not tell, this one does.
         let verified_instructions = kernel.load(&name)?.unwrap_or(processed);

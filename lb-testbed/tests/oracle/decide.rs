@@ -4,7 +4,7 @@ use std::{cell::Cell, collections::BTreeSet, fmt, net::SocketAddr};
 
 use lb_common::{
     abi::{NetnsRecord, V4, V6},
-    decide, guard,
+    decide, early, guard,
     host::{HostTables, Words, words},
     packet::SlicePacket,
     parse::Link,
@@ -249,7 +249,7 @@ impl<'a> Decider<'a> {
         let mut packet = SlicePacket(&mut bytes);
         let mut verdict = Verdict::Left;
         if way == Way::Early {
-            verdict = decide::early(&mut packet, self.tables, Link::Ethernet);
+            verdict = early::ingress(&mut packet, self.tables, Link::Ethernet);
         }
         if verdict != Verdict::Forwarded {
             assert_eq!(packet.0, &sent, "XDP must not write where it leaves a packet to tc");

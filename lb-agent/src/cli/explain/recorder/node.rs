@@ -104,6 +104,8 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
 
     fn set_next_hop(&self, _: u32, _: &NextHop) {}
 
+    fn set_next_hop_found(&self, _: u32, _: u32) {}
+
     fn take_hop(&self, _: &NextHop) {}
 
     fn forget_neighbour(&self) {}
