@@ -337,7 +337,7 @@ pub(crate) fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
     if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 
-/// Inserts the reply record; one that is there goes only if it may, or is the same. Leaves `flow` with
+/// Inserts the reply record; one that is there, in either table, goes only if it may, or is the same. Leaves `flow` with
 /// its tag.
 #[inline(never)]
 fn insert_reply<const N: usize, T: FlowTables<N>>(
@@ -351,7 +351,7 @@ fn insert_reply<const N: usize, T: FlowTables<N>>(
     let live = flow.live;
     turn(key, flow);
     flow.live = Live::new(Live(live).seen(), 0).0;
-    if table == FlowTable::HalfOpen {
+    if table == FlowTable::HalfOpen && replace {
         // Replies are looked up in the main table first: what an old flow left hides ours.
         tables.remove_flow(FlowTable::Main, key);
     }

@@ -4,7 +4,7 @@
 //! lives, or leave to there: a pod's at the pod's own interface, that of a client off the node at those
 //! that lead off it.
 
-use crate::abi::{AddressFlags, Flow, FlowKey, InterfaceFlags, InterfaceWord};
+use crate::abi::{AddressFlags, Flow, FlowKey, InterfaceFlags, InterfaceWord, Mix, SOURCES};
 use crate::flow::turn;
 use crate::select::address_flags;
 use crate::tables::{FlowTable, NodeTables, RouteStatus, RouteTables};
@@ -140,6 +140,35 @@ pub(crate) fn is_forged<const N: usize, T: RouteTables<N>>(tables: &T, key: &Flo
     if address_flags(tables, &key.src) & AddressFlags::HOST != 0 {
         return true;
     }
+    let (place, whose) = from_outside(tables, key);
+    if tables.source_known(place) == whose {
+        return false;
+    }
+    let forged = leads_to_pods(tables, key, interface);
+    if !forged {
+        tables.set_source_known(place, whose);
+    }
+    forged
+}
+
+/// Where it is noted, and as what, that the routes were asked about a packet's source in this tick, and that
+/// it is no pod's of this node.
+#[inline(always)]
+fn from_outside<const N: usize, T: RouteTables<N>>(tables: &T, key: &FlowKey<N>) -> (u32, u64) {
+    // Nobody else knows the seed, so nobody can choose a source that passes for another one.
+    let first = (tables.seed() as u64) << 32 | tables.arrival() as u64;
+    let mix = Mix::new().word(first).ip(&key.src).ip(&key.dst);
+    let place = mix.tag() & (SOURCES - 1);
+    (place, (tables.now() as u64) << 32 | mix.word(first).tag() as u64)
+}
+
+/// Whether the node's route to a packet's source leads to pods of its own.
+#[inline(always)]
+fn leads_to_pods<const N: usize, T: RouteTables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    interface: InterfaceWord,
+) -> bool {
     let here = group(tables.arrival(), interface);
     match tables.route(&key.dst, &key.src, here, false, 0) {
         // Where no route leads back, nobody hears the answer.

@@ -120,6 +120,10 @@ pub trait NodeTables: RefusalTables {
     fn set_next_hop(&self, place: u32, hop: &NextHop);
     /// Stores [`NextHop::found`] alone, if it differs.
     fn set_next_hop_found(&self, place: u32, found: u32);
+    /// Element of `SOURCES`; 0 out of range.
+    fn source_known(&self, place: u32) -> u64;
+    /// Stores it.
+    fn set_source_known(&self, place: u32, word: u64);
     /// Makes a next hop that of the route found last.
     fn take_hop(&self, hop: &NextHop);
     /// Makes its neighbour unknown: the kernel looks for it when the packet is sent.

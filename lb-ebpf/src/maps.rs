@@ -10,8 +10,8 @@ use lb_common::abi::{
     FLOW_SOURCE_FLAGS, FLOW_SOURCES as FLOW_SOURCE_COUNT, Flow, FlowKey, FragmentKey,
     FragmentRecord, FrontendKey, Interface, Ip, LOCAL_CIDRS as PODS, META_WORDS,
     NEXT_HOPS as NEXT_HOP_COUNT, NODE_PORT_WORDS, Name, NetnsRecord, NextHop, ProgramSlot,
-    RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS, ServiceCidr, SocketKey, SocketPeer, SocketRecord,
-    TCP_SOCKETS as TCP_SOCKET_COUNT, TcpSocket, V4, V6,
+    RefusalWord, SCOPES, SERVICE_CIDRS as CIDRS, SOURCES as SOURCE_COUNT, ServiceCidr, SocketKey,
+    SocketPeer, SocketRecord, TCP_SOCKETS as TCP_SOCKET_COUNT, TcpSocket, V4, V6,
 };
 
 const SERVICE_PORTS: u32 = 1 << 16;
@@ -132,6 +132,8 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_CO
 pub static REJECTS: PerCpuArray<RefusalWord> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(NEXT_HOP_COUNT, 0);
+#[map]
+pub static SOURCES: Array<u64> = Array::with_max_entries(SOURCE_COUNT, 0);
 #[map]
 pub static HOP: PerCpuArray<Hop> = PerCpuArray::with_max_entries(1, 0);
 #[map]

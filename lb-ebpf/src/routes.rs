@@ -339,6 +339,21 @@ impl NodeTables for Maps {
     }
 
     #[inline(always)]
+    fn source_known(&self, place: u32) -> u64 {
+        let Some(word) = maps::SOURCES.get_ptr(place) else { return 0 };
+        // SAFETY: the verifier proved the index; one aligned word.
+        unsafe { word.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set_source_known(&self, place: u32, word: u64) {
+        if let Some(element) = maps::SOURCES.get_ptr_mut(place) {
+            // SAFETY: as above.
+            unsafe { element.write_volatile(word) };
+        }
+    }
+
+    #[inline(always)]
     fn take_hop(&self, hop: &NextHop) {
         let Some(words) = Words::get() else { return };
         let [to, both, from] = hop.ethernet.map(u32::to_ne_bytes);

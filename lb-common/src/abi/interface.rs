@@ -48,6 +48,10 @@ impl InterfaceWord {
     }
 }
 
+/// Elements of `SOURCES`, a word each: a tick in the high half, and in the low one the mix of a source from
+/// outside that is no pod's of this node, as its routes said in that tick. A power of two.
+pub const SOURCES: u32 = 1 << 12;
+
 /// Addresses of each family that an interface has for SNAT.
 pub const SNAT_ADDRESSES: usize = 4;
 

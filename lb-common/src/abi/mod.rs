@@ -39,7 +39,9 @@ pub use frontend::{
     Found, FrontendFlags, FrontendKey, FrontendWord, ServicePortId, SourceRangeKey,
 };
 pub use hop::{NEXT_HOPS, NextHop};
-pub use interface::{Interface, InterfaceFlags, InterfaceWord, SNAT_ADDRESSES, address_in_turn};
+pub use interface::{
+    Interface, InterfaceFlags, InterfaceWord, SNAT_ADDRESSES, SOURCES, address_in_turn,
+};
 pub use meta::{META_WORDS, MetaWord, NAME_LEN, Name};
 pub use programs::{EarlySlot, ProgramSlot};
 pub use refusal::{REFUSALS_PER_TICK, RefusalWord};
@@ -155,6 +157,8 @@ pub mod map {
     pub const REJECTS: &str = "REJECTS";
     /// Array of next hops of flows that are sent on.
     pub const NEXT_HOPS: &str = "NEXT_HOPS";
+    /// Array of sources from outside that begin flows.
+    pub const SOURCES: &str = "SOURCES";
     /// Per-CPU array of one element: the question to the kernel's routes at hand, and its answer.
     pub const HOP: &str = "HOP";
     /// Per-CPU array of counters.

@@ -43,6 +43,7 @@ pub(super) struct Node {
     /// What was found last.
     hop: Cell<Option<HostRoute>>,
     next_hops: RefCell<HashMap<u32, NextHop>>,
+    sources: RefCell<HashMap<u32, u64>>,
     /// Whether the kernel looks after every neighbour all the time.
     neighbours_kept: Cell<bool>,
     asked: RefCell<Vec<AskedRoute>>,
@@ -61,6 +62,7 @@ impl Node {
             gone: RefCell::default(),
             hop: Cell::new(None),
             next_hops: RefCell::default(),
+            sources: RefCell::default(),
             neighbours_kept: Cell::new(false),
             asked: RefCell::default(),
         }
@@ -279,6 +281,14 @@ impl NodeTables for HostTables {
         if let Some(hop) = self.node.next_hops.borrow_mut().get_mut(&place) {
             hop.found = found;
         }
+    }
+
+    fn source_known(&self, place: u32) -> u64 {
+        self.node.sources.borrow().get(&place).copied().unwrap_or(0)
+    }
+
+    fn set_source_known(&self, place: u32, word: u64) {
+        self.node.sources.borrow_mut().insert(place, word);
     }
 
     fn take_hop(&self, hop: &NextHop) {

@@ -106,6 +106,12 @@ impl<R: Reader> NodeTables for Recorder<'_, R> {
 
     fn set_next_hop_found(&self, _: u32, _: u32) {}
 
+    fn source_known(&self, _: u32) -> u64 {
+        0
+    }
+
+    fn set_source_known(&self, _: u32, _: u64) {}
+
     fn take_hop(&self, _: &NextHop) {}
 
     fn forget_neighbour(&self) {}
