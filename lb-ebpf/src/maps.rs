@@ -40,7 +40,7 @@ pub struct RangeData<const N: usize> {
 
 /// A question to the kernel's routes and its answer (`struct bpf_fib_lookup`), then what came of it:
 /// in a map, because the stack has no room for it.
-pub type Hop = [u32; 20];
+pub type Hop = [u32; 22];
 
 #[map]
 pub static FRONTENDS4: HashMap<FrontendKey<V4>, u64> = HashMap::with_max_entries(FRONTENDS, 0);

@@ -31,8 +31,15 @@ const DESTINATION: usize = 8;
 const VLAN: usize = 12;
 const MACS: usize = 13;
 const ASKED: usize = 16;
+/// Whether there are link addresses: 0, [`TOLD`] or [`TAKEN`].
 const KNOWN: usize = 17;
 const FORGOTTEN: usize = 18;
+/// Link addresses as they lie in the packet.
+const ETHERNET: usize = 19;
+/// The kernel told them, at [`MACS`].
+const TOLD: u32 = 1;
+/// A flow's record did, at [`ETHERNET`].
+const TAKEN: u32 = 2;
 
 /// This CPU's element of `HOP`. A program is not interrupted by another one over packets on its CPU.
 #[derive(Clone, Copy)]
@@ -81,7 +88,12 @@ impl Maps {
     #[inline(always)]
     pub fn ethernet(&self) -> Option<[u32; 3]> {
         let words = Words::get()?;
-        if words.word(KNOWN) == 0 {
+        let known = words.word(KNOWN);
+        if known == TAKEN {
+            let word = |index| words.word(ETHERNET + index);
+            return Some([word(0), word(1), word(2)]);
+        }
+        if known == 0 {
             return None;
         }
         // The kernel tells the source first.
@@ -129,7 +141,7 @@ impl Maps {
             if words.word(MACS + 2) | u32::from(high) | u32::from(low) == 0 {
                 return RouteStatus::NoNeighbour;
             }
-            words.set(KNOWN, 1);
+            words.set(KNOWN, TOLD);
             RouteStatus::Found
         } else if code == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
             RouteStatus::NoNeighbour
@@ -356,13 +368,12 @@ impl NodeTables for Maps {
     #[inline(always)]
     fn take_hop(&self, hop: &NextHop) {
         let Some(words) = Words::get() else { return };
-        let [to, both, from] = hop.ethernet.map(u32::to_ne_bytes);
-        let ([d0, d1, d2, d3], [d4, d5, s0, s1], [s2, s3, s4, s5]) = (to, both, from);
+        let [a, b, c] = hop.ethernet;
         words.set(IFINDEX, hop.egress);
-        words.set(MACS, u32::from_ne_bytes([s0, s1, s2, s3]));
-        words.set(MACS + 1, u32::from_ne_bytes([s4, s5, d0, d1]));
-        words.set(MACS + 2, u32::from_ne_bytes([d2, d3, d4, d5]));
-        words.set(KNOWN, 1);
+        words.set(ETHERNET, a);
+        words.set(ETHERNET + 1, b);
+        words.set(ETHERNET + 2, c);
+        words.set(KNOWN, TAKEN);
     }
 
     #[inline(always)]
