@@ -54,6 +54,29 @@ fn sources_of_this_node_do_not_come_from_off_it() {
     }
 }
 
+/// The routes are asked once in a tick whether a source from outside is a pod's; one that is gets no further
+/// by asking again, nor by what another source was told.
+#[test]
+fn sources_are_asked_for_once_in_a_tick() {
+    for net in NETS {
+        let outside = with_pod(net, Protocol::Udp);
+        let forged = outside.asks(ACK);
+        let begins = |port: u16| {
+            let before = outside.tables().asked_routes().len();
+            let asks = packet(Protocol::Udp, at(net.foreign, port), outside.vip(), ACK);
+            assert_eq!(outside.arrives(UPLINK, &asks).0, Verdict::Translated);
+            assert_eq!(outside.arrives(UPLINK, &forged).0, Verdict::NotService);
+            // The forged one asks each time.
+            outside.tables().asked_routes().len() - before - 1
+        };
+        assert_eq!(begins(1), 1);
+        assert_eq!(begins(2), 0);
+        outside.tables().advance(1);
+        assert_eq!(begins(3), 1);
+        assert_eq!(begins(4), 0);
+    }
+}
+
 /// Pods and the uplink may be ports of one bridge: its route tells nothing.
 #[test]
 fn a_bridge_may_lead_to_both_pods_and_the_network() {
