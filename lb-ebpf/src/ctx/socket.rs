@@ -253,7 +253,6 @@ impl SocketTables for Socket {
     }
 
     #[inline(always)]
-    #[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would be on the stack")]
     fn set_head(&self, head: &SocketLink, peers: u32) -> bool {
         let mut record = self.found();
         if record.is_null() {
