@@ -16,8 +16,9 @@ use crate::sh::{self, say};
 use crate::{build, debian, object, run, setup, tidy, vm, workspace};
 use report::{Outcome, Report};
 
-/// Tests of real sockets in namespaces; far more than they take on a slow machine.
-const ROOT_LIMIT: Duration = Duration::from_mins(20);
+/// Tests of real sockets in namespaces, once they are built; far more than they take on a slow
+/// machine.
+const ROOT_LIMIT: Duration = Duration::from_mins(45);
 
 /// What names a folder with kube-apiserver and etcd, by the convention of `setup-envtest`.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
@@ -186,15 +187,7 @@ impl Tests<'_> {
         }
         let targets: Vec<String> =
             testbed_targets()?.into_iter().filter(|target| !is_api_server(target)).collect();
-        let mut cargo = self.privileged_cargo("test")?;
-        cargo.args(["--package", "lb-testbed", "--no-fail-fast"]);
-        cargo.args(["--lib", "--bins"]);
-        for target in &targets {
-            cargo.args(["--test", target]);
-        }
-        cargo.arg("--").args(self.filter);
-        let what = "tests in namespaces";
-        Ok(Outcome::of(&sh::attempt(what, &mut cargo, Some(ROOT_LIMIT))?))
+        self.testbed("tests in namespaces", &["--lib", "--bins"], &targets)
     }
 
     /// Tests against a real control plane.
@@ -210,14 +203,26 @@ impl Tests<'_> {
         if targets.is_empty() {
             return Ok(Outcome::skipped("lb-testbed/tests holds no *apiserver*.rs"));
         }
-        let mut cargo = self.privileged_cargo("test")?;
-        cargo.args(["--package", "lb-testbed", "--no-fail-fast"]);
-        for target in &targets {
-            cargo.args(["--test", target]);
+        self.testbed("tests with an API server", &[], &targets)
+    }
+
+    /// Builds tests of lb-testbed for as long as it takes, and runs them for a limited time.
+    fn testbed(&self, what: &str, others: &[&str], targets: &[String]) -> Result<Outcome> {
+        let cargo = || {
+            let mut cargo = self.privileged_cargo("test")?;
+            cargo.args(["--package", "lb-testbed", "--no-fail-fast"]).args(others);
+            for target in targets {
+                cargo.args(["--test", target]);
+            }
+            anyhow::Ok(cargo)
+        };
+        let built = sh::attempt(&format!("building {what}"), cargo()?.arg("--no-run"), None)?;
+        if !built.success {
+            return Ok(Outcome::of(&built));
         }
-        cargo.arg("--").args(self.filter);
-        let what = "tests with an API server";
-        Ok(Outcome::of(&sh::attempt(what, &mut cargo, Some(ROOT_LIMIT))?))
+        let mut run = cargo()?;
+        run.arg("--").args(self.filter);
+        Ok(Outcome::of(&sh::attempt(what, &mut run, Some(ROOT_LIMIT))?))
     }
 
     /// Fails when the tests of this run left something behind, and removes it.
