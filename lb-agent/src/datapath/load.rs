@@ -204,7 +204,7 @@ fn pins(object: &[u8], folder: &Path, sizes: &Sizes) -> Result<BTreeMap<String, 
 }
 
 /// The maps that outlive the agent. Those of a debug build, for logs, do not.
-pub(super) const PINNED: [&str; 40] = [
+pub(super) const PINNED: [&str; 42] = [
     map::FRONTENDS4,
     map::FRONTENDS6,
     map::ADDRESSES4,
