@@ -244,7 +244,12 @@ impl Programs {
         } else if let (Way::Early, Became::Out(at)) = (way, went.became) {
             let egress = node::egress(at.ip()).context("a route")?;
             let is_ready = node::has_early(egress) && node::is_known(at.ip());
-            ensure!(!is_ready, "XDP left to tc what it could send to {at} by {egress:?}");
+            // Every few ticks XDP leaves a packet to tc, for the kernel to look after the neighbour. Now
+            // it has.
+            ensure!(
+                !is_ready || self.early(question, &sent)?.is_some(),
+                "XDP left to tc what it could send to {at} by {egress:?}, twice"
+            );
         }
         // A packet that is sent on to where it goes anyway looks like one that nobody touched.
         let itself = Became::To(question.to, Source::Kept);
