@@ -388,8 +388,7 @@ fn xdp_leaves_what_has_no_neighbour_and_what_does_not_fit() -> Result<()> {
 fn case_51_only_the_ethernet_header_is_linear() -> Result<()> {
     let test = "case_51_only_the_ethernet_header_is_linear";
     in_world(test, |world| {
-        if world.kernel.load("xdp_ingress_frags").is_err() {
-            require::skip(test, "this kernel (below 5.18) has no XDP with several buffers");
+        if !require::kernel_or_skip(test, (5, 18), "no XDP with several buffers") {
             return Ok(());
         }
         for net in &NETS {

@@ -105,10 +105,10 @@ impl<'a, R: Reader> Recorder<'a, R> {
         }
     }
 
-    /// What is asked twice in a row is told once.
+    /// What the parts of a decision ask for more than once is told once.
     fn note(&self, step: &'static str, text: String) {
         let (mut steps, step) = (self.steps.borrow_mut(), Step { step, text });
-        if steps.last() != Some(&step) {
+        if !steps.contains(&step) {
             steps.push(step);
         }
     }

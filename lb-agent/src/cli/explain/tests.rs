@@ -300,7 +300,12 @@ fn the_record_of_a_flow_decides_and_stays_as_it_is() {
     let explanation = ask(&host, VIP, Some("10.244.0.9:40000"));
     let [_, known, _] = &explanation.decisions[..] else { panic!("{explanation:?}") };
     assert_eq!((known.verdict, known.to), ("translated", Some(at("10.244.1.2:8080"))));
-    assert_eq!(known.steps.iter().filter(|step| step.step == "flow").count(), 1);
+    let flows: Vec<_> = known.steps.iter().filter(|step| step.step == "flow").collect();
+    let [own, .., reply] = &flows[..] else { panic!("{flows:?}") };
+    assert!(own.text.contains("10.244.0.9:40000 to 10.96.0.10:80: becomes"), "{own:?}");
+    assert!(reply.text.contains("10.244.1.2:8080 to 10.244.0.9:40000: becomes"), "{reply:?}");
+    let of_vip = flows.iter().filter(|step| step.text == own.text);
+    assert_eq!(of_vip.count(), 1, "each record is told of once");
 
     let other = ask(&host, VIP, Some("10.244.0.9:40001"));
     assert_eq!(other.decisions.len(), 2, "no record, no established connection to explain");
