@@ -337,8 +337,8 @@ pub(crate) fn table_of<const N: usize>(key: &FlowKey<N>) -> FlowTable {
     if key.proto == proto::TCP { FlowTable::HalfOpen } else { FlowTable::Main }
 }
 
-/// Inserts the reply record; one that is there, in either table, goes only if it may, or is the same. Leaves `flow` with
-/// its tag.
+/// Inserts the reply record; one that is there, in either table, goes only if it may, or is the same.
+/// Leaves `flow` with its tag.
 #[inline(never)]
 fn insert_reply<const N: usize, T: FlowTables<N>>(
     tables: &T,

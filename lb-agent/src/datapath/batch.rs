@@ -36,7 +36,8 @@ impl<'a> Hash<'a> {
         }
     }
 
-    /// A hash of any kind, a trie or an array, with values of any size, for [`Self::read`] and batched lookups.
+    /// A hash of any kind, a trie or an array, with values of any size, for [`Self::read`] and batched
+    /// lookups.
     pub(super) fn to_read(fd: BorrowedFd<'a>) -> io::Result<Self> {
         const KINDS: [bpf_map_type; 4] = [
             bpf_map_type::BPF_MAP_TYPE_ARRAY,

@@ -5,8 +5,9 @@
 //! resolver would wait for answers of a pod that is gone for as long as it runs. A socket is ended
 //! for one of two reasons, and never for its backend's address alone:
 //!
-//! 1. `UDP_SOCKETS` or `HOST_UDP_SOCKETS` says that `connect` translated it, and to a backend that does not serve any more
-//!    (U-1, U-2, U-4, U-6). That it is connected to this very backend is checked, too.
+//! 1. `UDP_SOCKETS` or `HOST_UDP_SOCKETS` says that `connect` translated it, and to a backend that
+//!    does not serve any more (U-1, U-2, U-4, U-6). That it is connected to this very backend is
+//!    checked, too.
 //! 2. Nobody translated it, its peer is a VIP whose service port lost a backend or that is gone, and
 //!    the socket engine serves it: it was opened before Millrace was there, or before the Service.
 

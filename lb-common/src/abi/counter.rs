@@ -51,7 +51,8 @@ counters! {
     FlowTableFull = 11, "flow_table_full";
     /// Frontend or backend lookups that met an element being reused twice in a row.
     TornRead = 12, "torn_read";
-    /// Packets passed untranslated, or left to tc by XDP, because the program to go on with is not in its place.
+    /// Packets passed untranslated, or left to tc by XDP, because the program to go on with is not in its
+    /// place.
     ProgramMissing = 13, "program_missing";
     /// Answers to pings of a VIP.
     EchoAnswered = 14, "echo_answered";

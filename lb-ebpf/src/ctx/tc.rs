@@ -334,8 +334,8 @@ pub fn established(
     }
 }
 
-/// Runs a part of a decision, and goes on with the program in `slot` if that does not tell. Where a program that has functions of its own may not go on with another, it does what
-/// that one does.
+/// Runs a part of a decision, and goes on with the program in `slot` if that does not tell. Where a
+/// program that has functions of its own may not go on with another, it does what that one does.
 #[inline(always)]
 pub fn run_or(
     ctx: TcContext,
